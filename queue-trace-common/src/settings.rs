@@ -1,0 +1,104 @@
+//! What user space decides before load and the kernel side reads as read-only
+//! globals: which events are wanted, and what this kernel looks like.
+//!
+//! The verifier knows these values, so a filter that is off and a branch for
+//! another kernel cost nothing.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{counter, hook};
+
+/// Namespaces that `--netns` can name.
+pub const MAX_NETNS: usize = 8;
+
+/// Which packets and outcomes are wanted. Zero means "not filtered".
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+pub struct Filter {
+    /// Outcome tags for which records are sent, a bit each. Counting is not
+    /// affected.
+    pub outcomes: u64,
+    /// Namespace inode numbers, the first `netns_count` of them valid.
+    pub netns: [u32; MAX_NETNS],
+    /// How many namespaces are named.
+    pub netns_count: u32,
+    /// 1: only ports in the bitmap `PORTS`.
+    pub ports: u8,
+    /// 1: only packets to an address in the trie `ADDRS`.
+    pub addrs: u8,
+    /// 1: only clients in the trie `CLIENTS`.
+    pub clients: u8,
+    /// Padding.
+    pub _pad: u8,
+}
+
+/// One bit a port: words of the bitmap `PORTS`.
+pub const PORT_WORDS: usize = 65536 / 64;
+
+/// What differs between kernels and is not the place of a field.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
+pub struct Kernel {
+    /// Place of the first counter of each of [`counter::GROUPS`] in the kernel's
+    /// array.
+    pub counters: [u32; counter::GROUPS.len()],
+    /// Which hooks are attached, a bit per [`hook`] index: without its hook a cause
+    /// cannot be told from `other`.
+    pub attached: u32,
+    /// For each hook (by [`hook`] index) the number of arguments of its function:
+    /// the return value that an exit program sees sits after the last one.
+    pub arity: [u8; hook::COUNT],
+    /// 1: `inet_csk_reqsk_queue_hash_add` tells whether it added (bool), 0: void.
+    pub hash_add_tells: u8,
+    /// 1: the tracepoint `kfree_skb` carries the receiving socket.
+    pub kfree_has_sk: u8,
+    /// `TCP_ESTABLISHED`.
+    pub tcp_established: u8,
+    /// `TCP_SYN_RECV`.
+    pub tcp_syn_recv: u8,
+    /// `TCP_LISTEN`.
+    pub tcp_listen: u8,
+    /// Padding.
+    pub _pad: [u8; (4 - (hook::COUNT + 5) % 4) % 4],
+}
+
+/// Loss counters, kept per CPU by the kernel side.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Loss {
+    /// Records that found the ring buffer full; their counts are exact all the same.
+    pub ring_full: u64,
+    /// Counts that found the map of counts full: known by outcome, not by listener.
+    pub map_full: u64,
+    /// Reads of kernel memory that failed.
+    pub read_failed: u64,
+    /// Exits without their entry, or the other way round.
+    pub unpaired: u64,
+    /// Calls during which a counter moved more than one packet can move it.
+    pub ambiguous: u64,
+    /// First packet of a namespace on a CPU, its counters not known before it.
+    pub no_baseline: u64,
+}
+
+/// Key of the exact counts.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct CountKey {
+    /// Address of the listener's `struct sock`; 0 where it could not be told.
+    pub sk: u64,
+    /// Its inode number, which tells it from an earlier socket at that address.
+    pub inode: u64,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// Listening port, host order.
+    pub port: u16,
+    /// Outcome tag.
+    pub outcome: u8,
+    /// Counters that moved with it.
+    pub moved: u8,
+}
+
+/// Key of a prefix of the tries `ADDRS` and `CLIENTS`; IPv4 as `::ffff:a.b.c.d`.
+pub type Address = [u8; 16];
+
+const _: () = assert!(size_of::<CountKey>() == 24);

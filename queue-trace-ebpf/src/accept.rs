@@ -1,0 +1,78 @@
+//! Step accept: `inet_csk_accept`, by which the application takes a connection. It
+//! runs in the application's context, under the socket's lock, and may sleep.
+
+use aya_ebpf::{
+    helpers::bpf_get_current_pid_tgid,
+    macros::{fexit, kprobe, kretprobe},
+    programs::{FExitContext, ProbeContext, RetProbeContext},
+};
+use queue_trace_common::{field, hook, outcome};
+
+use crate::{
+    emit::{self, Verdict},
+    filter,
+    globals::ACCEPTING,
+    memory, request,
+};
+
+#[inline(always)]
+fn exit(sk: u64, child: u64) {
+    emit::fired(hook::ACCEPT);
+    if child == 0 || !filter::port(sk) {
+        return;
+    }
+    let Some(net) = memory::get(sk, field::SK_NET) else {
+        return;
+    };
+    if !filter::netns(net) {
+        return;
+    }
+    let Some(peer) = request::peer_of(child) else {
+        return;
+    };
+    if !filter::pair(&peer.local, &peer.client) {
+        return;
+    }
+    emit::verdict(
+        &Verdict {
+            outcome: outcome::ACCEPTED,
+            moved: 0,
+            count: 1,
+            sk,
+            net,
+            port: 0,
+            retransmits: 0,
+        },
+        || Some(peer),
+    );
+}
+
+#[fexit]
+fn accept_exit(ctx: FExitContext) -> i32 {
+    let child = memory::return_value(&ctx, hook::ACCEPT);
+    exit(ctx.arg(0), child);
+    0
+}
+
+#[kprobe]
+fn accept_enter_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(sk) = ctx.arg::<u64>(0) {
+        let thread = bpf_get_current_pid_tgid();
+        if ACCEPTING.insert(thread, sk, 0).is_err() {
+            emit::lost(|loss| &mut loss.map_full);
+        }
+    }
+    0
+}
+
+#[kretprobe]
+fn accept_exit_kprobe(ctx: RetProbeContext) -> u32 {
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: only this thread writes its own entry; the value is copied out.
+    let Some(sk) = (unsafe { ACCEPTING.get(thread) }).copied() else {
+        emit::lost(|loss| &mut loss.unpaired);
+        return 0;
+    };
+    exit(sk, ctx.ret());
+    0
+}

@@ -1,0 +1,199 @@
+//! Step ACK: `tcp_check_req`, which completes a half-open request, and
+//! `cookie_v4_check` / `cookie_v6_check`, which make a connection of a cookie that
+//! came back.
+
+use aya_ebpf::{
+    macros::{fentry, fexit, kprobe, kretprobe},
+    programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
+};
+use queue_trace_common::{
+    counter::{COOKIE_FAILED, COOKIE_RECV, DROP, EMBRYONIC_RST, Moved, OVERFLOW},
+    field, hook, outcome,
+};
+
+use crate::{
+    emit::{self, Peer, Verdict},
+    evidence::{self, Call, Frame, saw},
+    filter, memory,
+    packet::Packet,
+    syn::nested_exit,
+};
+
+#[inline(always)]
+fn enter(call: Call, sk: u64, skb: u64, request: u64) {
+    if !filter::port(sk) {
+        return evidence::skip();
+    }
+    let Some(net) = memory::get(sk, field::SK_NET) else {
+        return;
+    };
+    if !filter::netns(net) || !filter::addresses(skb) {
+        return evidence::skip();
+    }
+    evidence::open(call, sk, skb, request, net);
+}
+
+#[inline(always)]
+fn exit(call: Call, sk: u64, skb: u64, returned: u64) {
+    if sk != 0 && !filter::port(sk) {
+        return;
+    }
+    let Some((frame, moved)) = evidence::close(call, skb) else {
+        return;
+    };
+    let outcome = if call == Call::Cookie {
+        decide_cookie(frame, moved, returned)
+    } else {
+        decide(frame, moved, returned)
+    };
+    let Some(outcome) = outcome else { return };
+    emit::verdict(
+        &Verdict {
+            outcome,
+            moved,
+            count: 1,
+            sk: frame.sk,
+            net: frame.net,
+            port: 0,
+            retransmits: 0,
+        },
+        || Packet::of(frame.skb).map(Peer::from),
+    );
+}
+
+/// `tcp_check_req` returns the new connection, the listener itself (an ACK that
+/// does not belong to the request; a reset follows), or NULL.
+#[inline(always)]
+fn decide(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
+    if returned == frame.sk {
+        return None;
+    }
+    if returned != 0 {
+        return Some(outcome::ESTABLISHED_HANDSHAKE);
+    }
+    if moved & OVERFLOW != 0 {
+        return Some(if moved & EMBRYONIC_RST != 0 {
+            outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET
+        } else {
+            outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL
+        });
+    }
+    if moved & DROP != 0 {
+        return Some(if frame.saw & saw::NO_CHILD != 0 {
+            outcome::ACK_DROPPED_NO_MEMORY
+        } else {
+            outcome::ACK_DROPPED_OTHER
+        });
+    }
+    // The connection was made and not added: either another CPU completed the same
+    // request (the packet is looked up again), or the listener left LISTEN.
+    if frame.saw & saw::NOT_ADDED != 0 && !is_listening(frame.sk) {
+        return Some(outcome::ACK_DROPPED_LISTENER_CLOSING);
+    }
+    // A retransmitted SYN, a bare ACK under TCP_DEFER_ACCEPT, a packet out of
+    // window, a reset: no verdict on the handshake.
+    None
+}
+
+#[inline(always)]
+fn is_listening(sk: u64) -> bool {
+    let (_, _, listen) = crate::globals::tcp_states();
+    memory::get::<u8>(sk, field::SK_STATE).unwrap_or(0) == listen
+}
+
+/// `cookie_v[46]_check` returns the new connection, NULL, or the listener itself
+/// (no cookie, or one that does not validate; a reset follows).
+#[inline(always)]
+fn decide_cookie(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
+    if returned == frame.sk {
+        return (moved & COOKIE_FAILED != 0).then_some(outcome::COOKIE_FAILED_INVALID);
+    }
+    if returned != 0 {
+        return Some(outcome::ESTABLISHED_COOKIE);
+    }
+    if moved & OVERFLOW != 0 {
+        return Some(outcome::COOKIE_DROPPED_ACCEPT_QUEUE_FULL);
+    }
+    (moved & (COOKIE_RECV | DROP) != 0).then_some(outcome::COOKIE_DROPPED_OTHER)
+}
+
+// The fourth argument says that `sk` is a fast-open connection, not a listener.
+
+#[fentry]
+fn ack_enter(ctx: FEntryContext) -> i32 {
+    if ctx.arg::<u64>(3) as u8 == 0 {
+        enter(Call::Ack, ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    }
+    0
+}
+
+#[fexit]
+fn ack_exit(ctx: FExitContext) -> i32 {
+    if ctx.arg::<u64>(3) as u8 == 0 {
+        let returned = memory::return_value(&ctx, hook::ACK);
+        emit::fired(hook::ACK);
+        exit(Call::Ack, ctx.arg(0), ctx.arg(1), returned);
+    }
+    0
+}
+
+#[kprobe]
+fn ack_enter_kprobe(ctx: ProbeContext) -> u32 {
+    if let (Some(sk), Some(skb), Some(request), Some(fast_open)) =
+        (ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg::<u64>(3))
+        && fast_open as u8 == 0
+    {
+        enter(Call::Ack, sk, skb, request);
+    }
+    0
+}
+
+#[kretprobe]
+fn ack_exit_kprobe(ctx: RetProbeContext) -> u32 {
+    emit::fired(hook::ACK);
+    exit(Call::Ack, 0, 0, ctx.ret());
+    0
+}
+
+macro_rules! cookie_check {
+    ($hook:ident $enter:ident $exit:ident $enter_kprobe:ident $exit_kprobe:ident) => {
+        #[fentry]
+        fn $enter(ctx: FEntryContext) -> i32 {
+            enter(Call::Cookie, ctx.arg(0), ctx.arg(1), 0);
+            0
+        }
+
+        #[fexit]
+        fn $exit(ctx: FExitContext) -> i32 {
+            let returned = memory::return_value(&ctx, hook::$hook);
+            emit::fired(hook::$hook);
+            exit(Call::Cookie, ctx.arg(0), ctx.arg(1), returned);
+            0
+        }
+
+        #[kprobe]
+        fn $enter_kprobe(ctx: ProbeContext) -> u32 {
+            if let (Some(sk), Some(skb)) = (ctx.arg(0), ctx.arg(1)) {
+                enter(Call::Cookie, sk, skb, 0);
+            }
+            0
+        }
+
+        #[kretprobe]
+        fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
+            emit::fired(hook::$hook);
+            exit(Call::Cookie, 0, 0, ctx.ret());
+            0
+        }
+    };
+}
+
+cookie_check!(COOKIE_V4 cookie_v4_enter cookie_v4_exit cookie_v4_enter_kprobe cookie_v4_exit_kprobe);
+cookie_check!(COOKIE_V6 cookie_v6_enter cookie_v6_exit cookie_v6_enter_kprobe cookie_v6_exit_kprobe);
+
+nested_exit!(CHILD child_exit child_exit_kprobe |returned| {
+    if returned == 0 { saw::NO_CHILD } else { 0 }
+});
+nested_exit!(HASHDANCE hashdance_exit hashdance_exit_kprobe |returned| {
+    if returned == 0 { saw::NOT_ADDED } else { 0 }
+});

@@ -1,0 +1,57 @@
+//! Step close: `inet_csk_listen_stop`, which throws away the connections that
+//! nobody accepted. At its entry the socket has left LISTEN, so the queue can only
+//! be what it will discard (or migrate).
+
+use aya_ebpf::{
+    macros::{fentry, kprobe},
+    programs::{FEntryContext, ProbeContext},
+};
+use queue_trace_common::{field, hook, outcome};
+
+use crate::{
+    emit::{self, Verdict},
+    filter, memory,
+};
+
+#[inline(always)]
+fn enter(sk: u64) {
+    emit::fired(hook::STOP);
+    if !filter::port(sk) {
+        return;
+    }
+    let Some(net) = memory::get(sk, field::SK_NET) else {
+        return;
+    };
+    if !filter::netns(net) {
+        return;
+    }
+    let Some(waiting @ 1..) = memory::get::<u32>(sk, field::SK_DEPTH) else {
+        return;
+    };
+    emit::verdict(
+        &Verdict {
+            outcome: outcome::QUEUE_DISCARDED,
+            moved: 0,
+            count: waiting,
+            sk,
+            net,
+            port: 0,
+            retransmits: 0,
+        },
+        || None,
+    );
+}
+
+#[fentry]
+fn stop_enter(ctx: FEntryContext) -> i32 {
+    enter(ctx.arg(0));
+    0
+}
+
+#[kprobe]
+fn stop_enter_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(sk) = ctx.arg(0) {
+        enter(sk);
+    }
+    0
+}

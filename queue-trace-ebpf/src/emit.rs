@@ -1,0 +1,170 @@
+//! Out of the kernel: exact counts, records, and what was lost.
+
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_log_ebpf::{debug, macro_support::Level};
+use queue_trace_common::{
+    counter::Moved,
+    field,
+    record::{self, Record},
+    settings::{Address, CountKey, Loss},
+};
+
+use crate::{
+    globals::{self, COUNTS, FIRED, LOSS, OVERFLOWED, RECORDS},
+    listener, memory,
+    packet::Packet,
+};
+
+/// The other side of the connection.
+pub struct Peer {
+    /// The address that the client talks to.
+    pub local: Address,
+    /// The client's address.
+    pub client: Address,
+    /// The client's port.
+    pub client_port: u16,
+}
+
+impl From<Packet> for Peer {
+    #[inline(always)]
+    fn from(packet: Packet) -> Self {
+        Self {
+            local: packet.local,
+            client: packet.client,
+            client_port: packet.client_port,
+        }
+    }
+}
+
+/// A verdict on its way out.
+pub struct Verdict {
+    /// The outcome's tag.
+    pub outcome: u8,
+    /// Counters that moved with it.
+    pub moved: Moved,
+    /// How many events it stands for.
+    pub count: u32,
+    /// The listener; 0 where it could not be told.
+    pub sk: u64,
+    /// The network namespace.
+    pub net: u64,
+    /// The listening port, where there is no listener to ask.
+    pub port: u16,
+    /// SYN-ACKs retransmitted so far.
+    pub retransmits: u8,
+}
+
+/// Counts a verdict, and sends a record of it if one is wanted. `peer` is asked
+/// only then.
+#[inline(always)]
+pub fn verdict(verdict: &Verdict, peer: impl FnOnce() -> Option<Peer>) {
+    let netns: u32 = memory::get(verdict.net, field::NET_ID).unwrap_or(0);
+    let mut port = verdict.port;
+    let mut inode = 0;
+    if verdict.sk != 0 {
+        port = memory::get(verdict.sk, field::SK_PORT).unwrap_or(0);
+        inode = listener::inode(verdict.sk);
+    }
+    let key = CountKey {
+        sk: verdict.sk,
+        inode,
+        netns,
+        port,
+        outcome: verdict.outcome,
+        moved: verdict.moved,
+    };
+    count(&key, u64::from(verdict.count));
+    if aya_log_ebpf::macro_support::level_enabled(Level::Debug) {
+        log(&key, verdict.count);
+    }
+
+    if globals::wanted() & (1 << verdict.outcome) == 0 {
+        return;
+    }
+    let Some(mut entry) = RECORDS.reserve::<Record>(0) else {
+        lost(|loss| &mut loss.ring_full);
+        return;
+    };
+    // SAFETY: reserved for a Record and ours until submitted; plain data, for which
+    // all bytes zero is a value.
+    let out = unsafe {
+        entry.as_mut_ptr().write_bytes(0, 1);
+        &mut *entry.as_mut_ptr()
+    };
+    out.version = record::VERSION;
+    // SAFETY: plain helpers without arguments.
+    unsafe {
+        out.mono_ns = bpf_ktime_get_ns();
+        out.cpu = bpf_get_smp_processor_id();
+    }
+    out.outcome = verdict.outcome;
+    out.moved = verdict.moved;
+    out.count = verdict.count;
+    out.netns = netns;
+    out.port = port;
+    out.retransmits = verdict.retransmits;
+    if inode != 0 {
+        out.inode = inode;
+        out.present |= record::INODE;
+    }
+    if verdict.sk != 0 {
+        listener::describe(out, verdict.sk);
+    }
+    listener::sysctls(out, verdict.net);
+    if let Some(peer) = peer() {
+        out.local_addr = peer.local;
+        out.client_addr = peer.client;
+        out.client_port = peer.client_port;
+        out.present |= record::PACKET;
+    }
+    entry.submit(0);
+}
+
+/// For `-vv`. Without it the level is a constant to the verifier, which removes the
+/// call. A function of its own, for the stack's sake.
+#[inline(never)]
+fn log(key: &CountKey, count: u32) {
+    debug!(
+        &(),
+        "outcome {} x{} moved {:x} listener {:x} netns {} port {}",
+        key.outcome,
+        count,
+        key.moved,
+        key.sk,
+        key.netns,
+        key.port
+    );
+}
+
+#[inline(always)]
+fn count(key: &CountKey, by: u64) {
+    if let Some(value) = COUNTS.get_ptr_mut(key) {
+        // SAFETY: this CPU's copy; programs that count run in softirq or under the
+        // socket lock, and none interrupts another on the same key.
+        unsafe { *value += by };
+    } else if COUNTS.insert(key, by, 0).is_err() {
+        lost(|loss| &mut loss.map_full);
+        if let Some(value) = OVERFLOWED.get_ptr_mut(u32::from(key.outcome)) {
+            // SAFETY: as above.
+            unsafe { *value += by };
+        }
+    }
+}
+
+/// Adds one to a loss counter.
+#[inline(always)]
+pub fn lost(which: impl FnOnce(&mut Loss) -> &mut u64) {
+    if let Some(loss) = LOSS.get_ptr_mut(0) {
+        // SAFETY: this CPU's copy.
+        *which(unsafe { &mut *loss }) += 1;
+    }
+}
+
+/// Notes that a hook fired.
+#[inline(always)]
+pub fn fired(hook: usize) {
+    if let Some(value) = FIRED.get_ptr_mut(hook as u32) {
+        // SAFETY: a race between CPUs loses a count, never the fact that it fired.
+        unsafe { *value = 1 };
+    }
+}

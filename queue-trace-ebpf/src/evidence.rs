@@ -1,0 +1,251 @@
+//! Evidence: what this CPU's counters did between the entry of a kernel function
+//! and its return, and which nested functions were called meanwhile.
+//!
+//! Between the two no other packet of TCP runs on this CPU, so the movement belongs
+//! to this packet (bottom halves are off from before `tcp_conn_request` until after
+//! it; net/ipv4/tcp_input.c, `tcp_rcv_state_process`).
+
+use core::hint::black_box;
+
+use queue_trace_common::{
+    counter::{self, GROUPS, Moved},
+    field,
+    settings::Address,
+};
+
+use crate::{
+    emit,
+    globals::{self, CPU},
+    memory,
+};
+
+/// Values of the counters, in the order of [`counter::COUNTERS`].
+pub type Counters = [u64; counter::COUNT];
+
+/// What a frame was opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Call {
+    /// Nothing: no frame is open, or the packet is filtered out.
+    None = 0,
+    /// `tcp_v4_conn_request` and its relatives.
+    Syn,
+    /// `tcp_check_req`.
+    Ack,
+    /// `cookie_v4_check`, `cookie_v6_check`.
+    Cookie,
+    /// `reqsk_timer_handler`.
+    Timer,
+    /// `tcp_req_err`.
+    Icmp,
+}
+
+/// A nested function that was called, or what it returned.
+pub mod saw {
+    /// `inet_reqsk_alloc` was called.
+    pub const ALLOC: u32 = 1 << 0;
+    /// and returned NULL.
+    pub const ALLOC_FAILED: u32 = 1 << 1;
+    /// A security module refused.
+    pub const REFUSED: u32 = 1 << 2;
+    /// `tcp_peer_is_proven` was asked, which only the last-quarter rule does.
+    pub const PROVEN_ASKED: u32 = 1 << 3;
+    /// The request entered the SYN queue.
+    pub const QUEUED: u32 = 1 << 4;
+    /// The request was in the SYN queue already.
+    pub const DUPLICATE: u32 = 1 << 5;
+    /// The connection could not be allocated.
+    pub const NO_CHILD: u32 = 1 << 6;
+    /// `inet_csk_complete_hashdance` gave nothing back.
+    pub const NOT_ADDED: u32 = 1 << 7;
+    /// The SYN-ACK was sent again.
+    pub const RETRANSMITTED: u32 = 1 << 8;
+}
+
+/// What is remembered of the packet in hand.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Frame {
+    /// What the frame was opened for; a [`Call`].
+    pub call: u32,
+    /// Nested functions seen; [`saw`].
+    pub saw: u32,
+    /// The listener.
+    pub sk: u64,
+    /// The packet.
+    pub skb: u64,
+    /// The half-open request, where there is one.
+    pub request: u64,
+    /// The network namespace.
+    pub net: u64,
+    /// This CPU's counters of that namespace.
+    pub counters: u64,
+    /// Their values at entry.
+    pub before: Counters,
+    /// Their values at the return.
+    pub after: Counters,
+}
+
+/// One CPU's memory.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Cpu {
+    /// See [`memory::per_cpu_offset`]; kept, as it never changes.
+    pub offset: u64,
+    /// The packet in hand.
+    pub frame: Frame,
+    /// The half-open request whose timer fired: it may be gone when the timer ends.
+    pub request: Request,
+}
+
+/// A half-open request, copied.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Request {
+    /// The address that the client talks to.
+    pub local: Address,
+    /// The client's address.
+    pub client: Address,
+    /// The client's port.
+    pub client_port: u16,
+    /// SYN-ACKs retransmitted so far.
+    pub retransmits: u8,
+    /// Padding.
+    pub _pad: [u8; 5],
+}
+
+/// This CPU's memory.
+#[inline(always)]
+pub fn cpu() -> Option<&'static mut Cpu> {
+    let cpu = CPU.get_ptr_mut(0)?;
+    // SAFETY: the kernel gives each CPU its own copy, and no other program that
+    // uses it runs on this CPU before this one ends: all run in softirq.
+    let here = unsafe { &mut *cpu };
+    if here.offset == 0 {
+        here.offset = memory::per_cpu_offset(cpu);
+    }
+    Some(here)
+}
+
+/// The address of this CPU's counters of a namespace.
+#[inline(always)]
+pub fn counters_of(net: u64, cpu: &Cpu) -> Option<u64> {
+    let shared: u64 = memory::get(net, field::NET_COUNTERS)?;
+    Some(shared.wrapping_add(cpu.offset))
+}
+
+/// Reads all counters into a place.
+#[inline(always)]
+pub fn read_counters(place: &mut Counters, counters: u64) -> bool {
+    read_group::<0, 2>(place, counters)
+        && read_group::<1, 2>(place, counters)
+        && read_group::<2, 4>(place, counters)
+}
+
+/// Reads one run of neighbours: the one at index `GROUP` of [`GROUPS`].
+#[inline(always)]
+fn read_group<const GROUP: usize, const LENGTH: usize>(
+    place: &mut Counters,
+    counters: u64,
+) -> bool {
+    const { assert!(GROUPS[GROUP].1 == LENGTH) };
+    let Some(run) = place[GROUPS[GROUP].0..].first_chunk_mut::<LENGTH>() else {
+        return false;
+    };
+    memory::read_into(run, counters + 8 * globals::counter_place(GROUP))
+}
+
+/// What counters did between two readings.
+pub struct Movement {
+    /// Those that moved.
+    pub moved: Moved,
+    /// Whether one moved by more than a single packet moves it.
+    pub more_than_once: bool,
+}
+
+impl Movement {
+    /// Without a branch for each counter: the verifier would follow both ways of each,
+    /// and multiply them.
+    #[inline(always)]
+    pub fn between(before: &Counters, after: &Counters) -> Self {
+        let mut moved = 0;
+        let mut excess = 0;
+        let mut index = 0;
+        while index < counter::COUNT {
+            let by = after[index].wrapping_sub(before[index]);
+            // The top bit of x | -x says whether x is not zero. The black box keeps the
+            // compiler from seeing that, and putting the branch back.
+            let not_zero = (by | black_box(by.wrapping_neg())) >> 63;
+            moved |= not_zero << index;
+            excess |= by >> 1;
+            index += 1;
+        }
+        Self {
+            moved: moved as Moved,
+            more_than_once: excess != 0,
+        }
+    }
+}
+
+/// Opens a frame for a packet that passed the filter.
+#[inline(always)]
+pub fn open(call: Call, sk: u64, skb: u64, request: u64, net: u64) {
+    let Some(cpu) = cpu() else { return };
+    cpu.frame.call = Call::None as u32;
+    let Some(counters) = counters_of(net, cpu) else {
+        return;
+    };
+    let frame = &mut cpu.frame;
+    if read_counters(&mut frame.before, counters) {
+        frame.saw = 0;
+        frame.sk = sk;
+        frame.skb = skb;
+        frame.request = request;
+        frame.net = net;
+        frame.counters = counters;
+        frame.call = call as u32;
+    }
+}
+
+/// Forgets the frame: the packet in hand is filtered out.
+#[inline(always)]
+pub fn skip() {
+    if let Some(cpu) = cpu() {
+        cpu.frame.call = Call::None as u32;
+    }
+}
+
+/// Closes the frame opened for `call` and gives it with the counters that moved.
+/// `skb` 0: not known at this exit.
+#[inline(always)]
+pub fn close(call: Call, skb: u64) -> Option<(&'static Frame, Moved)> {
+    let cpu = cpu()?;
+    let frame = &mut cpu.frame;
+    if frame.call != call as u32 {
+        return None;
+    }
+    frame.call = Call::None as u32;
+    if skb != 0 && frame.skb != skb {
+        emit::lost(|loss| &mut loss.unpaired);
+        return None;
+    }
+    if !read_counters(&mut frame.after, frame.counters) {
+        return None;
+    }
+    let movement = Movement::between(&frame.before, &frame.after);
+    if movement.more_than_once {
+        // Kernels whose softirqs can be preempted by another on the same CPU.
+        emit::lost(|loss| &mut loss.ambiguous);
+    }
+    Some((frame, movement.moved))
+}
+
+/// Notes a nested function in the open frame, if one of these calls is open.
+#[inline(always)]
+pub fn note(what: u32) {
+    if let Some(cpu) = cpu()
+        && cpu.frame.call != Call::None as u32
+    {
+        cpu.frame.saw |= what;
+    }
+}

@@ -1,0 +1,65 @@
+//! The filters that the kernel side applies before it pays for anything else.
+
+use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
+use queue_trace_common::{
+    field,
+    settings::{Address, MAX_NETNS},
+};
+
+use crate::{
+    globals::{self, ADDRS, CLIENTS},
+    memory,
+    packet::Packet,
+};
+
+/// Whether this listener's port is wanted.
+#[inline(always)]
+pub fn port(sk: u64) -> bool {
+    let (ports, _, _) = globals::filters();
+    if !ports {
+        return true;
+    }
+    memory::get::<u16>(sk, field::SK_PORT).is_some_and(globals::port_wanted)
+}
+
+/// Whether this namespace is wanted.
+#[inline(always)]
+pub fn netns(net: u64) -> bool {
+    let count = globals::netns_count();
+    if count == 0 {
+        return true;
+    }
+    let Some(id) = memory::get::<u32>(net, field::NET_ID) else {
+        return false;
+    };
+    let mut index = 0;
+    while index < MAX_NETNS {
+        if (index as u32) < count && globals::netns_filter(index) == id {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
+/// Whether the packet's addresses are wanted. Reads the packet only if asked to.
+#[inline(always)]
+pub fn addresses(skb: u64) -> bool {
+    let (_, addrs, clients) = globals::filters();
+    if !addrs && !clients {
+        return true;
+    }
+    Packet::of(skb).is_some_and(|packet| pair(&packet.local, &packet.client))
+}
+
+/// Whether a pair of addresses, ours and the client's, is wanted.
+#[inline(always)]
+pub fn pair(local: &Address, client: &Address) -> bool {
+    let (_, addrs, clients) = globals::filters();
+    (!addrs || holds(&ADDRS, local)) && (!clients || holds(&CLIENTS, client))
+}
+
+#[inline(always)]
+fn holds(trie: &LpmTrie<Address, u8>, address: &Address) -> bool {
+    trie.get(Key::new(128, *address)).is_some()
+}

@@ -1,0 +1,189 @@
+//! The read-only globals that user space fills before load, and the maps.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+};
+use queue_trace_common::{
+    counter, field,
+    field::Field,
+    hook, outcome,
+    settings::{Address, CountKey, Filter, Kernel, Loss, PORT_WORDS},
+};
+
+use crate::evidence::Cpu;
+
+// The loader replaces the bytes behind these names. Volatile reads keep the
+// compiler from folding the zeros; the verifier knows the real values, as the
+// section is frozen before the programs load.
+
+#[unsafe(no_mangle)]
+static FIELDS: [Field; field::COUNT] = [Field { offset: 0, size: 0 }; field::COUNT];
+
+#[unsafe(no_mangle)]
+static FILTER: Filter = Filter {
+    outcomes: 0,
+    netns: [0; _],
+    netns_count: 0,
+    ports: 0,
+    addrs: 0,
+    clients: 0,
+    _pad: 0,
+};
+
+#[unsafe(no_mangle)]
+static PORTS: [u64; PORT_WORDS] = [0; PORT_WORDS];
+
+#[unsafe(no_mangle)]
+static KERNEL: Kernel = Kernel {
+    counters: [0; _],
+    arity: [0; _],
+    hash_add_tells: 0,
+    kfree_has_sk: 0,
+    tcp_established: 0,
+    tcp_syn_recv: 0,
+    tcp_listen: 0,
+    attached: 0,
+    _pad: [0; _],
+};
+
+/// Reads one member of a read-only global.
+macro_rules! global {
+    ($place:expr) => {{
+        // SAFETY: a static that nobody writes after load, read whole.
+        unsafe { core::ptr::read_volatile(&raw const $place) }
+    }};
+}
+
+/// Where a field is.
+#[inline(always)]
+pub fn field(index: usize) -> Field {
+    Field {
+        offset: global!(FIELDS[index].offset),
+        size: global!(FIELDS[index].size),
+    }
+}
+
+/// The outcomes for which records are wanted.
+#[inline(always)]
+pub fn wanted() -> outcome::Set {
+    global!(FILTER.outcomes)
+}
+
+/// Which filters are on: ports, addresses, clients.
+#[inline(always)]
+pub fn filters() -> (bool, bool, bool) {
+    (
+        global!(FILTER.ports) != 0,
+        global!(FILTER.addrs) != 0,
+        global!(FILTER.clients) != 0,
+    )
+}
+
+/// The namespaces asked for, and how many there are.
+#[inline(always)]
+pub fn netns_filter(index: usize) -> u32 {
+    global!(FILTER.netns[index])
+}
+
+/// How many namespaces were asked for; 0: all.
+#[inline(always)]
+pub fn netns_count() -> u32 {
+    global!(FILTER.netns_count)
+}
+
+/// Whether the port bitmap holds a port.
+#[inline(always)]
+pub fn port_wanted(port: u16) -> bool {
+    let word = global!(PORTS[usize::from(port >> 6)]);
+    word >> (port & 63) & 1 != 0
+}
+
+/// First place of a group of counters in the kernel's array.
+#[inline(always)]
+pub fn counter_place(group: usize) -> u64 {
+    u64::from(global!(KERNEL.counters[group]))
+}
+
+/// Number of arguments of a hook's function.
+#[inline(always)]
+pub fn arity(hook: usize) -> usize {
+    usize::from(global!(KERNEL.arity[hook]))
+}
+
+/// Whether `inet_csk_reqsk_queue_hash_add` tells whether it added.
+#[inline(always)]
+pub fn hash_add_tells() -> bool {
+    global!(KERNEL.hash_add_tells) != 0
+}
+
+/// Whether the tracepoint `kfree_skb` carries the receiving socket.
+#[inline(always)]
+pub fn kfree_has_sk() -> bool {
+    global!(KERNEL.kfree_has_sk) != 0
+}
+
+/// Whether a nested hook is attached.
+#[inline(always)]
+pub fn attached(hook: usize) -> bool {
+    global!(KERNEL.attached) & (1 << hook) != 0
+}
+
+/// TCP states, as this kernel numbers them: (established, syn_recv, listen).
+#[inline(always)]
+pub fn tcp_states() -> (u8, u8, u8) {
+    (
+        global!(KERNEL.tcp_established),
+        global!(KERNEL.tcp_syn_recv),
+        global!(KERNEL.tcp_listen),
+    )
+}
+
+const _: () = assert!(counter::GROUPS.len() == 3 && hook::COUNT <= 32);
+
+/// What each CPU remembers from the entry of a function to its return.
+#[map]
+pub static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
+
+/// Exact counts by listener and outcome.
+#[map]
+pub static COUNTS: PerCpuHashMap<CountKey, u64> = PerCpuHashMap::with_max_entries(16384, 0);
+
+/// Records.
+#[map]
+pub static RECORDS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// What was lost.
+#[map]
+pub static LOSS: PerCpuArray<Loss> = PerCpuArray::with_max_entries(1, 0);
+
+/// Counts by outcome whose listener found no room in `COUNTS`.
+#[map]
+pub static OVERFLOWED: PerCpuArray<u64> = PerCpuArray::with_max_entries(outcome::COUNT as u32, 0);
+
+/// `--addr`.
+#[map]
+pub static ADDRS: LpmTrie<Address, u8> =
+    LpmTrie::with_max_entries(1024, 1 /* BPF_F_NO_PREALLOC */);
+
+/// `--client`.
+#[map]
+pub static CLIENTS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(1024, 1);
+
+/// The listener on which a thread is in accept(), for kprobes, whose exit does not
+/// see the arguments.
+#[map]
+pub static ACCEPTING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// Tracepoint mode: each namespace's counters on this CPU when last looked at.
+#[map]
+pub static BASELINES: PerCpuHashMap<u64, crate::rx::Baseline> =
+    PerCpuHashMap::with_max_entries(1024, 0);
+
+/// Tracepoint mode: listeners by namespace, port and address.
+#[map]
+pub static LISTENERS: HashMap<crate::rx::ListenerKey, u64> = HashMap::with_max_entries(16384, 0);
+
+/// How often each hook fired, for the self-test.
+#[map]
+pub static FIRED: Array<u64> = Array::with_max_entries(hook::COUNT as u32, 0);

@@ -1,0 +1,37 @@
+//! The kernel side of queue-trace.
+//!
+//! One file for each step of the handshake; the programs in it are shells around a
+//! body that fentry and kprobe share. A body opens a *frame* when a packet enters a
+//! kernel function, and when the function returns compares this CPU's counters with
+//! what they were: what moved in between was moved by this packet, and gives the
+//! verdict (`evidence`). A verdict is counted, and sent as a record if wanted
+//! (`emit`). `rx` does the same from tracepoints alone.
+#![no_std]
+#![no_main]
+
+mod accept;
+mod ack;
+mod close;
+mod emit;
+mod evidence;
+mod filter;
+mod globals;
+mod icmp;
+mod listener;
+mod memory;
+mod packet;
+mod request;
+mod rx;
+mod syn;
+mod timer;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // The verifier refuses unbounded loops, so a panic that could be reached would
+    // keep the object from loading.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,89 @@
+//! The headers of a packet that the kernel is handling: who sent it to whom.
+//!
+//! The offsets inside the headers are the protocols' own (RFC 791, 8200, 9293), not
+//! the kernel's.
+
+use queue_trace_common::{field, settings::Address};
+
+use crate::memory;
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+
+/// Addresses and ports of a packet from a client to us.
+pub struct Packet {
+    /// The address it was sent to.
+    pub local: Address,
+    /// The port it was sent to.
+    pub local_port: u16,
+    /// The client's address.
+    pub client: Address,
+    /// The client's port.
+    pub client_port: u16,
+    /// TCP flags.
+    pub flags: u8,
+}
+
+/// TCP flag bits.
+pub mod flag {
+    /// SYN.
+    pub const SYN: u8 = 1 << 1;
+    /// RST.
+    pub const RST: u8 = 1 << 2;
+    /// ACK.
+    pub const ACK: u8 = 1 << 4;
+}
+
+/// An IPv4 address as IPv6 writes it: `::ffff:a.b.c.d`.
+#[inline(always)]
+pub fn mapped(v4: u32) -> Address {
+    let [a, b, c, d] = v4.to_ne_bytes();
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+impl Packet {
+    /// Reads the headers of a TCP packet whose network and transport header the
+    /// stack has found. The family is the packet's, not the socket's: an IPv6
+    /// listener may be talking to an IPv4 client.
+    #[inline(always)]
+    pub fn of(skb: u64) -> Option<Self> {
+        let mut packet = Self {
+            local: [0; 16],
+            local_port: 0,
+            client: [0; 16],
+            client_port: 0,
+            flags: 0,
+        };
+        packet.read(skb)?;
+        Some(packet)
+    }
+
+    #[inline(always)]
+    fn read(&mut self, skb: u64) -> Option<()> {
+        let head: u64 = memory::get(skb, field::SKB_HEAD)?;
+        let network: u16 = memory::get(skb, field::SKB_NETWORK)?;
+        let transport: u16 = memory::get(skb, field::SKB_TRANSPORT)?;
+        let protocol: u16 = memory::get(skb, field::SKB_PROTOCOL)?;
+        let ip = head + u64::from(network);
+        match u16::from_be(protocol) {
+            ETH_P_IP => {
+                self.client = mapped(memory::read(ip + 12)?);
+                self.local = mapped(memory::read(ip + 16)?);
+            }
+            ETH_P_IPV6 => {
+                if !memory::read_into(&mut self.client, ip + 8)
+                    || !memory::read_into(&mut self.local, ip + 24)
+                {
+                    return None;
+                }
+            }
+            _ => return None,
+        }
+        let tcp = head + u64::from(transport);
+        let ports: u32 = memory::read(tcp)?;
+        self.client_port = u16::from_be(ports as u16);
+        self.local_port = u16::from_be((ports >> 16) as u16);
+        self.flags = memory::read(tcp + 13)?;
+        Some(())
+    }
+}

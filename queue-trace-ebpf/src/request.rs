@@ -1,0 +1,77 @@
+//! A half-open request as the packet in hand: its timer fires, or an ICMP error hits
+//! it. It may be freed before the kernel function returns, so what a record says of
+//! it is copied when the frame is opened.
+
+use queue_trace_common::{counter::Moved, field};
+
+use crate::{
+    emit::{self, Peer, Verdict},
+    evidence::{self, Call, Frame, Request},
+    filter, listener, memory,
+};
+
+/// The two ends of a connection, from its socket or its request: both begin with a
+/// `struct sock_common`.
+#[inline(always)]
+pub fn peer_of(sk: u64) -> Option<Peer> {
+    Some(Peer {
+        local: listener::bound_addr(sk)?,
+        client: listener::peer_addr(sk)?,
+        client_port: u16::from_be(memory::get(sk, field::SK_PEER_PORT)?),
+    })
+}
+
+/// Opens a frame for a request, if its listener and its client pass the filter.
+#[inline(always)]
+pub fn open(call: Call, request: u64) {
+    let Some(sk) = memory::get::<u64>(request, field::REQ_LISTENER) else {
+        return;
+    };
+    if sk == 0 || !filter::port(sk) {
+        return evidence::skip();
+    }
+    let Some(net) = memory::get(sk, field::SK_NET) else {
+        return;
+    };
+    let Some(peer) = peer_of(request) else {
+        return;
+    };
+    if !filter::netns(net) || !filter::pair(&peer.local, &peer.client) {
+        return evidence::skip();
+    }
+    evidence::open(call, sk, 0, request, net);
+    if let Some(cpu) = evidence::cpu() {
+        cpu.request = Request {
+            local: peer.local,
+            client: peer.client,
+            client_port: peer.client_port,
+            retransmits: memory::get(request, field::REQ_RETRANSMITS).unwrap_or(0),
+            _pad: [0; 5],
+        };
+    }
+}
+
+/// Tells an outcome of the request of a frame that was closed.
+#[inline(always)]
+pub fn tell(outcome: u8, frame: &Frame, moved: Moved, retransmits_more: u8) {
+    let Some(cpu) = evidence::cpu() else { return };
+    let request = &cpu.request;
+    emit::verdict(
+        &Verdict {
+            outcome,
+            moved,
+            count: 1,
+            sk: frame.sk,
+            net: frame.net,
+            port: 0,
+            retransmits: request.retransmits + retransmits_more,
+        },
+        || {
+            Some(Peer {
+                local: request.local,
+                client: request.client,
+                client_port: request.client_port,
+            })
+        },
+    );
+}

@@ -1,0 +1,401 @@
+//! Tracepoint mode, for kernels that allow neither fentry nor kprobes: the verdicts
+//! of a received packet from tracepoints alone.
+//!
+//! A packet that is refused is freed at once by the CPU that refused it, with
+//! nothing of TCP in between. So where a packet is freed (`consume_skb`,
+//! `kfree_skb`), what this CPU's counters did since they were last looked at was
+//! done for that packet. `netif_receive_skb` only makes sure that they were looked
+//! at before a namespace's first packet on this CPU.
+//!
+//! Should a program be skipped (the kernel does not let one interrupt itself), the
+//! movement is found at the next free: no count is lost, and two at once are
+//! counted as `ambiguous`.
+
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
+use queue_trace_common::{
+    counter::{
+        self, COOKIE_FAILED, COOKIE_RECV, COOKIE_SENT, DROP, EMBRYONIC_RST, Moved, OVERFLOW,
+        QUEUE_DROP,
+    },
+    field, outcome,
+    settings::Address,
+};
+
+use crate::{
+    emit::{self, Peer, Verdict},
+    evidence::{self, Counters, Movement},
+    filter,
+    globals::{self, BASELINES, LISTENERS},
+    memory,
+    packet::{Packet, flag},
+    request, syn,
+};
+
+/// One namespace's counters on this CPU, when last looked at.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Baseline {
+    /// This CPU's counters of the namespace.
+    pub address: u64,
+    /// Their values.
+    pub values: Counters,
+    /// Their values now, while a packet is looked at.
+    pub now: Counters,
+}
+
+/// Where a listener is looked up by a packet's destination.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ListenerKey {
+    /// The address it is bound to; `0.0.0.0` and `::` take what is sent to any.
+    pub addr: Address,
+    /// `struct net`.
+    pub net: u64,
+    /// Host order.
+    pub port: u16,
+    /// Padding.
+    pub _pad: [u16; 3],
+}
+
+const ANY_V4: Address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
+const ANY_V6: Address = [0; 16];
+
+/// What tells a namespace from all others, also from an earlier one that had its
+/// address.
+#[inline(always)]
+fn identity(net: u64) -> u64 {
+    memory::get(net, field::NET_COOKIE).unwrap_or(net)
+}
+
+/// Makes sure that the namespace has a baseline on this CPU.
+#[inline(always)]
+fn prime(net: u64) {
+    let identity = identity(net);
+    if BASELINES.get_ptr_mut(identity).is_some() {
+        return;
+    }
+    let Some(cpu) = evidence::cpu() else { return };
+    let Some(address) = evidence::counters_of(net, cpu) else {
+        return;
+    };
+    let mut baseline = Baseline {
+        address,
+        values: [0; counter::COUNT],
+        now: [0; counter::COUNT],
+    };
+    if !evidence::read_counters(&mut baseline.values, address) {
+        return;
+    }
+    if BASELINES.insert(identity, &baseline, 0).is_err() {
+        emit::lost(|loss| &mut loss.map_full);
+    }
+}
+
+/// The namespace of a packet that was delivered to this host: that of the device of
+/// its route, which is the loopback device for what is ours.
+#[inline(always)]
+fn net_of(skb: u64) -> Option<u64> {
+    // The lowest bit says that the route is not counted (include/linux/skbuff.h).
+    let route: u64 = memory::get::<u64>(skb, field::SKB_DST)? & !1;
+    if route == 0 {
+        return None;
+    }
+    let device: u64 = memory::get(route, field::DST_DEV)?;
+    memory::get(device, field::DEV_NET)
+}
+
+/// How a packet was freed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Freed {
+    /// As if all were well: every SYN that reached a listener, dropped or not.
+    Consumed,
+    /// As dropped. With the socket that dropped it, where the tracepoint tells, else
+    /// 0.
+    Dropped(u64),
+}
+
+/// A packet was freed.
+#[inline(always)]
+fn freed(skb: u64, how: Freed) {
+    let Some(net) = net_of(skb) else { return };
+    let Some(baseline) = BASELINES.get_ptr_mut(identity(net)) else {
+        return;
+    };
+    // SAFETY: this CPU's copy, and a program does not interrupt itself.
+    let baseline = unsafe { &mut *baseline };
+    if !evidence::read_counters(&mut baseline.now, baseline.address) {
+        return;
+    }
+    let movement = Movement::between(&baseline.values, &baseline.now);
+    let moved = movement.moved;
+    let may_be_queued = how == Freed::Consumed && globals::wanted() & (1 << outcome::QUEUED) != 0;
+    if moved == 0 && !may_be_queued {
+        return;
+    }
+    let Some(packet) = Packet::of(skb) else {
+        return;
+    };
+    let Some(outcome) = decide(&packet, moved, net) else {
+        return;
+    };
+    let count = if movement.more_than_once {
+        emit::lost(|loss| &mut loss.ambiguous);
+        most(&baseline.values, &baseline.now)
+    } else {
+        1
+    };
+    baseline.values = baseline.now;
+    let sk = match how {
+        Freed::Dropped(sk) if sk != 0 => sk,
+        _ => listener(net, &packet),
+    };
+    if outcome == outcome::QUEUED && sk == 0 {
+        return;
+    }
+    if !wanted(net, &packet) {
+        return;
+    }
+    emit::verdict(
+        &Verdict {
+            outcome,
+            moved,
+            count,
+            sk,
+            net,
+            port: packet.local_port,
+            retransmits: 0,
+        },
+        || Some(Peer::from(packet)),
+    );
+}
+
+/// The farthest that one counter moved: how many packets the movement stands for.
+#[inline(never)]
+fn most(before: &Counters, now: &Counters) -> u32 {
+    let mut most = 1;
+    let mut index = 0;
+    while index < counter::COUNT {
+        most = core::cmp::max(most, now[index].wrapping_sub(before[index]));
+        index += 1;
+    }
+    most as u32
+}
+
+#[inline(never)]
+fn wanted(net: u64, packet: &Packet) -> bool {
+    let (ports, _, _) = globals::filters();
+    (!ports || globals::port_wanted(packet.local_port))
+        && filter::netns(net)
+        && filter::pair(&packet.local, &packet.client)
+}
+
+/// The verdict on a packet, from the counters that it moved.
+#[inline(always)]
+fn decide(packet: &Packet, moved: Moved, net: u64) -> Option<u8> {
+    let syn = packet.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN;
+    if syn {
+        if moved & OVERFLOW != 0 {
+            return Some(outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL);
+        }
+        if moved & QUEUE_DROP != 0 {
+            return Some(outcome::SYN_DROPPED_SYN_QUEUE_FULL);
+        }
+        if moved & COOKIE_SENT != 0 && moved & DROP == 0 {
+            return Some(syn::cookie_cause(net));
+        }
+        if moved & DROP != 0 {
+            return Some(outcome::SYN_DROPPED_OTHER);
+        }
+        return (moved == 0).then_some(outcome::QUEUED);
+    }
+    if moved & OVERFLOW != 0 {
+        return Some(if moved & COOKIE_RECV != 0 {
+            outcome::COOKIE_DROPPED_ACCEPT_QUEUE_FULL
+        } else if moved & EMBRYONIC_RST != 0 {
+            outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET
+        } else {
+            outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL
+        });
+    }
+    if moved & COOKIE_FAILED != 0 {
+        return Some(outcome::COOKIE_FAILED_INVALID);
+    }
+    if moved & DROP != 0 {
+        return Some(if moved & COOKIE_RECV != 0 {
+            outcome::COOKIE_DROPPED_OTHER
+        } else {
+            outcome::ACK_DROPPED_OTHER
+        });
+    }
+    None
+}
+
+/// The listener that a packet is for: bound to its address, or to any; an IPv6 one
+/// serves IPv4 clients too. A function of its own, for the stack's sake.
+#[inline(never)]
+fn listener(net: u64, packet: &Packet) -> u64 {
+    let mut key = ListenerKey {
+        addr: packet.local,
+        net,
+        port: packet.local_port,
+        _pad: [0; 3],
+    };
+    // SAFETY: the value is copied out at once.
+    if let Some(&sk) = unsafe { LISTENERS.get(key) } {
+        return sk;
+    }
+    if packet.local[..12] == ANY_V4[..12] {
+        key.addr = ANY_V4;
+        // SAFETY: as above.
+        if let Some(&sk) = unsafe { LISTENERS.get(key) } {
+            return sk;
+        }
+    }
+    key.addr = ANY_V6;
+    // SAFETY: as above.
+    unsafe { LISTENERS.get(key) }.copied().unwrap_or(0)
+}
+
+#[raw_tracepoint(tracepoint = "netif_receive_skb")]
+fn rx_receive(ctx: RawTracePointContext) -> i32 {
+    let skb: u64 = ctx.arg(0);
+    if let Some(device) = memory::get::<u64>(skb, field::SKB_DEV)
+        && let Some(net) = memory::get(device, field::DEV_NET)
+    {
+        prime(net);
+    }
+    0
+}
+
+#[raw_tracepoint(tracepoint = "consume_skb")]
+fn rx_consume(ctx: RawTracePointContext) -> i32 {
+    freed(ctx.arg(0), Freed::Consumed);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+fn rx_kfree(ctx: RawTracePointContext) -> i32 {
+    let rx_sk = if globals::kfree_has_sk() {
+        ctx.arg(3)
+    } else {
+        0
+    };
+    freed(ctx.arg(0), Freed::Dropped(rx_sk));
+    0
+}
+
+/// `inet_sock_set_state(sk, old, new)`: connections that are established, and
+/// listeners that come and go.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+fn rx_state(ctx: RawTracePointContext) -> i32 {
+    let sk: u64 = ctx.arg(0);
+    let (old, new) = (ctx.arg::<u32>(1) as u8, ctx.arg::<u32>(2) as u8);
+    let (established, syn_recv, listen) = globals::tcp_states();
+    let Some(net) = memory::get::<u64>(sk, field::SK_NET) else {
+        return 0;
+    };
+    if new == listen {
+        remember(sk, net);
+    } else if old == listen && new != syn_recv {
+        forget(sk, net);
+    } else if old == syn_recv && new == established {
+        completed(sk, net);
+    }
+    0
+}
+
+#[inline(always)]
+fn key_of(sk: u64, net: u64) -> Option<ListenerKey> {
+    Some(ListenerKey {
+        addr: crate::listener::bound_addr(sk)?,
+        net,
+        port: memory::get(sk, field::SK_PORT)?,
+        _pad: [0; 3],
+    })
+}
+
+#[inline(always)]
+fn remember(sk: u64, net: u64) {
+    if let Some(key) = key_of(sk, net)
+        && LISTENERS.insert(key, sk, 0).is_err()
+    {
+        emit::lost(|loss| &mut loss.map_full);
+    }
+}
+
+#[inline(always)]
+fn forget(sk: u64, net: u64) {
+    if let Some(key) = key_of(sk, net)
+        // SAFETY: the value is compared at once.
+        && unsafe { LISTENERS.get(key) }.copied().unwrap_or(0) == sk
+    {
+        // It may be gone already, which is as well.
+        let _ = LISTENERS.remove(key);
+    }
+}
+
+/// A connection was made. Whether by a cookie, the counters tell.
+#[inline(always)]
+fn completed(sk: u64, net: u64) {
+    let Some(baseline) = BASELINES.get_ptr_mut(identity(net)) else {
+        return;
+    };
+    // SAFETY: this CPU's copy; the kernel runs this with bottom halves off.
+    let baseline = unsafe { &mut *baseline };
+    if !evidence::read_counters(&mut baseline.now, baseline.address) {
+        return;
+    }
+    const RECV: usize = COOKIE_RECV.trailing_zeros() as usize;
+    let by_cookie = baseline.now[RECV] != baseline.values[RECV];
+    baseline.values[RECV] = baseline.now[RECV];
+    let Some(peer) = request::peer_of(sk) else {
+        return;
+    };
+    let Some(local_port) = memory::get::<u16>(sk, field::SK_PORT) else {
+        return;
+    };
+    let packet = Packet {
+        local: peer.local,
+        local_port,
+        client: peer.client,
+        client_port: peer.client_port,
+        flags: flag::ACK,
+    };
+    if !wanted(net, &packet) {
+        return;
+    }
+    let (outcome, moved) = if by_cookie {
+        (outcome::ESTABLISHED_COOKIE, COOKIE_RECV)
+    } else {
+        (outcome::ESTABLISHED_HANDSHAKE, 0)
+    };
+    emit::verdict(
+        &Verdict {
+            outcome,
+            moved,
+            count: 1,
+            sk: listener(net, &packet),
+            net,
+            port: local_port,
+            retransmits: 0,
+        },
+        || Some(peer),
+    );
+}
+
+/// Run once over the sockets that exist at start (`iter/tcp`): remembers listeners.
+#[unsafe(link_section = "iter/tcp")]
+#[unsafe(no_mangle)]
+fn rx_listeners(ctx: *const [u64; 2]) -> i32 {
+    // SAFETY: the context of this program type begins with these two pointers
+    // (`struct bpf_iter__tcp`, net/ipv4/tcp_ipv4.c).
+    let sk = unsafe { (*ctx)[1] };
+    let (_, _, listen) = globals::tcp_states();
+    if sk != 0
+        && memory::get::<u8>(sk, field::SK_STATE).unwrap_or(0) == listen
+        && let Some(net) = memory::get::<u64>(sk, field::SK_NET)
+    {
+        remember(sk, net);
+    }
+    0
+}

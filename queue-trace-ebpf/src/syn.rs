@@ -1,0 +1,210 @@
+//! Step SYN: `tcp_v4_conn_request` and its relatives, which decide what becomes of
+//! a SYN that reached a listener. They return 0 whatever happened, and the packet is
+//! freed as if all were well, so the counters and the nested calls are the evidence.
+
+use aya_ebpf::{
+    macros::{fentry, fexit, kprobe, kretprobe},
+    programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
+};
+use queue_trace_common::{
+    counter::{COOKIE_SENT, DO_COOKIES, DROP, OVERFLOW, QUEUE_DROP},
+    field, hook, outcome,
+};
+
+use crate::{
+    emit::{self, Peer, Verdict},
+    evidence::{self, Call, Frame, saw},
+    filter, globals, listener, memory,
+    packet::Packet,
+};
+
+/// A SYN enters. The IPv6 functions hand IPv4 packets to the IPv4 ones, which then
+/// run nested, on an IPv6 socket: the outer call is the one that counts.
+#[inline(always)]
+fn enter(hook: usize, sk: u64, skb: u64) {
+    if !filter::port(sk) {
+        return evidence::skip();
+    }
+    if hook != hook::SYN_V6 && hook != hook::SYN_MPTCP6 && listener::is_v6(sk) {
+        return;
+    }
+    let Some(net) = memory::get(sk, field::SK_NET) else {
+        return;
+    };
+    if !filter::netns(net) || !filter::addresses(skb) {
+        return evidence::skip();
+    }
+    evidence::open(Call::Syn, sk, skb, 0, net);
+}
+
+/// It leaves. `sk` and `skb` are 0 where the program does not see them.
+#[inline(always)]
+fn exit(hook: usize, sk: u64, skb: u64) {
+    emit::fired(hook);
+    if sk != 0 {
+        if !filter::port(sk) {
+            return;
+        }
+        if hook != hook::SYN_V6 && hook != hook::SYN_MPTCP6 && listener::is_v6(sk) {
+            return;
+        }
+    } else if let Some(cpu) = evidence::cpu()
+        && hook != hook::SYN_V6
+        && hook != hook::SYN_MPTCP6
+        && listener::is_v6(cpu.frame.sk)
+    {
+        return;
+    }
+    let Some((frame, moved)) = evidence::close(Call::Syn, skb) else {
+        return;
+    };
+    emit::verdict(
+        &Verdict {
+            outcome: decide(frame, moved),
+            moved,
+            count: 1,
+            sk: frame.sk,
+            net: frame.net,
+            port: 0,
+            retransmits: 0,
+        },
+        || Packet::of(frame.skb).map(Peer::from),
+    );
+}
+
+/// The verdict. The order is that of the evidence's strength: a request that was
+/// queued was queued, even if a fast-open attempt inside moved the drop counters.
+#[inline(always)]
+fn decide(frame: &Frame, moved: u8) -> u8 {
+    if frame.saw & saw::QUEUED != 0 {
+        return outcome::QUEUED;
+    }
+    if frame.saw & saw::DUPLICATE != 0 {
+        return outcome::SYN_DROPPED_DUPLICATE;
+    }
+    if moved & OVERFLOW != 0 {
+        return outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL;
+    }
+    if moved & QUEUE_DROP != 0 {
+        return outcome::SYN_DROPPED_SYN_QUEUE_FULL;
+    }
+    if moved & COOKIE_SENT != 0 && moved & DROP == 0 {
+        return cookie_cause(frame.net);
+    }
+    if moved & DROP == 0 {
+        // After the request is allocated every end but one moves a counter or is
+        // seen in hash_add: a fast-open connection was made.
+        return if frame.saw & saw::ALLOC != 0 && globals::attached(hook::HASH_ADD) {
+            outcome::ESTABLISHED_FAST_OPEN
+        } else {
+            outcome::SYN_DROPPED_OTHER
+        };
+    }
+    if frame.saw & saw::PROVEN_ASKED != 0 {
+        return outcome::SYN_DROPPED_LAST_QUARTER;
+    }
+    if frame.saw & saw::ALLOC_FAILED != 0 {
+        return outcome::SYN_DROPPED_NO_MEMORY;
+    }
+    if frame.saw & saw::REFUSED != 0 {
+        return outcome::SYN_DROPPED_SECURITY;
+    }
+    if !globals::attached(hook::ALLOC) || !globals::attached(hook::PROVEN) {
+        return outcome::SYN_DROPPED_OTHER;
+    }
+    if frame.saw & saw::ALLOC == 0 && moved & DO_COOKIES == 0 {
+        return outcome::SYN_DROPPED_NOT_UNICAST;
+    }
+    outcome::SYN_DROPPED_NO_ROUTE
+}
+
+/// Why a cookie was sent: tcp_syncookies=2 sends one whatever the queue.
+#[inline(always)]
+pub fn cookie_cause(net: u64) -> u8 {
+    if memory::get_uint(net, field::NET_SYNCOOKIES).unwrap_or(0) == 2 {
+        outcome::COOKIE_SENT_ALWAYS
+    } else {
+        outcome::COOKIE_SENT_FULL
+    }
+}
+
+macro_rules! conn_request {
+    ($hook:ident $enter:ident $exit:ident $enter_kprobe:ident $exit_kprobe:ident) => {
+        #[fentry]
+        fn $enter(ctx: FEntryContext) -> i32 {
+            enter(hook::$hook, ctx.arg(0), ctx.arg(1));
+            0
+        }
+
+        #[fexit]
+        fn $exit(ctx: FExitContext) -> i32 {
+            exit(hook::$hook, ctx.arg(0), ctx.arg(1));
+            0
+        }
+
+        #[kprobe]
+        fn $enter_kprobe(ctx: ProbeContext) -> u32 {
+            if let (Some(sk), Some(skb)) = (ctx.arg(0), ctx.arg(1)) {
+                enter(hook::$hook, sk, skb);
+            }
+            0
+        }
+
+        #[kretprobe]
+        fn $exit_kprobe(_: RetProbeContext) -> u32 {
+            exit(hook::$hook, 0, 0);
+            0
+        }
+    };
+}
+
+conn_request!(SYN_V4 syn_v4_enter syn_v4_exit syn_v4_enter_kprobe syn_v4_exit_kprobe);
+conn_request!(SYN_V6 syn_v6_enter syn_v6_exit syn_v6_enter_kprobe syn_v6_exit_kprobe);
+conn_request!(SYN_MPTCP4 syn_mptcp4_enter syn_mptcp4_exit syn_mptcp4_enter_kprobe syn_mptcp4_exit_kprobe);
+conn_request!(SYN_MPTCP6 syn_mptcp6_enter syn_mptcp6_exit syn_mptcp6_enter_kprobe syn_mptcp6_exit_kprobe);
+
+/// Declares the two programs of a nested hook that only notes what its function
+/// returned.
+macro_rules! nested_exit {
+    ($hook:ident $exit:ident $exit_kprobe:ident |$returned:ident| $what:expr) => {
+        #[fexit]
+        fn $exit(ctx: FExitContext) -> i32 {
+            let $returned = memory::return_value(&ctx, hook::$hook);
+            emit::fired(hook::$hook);
+            evidence::note($what);
+            0
+        }
+
+        #[kretprobe]
+        fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
+            let $returned: u64 = ctx.ret();
+            emit::fired(hook::$hook);
+            evidence::note($what);
+            0
+        }
+    };
+}
+pub(crate) use nested_exit;
+
+nested_exit!(ALLOC alloc_exit alloc_exit_kprobe |returned| {
+    if returned == 0 { saw::ALLOC | saw::ALLOC_FAILED } else { saw::ALLOC }
+});
+nested_exit!(SECURITY security_exit security_exit_kprobe |returned| {
+    if returned as u32 == 0 { 0 } else { saw::REFUSED }
+});
+// void on some kernels, where it always adds; a bool is only the low byte.
+nested_exit!(HASH_ADD hash_add_exit hash_add_exit_kprobe |returned| {
+    if globals::hash_add_tells() && returned as u8 == 0 { saw::DUPLICATE } else { saw::QUEUED }
+});
+
+#[fentry]
+fn proven_enter(_: FEntryContext) -> i32 {
+    evidence::note(saw::PROVEN_ASKED);
+    0
+}
+
+#[kprobe]
+fn proven_enter_kprobe(_: ProbeContext) -> u32 {
+    evidence::note(saw::PROVEN_ASKED);
+    0
+}

@@ -1,0 +1,438 @@
+//! What the running kernel's BTF says: where fields are, how many arguments functions
+//! take, what enumerators are worth. Nothing here touches the kernel; it reads the
+//! file `/sys/kernel/btf/vmlinux` or the one given with `--btf`.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use btf_rs::{Btf, BtfType, Type};
+use fallible_iterator::FallibleIterator as _;
+use queue_trace_common::{
+    counter::{COUNTERS, GROUPS},
+    field::{self, FIELDS, Field},
+    hook::{self, HOOKS, Hook},
+    settings,
+};
+
+/// Where kernels that have BTF show it.
+pub const SYSTEM: &str = "/sys/kernel/btf/vmlinux";
+
+/// Why the kernel's types could not be had, or do not fit.
+#[derive(Debug, thiserror::Error)]
+pub enum BtfError {
+    /// There is no such file.
+    #[error(
+        "this kernel shows no type information at {SYSTEM} (it was built without \
+         CONFIG_DEBUG_INFO_BTF); give it with --btf FILE: extract it from the distribution's \
+         debug vmlinux (`pahole --btf_encode_detached FILE vmlinux`), or take the file made for \
+         exactly this kernel release from a public BTF archive"
+    )]
+    Missing,
+    /// The file is there and cannot be read as BTF.
+    #[error("cannot read BTF from {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the reader says.
+        source: btf_rs::Error,
+    },
+    /// A field without which nothing works.
+    #[error("this kernel has no field {0}: its layout is not one that queue-trace knows")]
+    NoField(&'static str),
+    /// A field further from its struct's start than the table can say.
+    #[error("the field {0} is at an offset beyond 64 KiB, which queue-trace cannot address")]
+    FarField(&'static str),
+    /// An enumerator without which nothing works.
+    #[error("this kernel's BTF has no enumerator {0}")]
+    NoEnumerator(&'static str),
+    /// Counters that are read together and are not neighbours.
+    #[error("this kernel does not keep {0} next to {1}, which queue-trace reads together")]
+    Apart(&'static str, &'static str),
+}
+
+/// The prototype of a function, as far as it matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prototype {
+    /// The types of the arguments; `*name` for a pointer.
+    pub arguments: Vec<String>,
+    /// The type returned.
+    pub returns: String,
+}
+
+impl std::fmt::Display for Prototype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.returns, self.arguments.join(", "))
+    }
+}
+
+/// The types of one kernel.
+pub struct Types {
+    btf: Btf,
+    path: PathBuf,
+    enumerators: HashMap<String, u64>,
+}
+
+impl Types {
+    /// Reads the running kernel's types, or those of a file.
+    ///
+    /// # Errors
+    /// [`BtfError::Missing`] if the kernel shows none, [`BtfError::Unreadable`] if the
+    /// file is not BTF.
+    pub fn read(file: Option<&Path>) -> Result<Self, BtfError> {
+        let path = file.unwrap_or(Path::new(SYSTEM));
+        if file.is_none() && !path.exists() {
+            return Err(BtfError::Missing);
+        }
+        let btf = Btf::from_file(path).map_err(|source| BtfError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut types = Self {
+            btf,
+            path: path.to_owned(),
+            enumerators: HashMap::new(),
+        };
+        types.enumerators = types.read_enumerators();
+        Ok(types)
+    }
+
+    /// The file that they were read from.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The enumerators that are used somewhere, wherever they are declared: the
+    /// kernel's counters and states are in anonymous enums, which have no name to
+    /// look up.
+    fn read_enumerators(&self) -> HashMap<String, u64> {
+        let wanted = |name: &str| name.starts_with("LINUX_MIB_") || name.starts_with("TCP_");
+        let mut found = HashMap::new();
+        let mut kinds = self.btf.type_iter();
+        // A type that cannot be decoded ends the search; what was wanted and not
+        // found is then named.
+        while let Ok(Some(kind)) = kinds.next() {
+            let Type::Enum(kind) = kind else { continue };
+            for member in &kind.members {
+                if let Ok(name) = self.btf.resolve_name(member)
+                    && wanted(&name)
+                {
+                    found.entry(name).or_insert(u64::from(member.val()));
+                }
+            }
+        }
+        found
+    }
+
+    /// The value of an enumerator.
+    ///
+    /// # Errors
+    /// [`BtfError::NoEnumerator`].
+    pub fn enumerator(&self, name: &'static str) -> Result<u64, BtfError> {
+        self.enumerators
+            .get(name)
+            .copied()
+            .ok_or(BtfError::NoEnumerator(name))
+    }
+
+    /// A function's prototype; `None` if the kernel's BTF does not have it.
+    #[must_use]
+    pub fn prototype(&self, function: &str) -> Option<Prototype> {
+        let types = self.btf.resolve_types_by_name(function).ok()?;
+        let function = types.into_iter().find_map(|kind| match kind {
+            Type::Func(function) => Some(function),
+            _ => None,
+        })?;
+        self.prototype_of(&function)
+    }
+
+    /// The prototype of a tracepoint, without the first argument, which is the
+    /// tracer's own.
+    #[must_use]
+    pub fn tracepoint(&self, name: &str) -> Option<Prototype> {
+        let types = self
+            .btf
+            .resolve_types_by_name(&format!("btf_trace_{name}"))
+            .ok()?;
+        let pointer = types.into_iter().find_map(|kind| match kind {
+            Type::Typedef(alias) => self.btf.resolve_chained_type(&alias).ok(),
+            _ => None,
+        })?;
+        let mut prototype = self.prototype_of(pointer.as_btf_type()?)?;
+        prototype.arguments.remove(0);
+        Some(prototype)
+    }
+
+    fn prototype_of(&self, owner: &dyn BtfType) -> Option<Prototype> {
+        let Type::FuncProto(prototype) = self.btf.resolve_chained_type(owner).ok()? else {
+            return None;
+        };
+        Some(Prototype {
+            arguments: prototype
+                .parameters
+                .iter()
+                .map(|parameter| self.type_name(parameter.get_type_id().unwrap_or(0)))
+                .collect(),
+            returns: self.type_name(prototype.return_type_id()),
+        })
+    }
+
+    /// The name of a type without qualifiers; `*name` for a pointer to it.
+    fn type_name(&self, id: u32) -> String {
+        if id == 0 {
+            return "void".to_owned();
+        }
+        let Ok(kind) = self.btf.resolve_type_by_id(id) else {
+            return "?".to_owned();
+        };
+        let Some(as_type) = kind.as_btf_type() else {
+            return "function".to_owned();
+        };
+        let inner = as_type.get_type_id().unwrap_or(0);
+        match &kind {
+            Type::Ptr(_) => format!("*{}", self.type_name(inner)),
+            Type::Const(_) | Type::Volatile(_) | Type::Restrict(_) | Type::TypeTag(_) => {
+                self.type_name(inner)
+            }
+            _ => self
+                .btf
+                .resolve_name(as_type)
+                .unwrap_or_else(|_| "?".to_owned()),
+        }
+    }
+
+    /// Where a field is; `None` if this kernel does not have it.
+    fn locate(&self, path: &str) -> Option<(usize, usize)> {
+        let mut names = path.split('.');
+        let holder = names.next()?;
+        let mut kind = self
+            .btf
+            .resolve_types_by_name(holder)
+            .ok()?
+            .into_iter()
+            .find(|kind| matches!(kind, Type::Struct(_) | Type::Union(_)))?;
+        let mut bits = 0;
+        let mut bit_field = None;
+        for name in names {
+            let (at, next, width) = self.member(&kind, name)?;
+            bits += at;
+            kind = next;
+            bit_field = width;
+        }
+        let size = match bit_field {
+            Some(width) => (bits % 8 + width).div_ceil(8),
+            None => self.size(&kind)?,
+        };
+        Some((bits / 8, size))
+    }
+
+    /// A member of a struct, also inside its anonymous members: where it is in bits,
+    /// its type, and its width if it is a bit-field.
+    fn member(&self, holder: &Type, name: &str) -> Option<(usize, Type, Option<usize>)> {
+        let (Type::Struct(holder) | Type::Union(holder)) = holder else {
+            return None;
+        };
+        for member in &holder.members {
+            let found = self.btf.resolve_name(member).unwrap_or_default();
+            let at = member.bit_offset() as usize;
+            if found == name {
+                let kind = self.unqualified(self.btf.resolve_chained_type(member).ok()?)?;
+                let width = member
+                    .bitfield_size()
+                    .filter(|width| *width != 0)
+                    .map(|width| width as usize);
+                return Some((at, kind, width));
+            }
+            if found.is_empty() {
+                let kind = self.unqualified(self.btf.resolve_chained_type(member).ok()?)?;
+                if let Some((inside, kind, width)) = self.member(&kind, name) {
+                    return Some((at + inside, kind, width));
+                }
+            }
+        }
+        None
+    }
+
+    /// A type without its typedefs and qualifiers.
+    fn unqualified(&self, kind: Type) -> Option<Type> {
+        match &kind {
+            Type::Typedef(_)
+            | Type::Const(_)
+            | Type::Volatile(_)
+            | Type::Restrict(_)
+            | Type::TypeTag(_) => {
+                let next = self.btf.resolve_chained_type(kind.as_btf_type()?).ok()?;
+                self.unqualified(next)
+            }
+            _ => Some(kind),
+        }
+    }
+
+    fn size(&self, kind: &Type) -> Option<usize> {
+        match kind {
+            Type::Int(int) => Some(int.size()),
+            Type::Ptr(_) => Some(size_of::<u64>()),
+            Type::Struct(holder) | Type::Union(holder) => Some(holder.size()),
+            Type::Enum(kind) => Some(kind.size()),
+            Type::Enum64(kind) => Some(kind.size()),
+            Type::Array(array) => {
+                let element = self.unqualified(self.btf.resolve_chained_type(array).ok()?)?;
+                // A flexible array counts as one element: enough to say it is there.
+                Some(self.size(&element)? * array.len().max(1))
+            }
+            _ => None,
+        }
+    }
+
+    /// The table of fields for this kernel. A field that it does not have, and that
+    /// is not needed by all, is left at size 0.
+    ///
+    /// # Errors
+    /// [`BtfError::NoField`], [`BtfError::FarField`].
+    pub fn fields(&self) -> Result<[Field; field::COUNT], BtfError> {
+        let mut fields = [Field::default(); field::COUNT];
+        for (place, wanted) in fields.iter_mut().zip(&FIELDS) {
+            match self.locate(wanted.path) {
+                Some((offset, size)) => {
+                    let far = |_| BtfError::FarField(wanted.path);
+                    *place = Field {
+                        offset: u16::try_from(offset).map_err(far)?,
+                        size: u16::try_from(size).map_err(far)?,
+                    };
+                }
+                None if wanted.without.is_none() => return Err(BtfError::NoField(wanted.path)),
+                None => {}
+            }
+        }
+        Ok(fields)
+    }
+
+    /// What else the kernel side must know of this kernel; nothing attached yet.
+    ///
+    /// # Errors
+    /// [`BtfError::NoEnumerator`], [`BtfError::Apart`].
+    pub fn kernel(&self) -> Result<settings::Kernel, BtfError> {
+        let mut kernel = settings::Kernel::default();
+        for (place, (first, count)) in kernel.counters.iter_mut().zip(GROUPS) {
+            let base = self.enumerator(COUNTERS[first].enumerator)?;
+            for next in 1..count {
+                let counter = &COUNTERS[first + next];
+                if self.enumerator(counter.enumerator)? != base + next as u64 {
+                    return Err(BtfError::Apart(COUNTERS[first].name, counter.name));
+                }
+            }
+            *place = base as u32;
+        }
+        for hook in &HOOKS {
+            if let Some(prototype) = self.prototype(hook.function) {
+                kernel.arity[hook.index] = prototype.arguments.len() as u8;
+            }
+        }
+        kernel.hash_add_tells = self
+            .prototype(HOOKS[hook::HASH_ADD].function)
+            .is_some_and(|prototype| prototype.returns != "void")
+            .into();
+        kernel.kfree_has_sk = self
+            .tracepoint("kfree_skb")
+            .is_some_and(|prototype| prototype.arguments.get(3).is_some_and(|kind| kind == "*sock"))
+            .into();
+        kernel.tcp_established = self.enumerator("TCP_ESTABLISHED")? as u8;
+        kernel.tcp_syn_recv = self.enumerator("TCP_SYN_RECV")? as u8;
+        kernel.tcp_listen = self.enumerator("TCP_LISTEN")? as u8;
+        Ok(kernel)
+    }
+
+    /// Whether a hook's function is there with a prototype that is known; if not, why.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong, to be shown.
+    pub fn fits(&self, hook: &Hook) -> Result<Prototype, String> {
+        let Some(prototype) = self.prototype(hook.function) else {
+            return Err("this kernel has no such function".to_owned());
+        };
+        let count = prototype.arguments.len();
+        let (least, most) = hook.arity;
+        let arity = usize::from(least)..=usize::from(most);
+        let known = arity.contains(&count)
+            && hook
+                .arguments
+                .iter()
+                .zip(&prototype.arguments)
+                .all(|(relied_on, found)| relied_on == found);
+        if known {
+            Ok(prototype)
+        } else {
+            Err(format!("its prototype is not one that is known: {prototype}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Each machine that runs the tests has a kernel with BTF; one that has not
+    // fails here rather than passing without having compared anything.
+    fn types() -> Types {
+        Types::read(None).unwrap()
+    }
+
+    #[test]
+    fn every_field_of_the_table_is_found() {
+        let fields = types().fields().unwrap();
+        for (field, wanted) in fields.iter().zip(&FIELDS) {
+            assert!(field.size > 0, "{} is missing", wanted.path);
+        }
+    }
+
+    #[test]
+    fn fields_have_the_sizes_that_are_read() {
+        let fields = types().fields().unwrap();
+        for (index, size) in [
+            (field::SK_FAMILY, 2),
+            (field::SK_PORT, 2),
+            (field::SK_STATE, 1),
+            (field::SK_ADDR6, 16),
+            (field::SK_DEPTH, 4),
+            (field::SYN_DEPTH, 4),
+            (field::NET_ID, 4),
+            (field::SKB_HEAD, 8),
+            (field::SKB_NETWORK, 2),
+        ] {
+            assert_eq!(fields[index].size, size, "{}", FIELDS[index].path);
+        }
+    }
+
+    #[test]
+    fn counters_are_neighbours() {
+        types().kernel().unwrap();
+    }
+
+    #[test]
+    fn hooks_that_exist_fit() {
+        let types = types();
+        for hook in &HOOKS {
+            if types.prototype(hook.function).is_some() {
+                types.fits(hook).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn missing_things_are_named() {
+        let types = types();
+        assert!(types.locate("sock.no_such_member").is_none());
+        assert!(types.locate("no_such_struct.x").is_none());
+        assert!(types.prototype("no_such_function").is_none());
+        let error = types.enumerator("TCP_NO_SUCH").unwrap_err();
+        assert!(error.to_string().contains("TCP_NO_SUCH"));
+    }
+
+    #[test]
+    fn a_file_that_is_not_btf_is_refused() {
+        let error = Types::read(Some(Path::new("/proc/self/status"))).err().unwrap();
+        assert!(matches!(error, BtfError::Unreadable { .. }), "{error}");
+    }
+}

@@ -1,0 +1,345 @@
+//! The command line: what the user says, before anything is checked against the
+//! machine. Values are parsed here, so that a bad one is named by its option.
+
+use std::{
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser},
+};
+use ipnet::IpNet;
+use queue_trace_common::{
+    outcome::{self, Kind, OUTCOMES, Set},
+    settings::MAX_NETNS,
+};
+
+use crate::lab::scenario::SCENARIOS;
+
+/// Tells which TCP listener refuses connections, what the kernel did to each packet,
+/// and why.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  \
+        queue-trace                          refused handshakes on every port, in every namespace\n  \
+        queue-trace -p 8080 --duration 30s   one port, for half a minute\n  \
+        queue-trace --event cookie_sent      only the SYN cookies that were sent\n  \
+        queue-trace --json -o incident.jsonl record for later\n  \
+        queue-trace demo accept-overflow     see it work, without an incident"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub trace: Trace,
+}
+
+/// The other things that it does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say what can be observed on this machine, and what cannot
+    ///
+    /// Exit status: 0 if the main verdicts are observable, 1 if only some are, 2 if none.
+    Check(Check),
+    /// Make a case of refused handshakes in a private network namespace, and trace it
+    ///
+    /// Nothing is left behind. Takes a few seconds.
+    Demo(Demo),
+}
+
+/// Options of the live stream.
+#[derive(Debug, Clone, Args)]
+pub struct Trace {
+    /// Only listeners on these ports, e.g. 80,443 or 8000-8099
+    #[arg(short, long = "port", value_name = "PORT[,PORT|A-B]", value_delimiter = ',', value_parser = ports)]
+    pub ports: Vec<RangeInclusive<u16>>,
+
+    /// Only packets sent to these addresses of this host
+    #[arg(long = "addr", value_name = "CIDR", value_parser = network)]
+    pub addrs: Vec<IpNet>,
+
+    /// Only clients with these addresses
+    #[arg(long = "client", value_name = "CIDR", value_parser = network)]
+    pub clients: Vec<IpNet>,
+
+    /// Only this network namespace: its number (lsns -t net) or a path like /run/netns/NAME
+    #[arg(long = "netns", value_name = "ID|PATH", value_parser = NetnsArg::from_str)]
+    pub netns: Vec<NetnsArg>,
+
+    /// Only these outcomes, e.g. syn_dropped or ack_dropped:accept_queue_full
+    #[arg(long = "event", value_name = "VERDICT[:CAUSE]", value_parser = outcomes)]
+    pub events: Vec<Set>,
+
+    /// Show the normal course of handshakes too: queued, established, accepted, …
+    #[arg(long, conflicts_with = "events")]
+    pub all: bool,
+
+    /// Stop after this many events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// Stop after this time, e.g. 30s or 5m
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub duration: Option<Duration>,
+
+    /// Write JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub kernel: Kernel,
+
+    /// Say more on standard error; -vv shows the kernel side's own messages
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// How the kernel is watched.
+#[derive(Debug, Clone, Args)]
+pub struct Kernel {
+    /// How to attach to the kernel; auto takes the best that it allows
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Attach::Auto)]
+    pub attach: Attach,
+
+    /// The kernel's type information, for kernels that do not carry their own
+    #[arg(long, value_name = "FILE")]
+    pub btf: Option<PathBuf>,
+}
+
+/// Options of `check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub kernel: Kernel,
+}
+
+/// Options of `demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// Which case
+    #[arg(value_name = "CASE", default_value = "accept-overflow", value_parser = cases())]
+    pub case: String,
+
+    /// Over IPv6
+    #[arg(short = '6', long)]
+    pub ipv6: bool,
+
+    /// Write JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub kernel: Kernel,
+}
+
+/// How to attach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Attach {
+    /// The best that the kernel allows
+    Auto,
+    /// fentry and fexit only
+    Fentry,
+    /// kprobes and kretprobes only
+    Kprobe,
+    /// Tracepoints only
+    Tracepoint,
+}
+
+/// A network namespace as the user names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetnsArg {
+    /// By inode number.
+    Id(u32),
+    /// By a path to it.
+    Path(PathBuf),
+}
+
+impl FromStr for NetnsArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(id) = text.parse() {
+            Ok(Self::Id(id))
+        } else if text.contains('/') {
+            Ok(Self::Path(Path::new(text).to_owned()))
+        } else {
+            Err("neither a namespace number nor a path to one".to_owned())
+        }
+    }
+}
+
+fn cases() -> PossibleValuesParser {
+    SCENARIOS
+        .iter()
+        .map(|case| PossibleValue::new(case.name).help(case.about))
+        .collect::<Vec<_>>()
+        .into()
+}
+
+fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let port = |text: &str| {
+        text.parse::<u16>()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(|| format!("{text:?} is not a port (1 to 65535)"))
+    };
+    match text.split_once('-') {
+        None => port(text).map(|port| port..=port),
+        Some((from, to)) => {
+            let (from, to) = (port(from)?, port(to)?);
+            if from > to {
+                return Err(format!("the range ends at {to}, before it begins at {from}"));
+            }
+            Ok(from..=to)
+        }
+    }
+}
+
+/// A network, or a single address as a network of one.
+fn network(text: &str) -> Result<IpNet, String> {
+    text.parse::<IpNet>()
+        .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
+        .map_err(|_| "not an address or a network like 10.0.0.0/8 or 2001:db8::/32".to_owned())
+}
+
+fn outcomes(text: &str) -> Result<Set, String> {
+    let (verdict, cause) = match text.split_once(':') {
+        Some((verdict, cause)) => (verdict, Some(cause)),
+        None => (text, None),
+    };
+    let of_verdict: Vec<_> = OUTCOMES.iter().filter(|o| o.verdict == verdict).collect();
+    if of_verdict.is_empty() {
+        let mut known: Vec<_> = OUTCOMES.iter().map(|o| o.verdict).collect();
+        known.dedup();
+        return Err(format!("no such verdict; there are {}", known.join(", ")));
+    }
+    let set = of_verdict
+        .iter()
+        .filter(|o| cause.is_none() || o.cause == cause)
+        .fold(0, |set, o| set | o.bit());
+    if set == 0 {
+        let known: Vec<_> = of_verdict.iter().filter_map(|o| o.cause).collect();
+        return Err(if known.is_empty() {
+            format!("{verdict} has no causes to tell apart")
+        } else {
+            format!("{verdict} has no such cause; there are {}", known.join(", "))
+        });
+    }
+    Ok(set)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Ok(_) => Err("must be longer than nothing".to_owned()),
+        Err(_) => Err("not a time like 30s, 5m or 1h30m".to_owned()),
+    }
+}
+
+impl Trace {
+    /// The outcomes asked for.
+    #[must_use]
+    pub fn wanted(&self) -> Set {
+        if self.all {
+            outcome::of_kind(Kind::Refusal) | outcome::of_kind(Kind::Routine)
+        } else if self.events.is_empty() {
+            outcome::of_kind(Kind::Refusal)
+        } else {
+            self.events.iter().fold(0, |all, set| all | set)
+        }
+    }
+
+    /// What clap cannot check value by value.
+    ///
+    /// # Errors
+    /// A sentence that names the option.
+    pub fn check(&self) -> Result<(), String> {
+        if self.netns.len() > MAX_NETNS {
+            return Err(format!("--netns can be given {MAX_NETNS} times at most"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Trace, String> {
+        Cli::try_parse_from([&["queue-trace"], args].concat())
+            .map(|cli| cli.trace)
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ports_are_lists_and_ranges() {
+        let trace = parse(&["-p", "80,443", "-p", "8000-8099"]).unwrap();
+        assert_eq!(trace.ports, [80..=80, 443..=443, 8000..=8099]);
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_its_option() {
+        for (args, says) in [
+            (["-p", "http"], "--port"),
+            (["-p", "0"], "not a port"),
+            (["-p", "90-80"], "before it begins"),
+            (["-p", "70000"], "not a port"),
+            (["--addr", "10.0.0.0/99"], "--addr"),
+            (["--client", "example"], "--client"),
+            (["--netns", "blue"], "--netns"),
+            (["--event", "dropped"], "syn_dropped"),
+            (["--event", "syn_dropped:bored"], "last_quarter"),
+            (["--event", "queued:why"], "no causes"),
+            (["--duration", "soon"], "--duration"),
+            (["--duration", "0s"], "longer than nothing"),
+            (["--count", "0"], "--count"),
+            (["--attach", "ptrace"], "--attach"),
+        ] {
+            let error = parse(&args).unwrap_err();
+            assert!(error.contains(says), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_outcome_can_be_named() {
+        for outcome in &OUTCOMES {
+            let name = match outcome.cause {
+                Some(cause) => format!("{}:{cause}", outcome.verdict),
+                None => outcome.verdict.to_owned(),
+            };
+            assert_eq!(outcomes(&name), Ok(outcome.bit()), "{name}");
+        }
+    }
+
+    #[test]
+    fn refusals_are_shown_unless_asked_otherwise() {
+        let refusals = outcome::of_kind(Kind::Refusal);
+        assert_eq!(parse(&[]).unwrap().wanted(), refusals);
+        assert_eq!(parse(&["--all"]).unwrap().wanted(), (1 << outcome::COUNT) - 1);
+        let only = parse(&["--event", "queued", "--event", "accepted"]).unwrap();
+        assert_eq!(only.wanted(), 1 << outcome::QUEUED | 1 << outcome::ACCEPTED);
+    }
+}

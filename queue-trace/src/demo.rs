@@ -1,0 +1,84 @@
+//! `queue-trace demo`: makes a case of refused handshakes in a private network
+//! namespace, traces it, and says what happened.
+
+use std::{sync::mpsc, thread, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+use jiff::tz::TimeZone;
+use queue_trace_common::outcome::{self, Kind};
+use tokio::sync::oneshot;
+
+use crate::{
+    cli,
+    host::Host,
+    lab::{Family, scenario},
+    live::{self, Live, Until},
+    probe::Wanted,
+    sink::{Json, Output, Sink, Text},
+};
+
+/// How long records have to arrive once the traffic has ended.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// Plays the case and prints what the kernel did. Everything is gone when it returns.
+///
+/// # Errors
+/// What keeps the case from being played, or traced.
+pub async fn run(args: &cli::Demo) -> Result<()> {
+    let case = scenario::find(&args.case)
+        .with_context(|| format!("there is no case {:?}", args.case))?;
+    let family = if args.ipv6 { Family::V6 } else { Family::V4 };
+    live::fit_to_attach(&Host::look())?;
+    let mut stage = case.prepare(family)?;
+    let wanted = Wanted {
+        outcomes: outcome::of_kind(Kind::Refusal),
+        netns: vec![stage.netns().id()],
+        ..Wanted::default()
+    };
+    eprintln!("demo: {}", case.about);
+    // The thread that plays the case starts first: the tracer gives up privileges
+    // that the case needs.
+    let (go, told_to_go) = mpsc::channel();
+    let (done, played) = oneshot::channel();
+    let traffic = thread::spawn(move || {
+        if told_to_go.recv().is_err() {
+            bail!("the tracer did not attach");
+        }
+        let report = stage.run();
+        // The receiver is gone if the stream failed; then nobody waits for this.
+        let _ = done.send(());
+        report.map(|report| (stage, report))
+    });
+    let live = Live::begin(&args.kernel, wanted)?;
+    live.announce();
+    go.send(()).context("the case's thread failed")?;
+
+    let output = Output::open(None)?;
+    let mut sink: Box<dyn Sink> = if args.json {
+        Box::new(Json(output))
+    } else {
+        let colour = output.wants_colour();
+        Box::new(Text::new(output, colour, TimeZone::system()))
+    };
+    let until = Until::default();
+    live.run(sink.as_mut(), until, async {
+        let _ = played.await;
+        tokio::time::sleep(SETTLE).await;
+    })
+    .await
+    .map_err(|error| live::write_error(error, "standard output"))?;
+    drop(sink);
+
+    let (stage, report) = traffic
+        .join()
+        .map_err(|_| anyhow!("the case's thread panicked"))??;
+    drop(stage);
+    eprintln!("\n{}.", report.did);
+    for imposed in &report.imposed {
+        let outcome = imposed.outcome;
+        if outcome.kind == Kind::Refusal {
+            eprintln!("  {:>4} times: {}.", imposed.count, outcome.says);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! The loopback device of the calling thread's network namespace: bringing it
+//! up, and sending the test ranges' traffic back through it.
+//!
+//! The two ranges are set aside for documentation, so no host owns them. They
+//! are routed to `lo` without being local: what a listener answers to such a
+//! client passes `lo`, where a packet socket hears it, and ends there. No TCP
+//! of this host answers it with a reset, so half-open requests stay half-open.
+
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::mem::zeroed;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+
+use anyhow::{Context, Result};
+use rustix::ioctl::{Opcode, Setter, ioctl};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::Family;
+
+/// Network of the made-up IPv4 clients, a /24.
+pub(super) const TEST_RANGE_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 0);
+/// Network of the made-up IPv6 clients, a /64.
+pub(super) const TEST_RANGE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0, 0, 0, 0);
+
+const DEVICE: &CStr = c"lo";
+const SET_FLAGS: Opcode = libc::SIOCSIFFLAGS as Opcode;
+const ADD_ROUTE: Opcode = libc::SIOCADDRT as Opcode;
+/// `RTF_ANYCAST` of linux/ipv6_route.h.
+const RTF_ANYCAST: u32 = 0x0010_0000;
+
+/// `struct in6_rtmsg` of linux/ipv6_route.h, whose fields the libc crate keeps to
+/// itself.
+#[repr(C)]
+struct RouteV6 {
+    destination: [u8; 16],
+    source: [u8; 16],
+    gateway: [u8; 16],
+    kind: u32,
+    destination_length: u16,
+    source_length: u16,
+    metric: u32,
+    info: libc::c_ulong,
+    flags: u32,
+    interface: libc::c_int,
+}
+
+/// Brings `lo` up, which also gives it its addresses 127.0.0.1 and ::1.
+pub(super) fn bring_up() -> Result<()> {
+    // SAFETY: ifreq is plain data, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(DEVICE.to_bytes()) {
+        *to = from.cast_signed() as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    set::<SET_FLAGS, _>(Domain::IPV4, request).context("cannot bring lo up (SIOCSIFFLAGS)")
+}
+
+/// Routes the family's test range to `lo`; doing so twice does no harm.
+pub(super) fn route_test_range(family: Family) -> Result<()> {
+    let result = match family {
+        Family::V4 => route_v4(),
+        Family::V6 => route_v6(),
+    };
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => {
+            other.with_context(|| format!("cannot route the {family} test range to lo (SIOCADDRT)"))
+        }
+    }
+}
+
+fn route_v4() -> io::Result<()> {
+    // SAFETY: rtentry is plain data, for which all zeroes is a value.
+    let mut route: libc::rtentry = unsafe { zeroed() };
+    route.rt_dst = sockaddr(TEST_RANGE_V4);
+    route.rt_genmask = sockaddr(Ipv4Addr::new(255, 255, 255, 0));
+    route.rt_flags = libc::RTF_UP;
+    route.rt_dev = DEVICE.as_ptr().cast_mut();
+    set::<ADD_ROUTE, _>(Domain::IPV4, route)
+}
+
+/// An ordinary IPv6 route to `lo` becomes an "unreachable" one, and a local one
+/// would make the range ours. Flagged as anycast it is neither: packets go out
+/// on `lo`, and coming back are up for forwarding, which is off.
+fn route_v6() -> io::Result<()> {
+    let route = RouteV6 {
+        destination: TEST_RANGE_V6.octets(),
+        source: [0; 16],
+        gateway: [0; 16],
+        kind: 0,
+        destination_length: 64,
+        source_length: 0,
+        metric: 1,
+        info: 0,
+        flags: u32::from(libc::RTF_UP) | RTF_ANYCAST,
+        interface: loopback_index()?,
+    };
+    set::<ADD_ROUTE, _>(Domain::IPV6, route)
+}
+
+fn loopback_index() -> io::Result<libc::c_int> {
+    let index =
+        rustix::net::netdevice::name_to_index(Socket::new(Domain::IPV4, Type::DGRAM, None)?, "lo")?;
+    Ok(index.cast_signed())
+}
+
+fn sockaddr(address: Ipv4Addr) -> libc::sockaddr {
+    let address = SockAddr::from(SocketAddrV4::new(address, 0));
+    // SAFETY: it was made from an IPv4 address, whose sockaddr_in has the size of
+    // a sockaddr and lies in a storage at least as aligned.
+    unsafe { *address.as_ptr().cast::<libc::sockaddr>() }
+}
+
+/// One "set" ioctl on a socket of `domain` in the calling thread's namespace.
+fn set<const OPCODE: Opcode, T>(domain: Domain, request: T) -> io::Result<()> {
+    let socket = Socket::new(domain, Type::DGRAM, None)?;
+    // SAFETY: the callers pair each opcode with the structure that the kernel
+    // reads for it, and any pointer in it points to static data.
+    unsafe { ioctl(&socket, Setter::<OPCODE, T>::new(request)) }?;
+    Ok(())
+}
+
+/// Packets that `lo` has lost because a CPU's backlog was full, since the
+/// namespace was made.
+pub(super) fn lost_packets() -> Result<u64> {
+    const DROPPED: usize = 3; // bytes, packets, errors, dropped
+    let path = "/proc/thread-self/net/dev";
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    text.lines()
+        .find_map(|line| line.trim_start().strip_prefix("lo:"))
+        .and_then(|fields| fields.split_ascii_whitespace().nth(DROPPED))
+        .and_then(|field| field.parse().ok())
+        .with_context(|| format!("{path} does not show the packets dropped on lo"))
+}

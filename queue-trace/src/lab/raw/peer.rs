@@ -1,0 +1,117 @@
+//! A hand-made client: one step of its handshake per call.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::segment::{Flags, Segment};
+use super::wire::Wire;
+use crate::lab::Family;
+
+/// What a listener answered to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A SYN-ACK, with the listener's initial sequence number (or cookie).
+    SynAck(u32),
+    /// A reset.
+    Reset,
+}
+
+/// A client of one listener. It answers nothing by itself.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    address: SocketAddr,
+    listener: SocketAddr,
+    isn: u32,
+    listener_isn: Option<u32>,
+}
+
+impl Peer {
+    /// A client with an address of its own on the test range.
+    pub fn new(wire: &mut Wire, listener: SocketAddr) -> Result<Self> {
+        ensure!(
+            Family::of(listener) == wire.family(),
+            "the wire is {}, the listener {listener}",
+            wire.family()
+        );
+        let address = wire.next_address();
+        Ok(Self {
+            address,
+            listener,
+            isn: 0x1000_0000 + (u32::from(address.port()) << 8),
+            listener_isn: None,
+        })
+    }
+
+    /// Its address and port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Sends its SYN; again, it is a retransmission.
+    pub fn syn(&self, wire: &Wire) -> Result<()> {
+        wire.send(&self.segment(Flags::SYN, self.isn, 0), &[])
+    }
+
+    /// Waits for a SYN-ACK and remembers its sequence number; `None` if there was
+    /// none within `timeout`.
+    pub fn syn_ack(&mut self, wire: &mut Wire, timeout: Duration) -> Result<Option<u32>> {
+        let heard = wire.receive(self.listener, self.address, |f| f.syn && f.ack, timeout)?;
+        if let Some(segment) = heard {
+            self.listener_isn = Some(segment.sequence);
+        }
+        Ok(heard.map(|segment| segment.sequence))
+    }
+
+    /// Waits for a SYN-ACK or a reset.
+    pub fn answer(&mut self, wire: &mut Wire, timeout: Duration) -> Result<Option<Answer>> {
+        let wanted = |f: Flags| f.rst || (f.syn && f.ack);
+        let heard = wire.receive(self.listener, self.address, wanted, timeout)?;
+        Ok(heard.map(|segment| match segment.flags.rst {
+            true => Answer::Reset,
+            false => Answer::SynAck(*self.listener_isn.insert(segment.sequence)),
+        }))
+    }
+
+    /// Sends the third packet of the handshake, bare.
+    pub fn ack(&self, wire: &Wire) -> Result<()> {
+        self.ack_with_data(wire, &[])
+    }
+
+    /// Sends the third packet of the handshake with data in it.
+    pub fn ack_with_data(&self, wire: &Wire, data: &[u8]) -> Result<()> {
+        let listener_isn = self.listener_isn.with_context(|| {
+            format!(
+                "{} has had no SYN-ACK that it could acknowledge",
+                self.address
+            )
+        })?;
+        let (sequence, acknowledgment) = (self.isn.wrapping_add(1), listener_isn.wrapping_add(1));
+        wire.send(&self.segment(Flags::ACK, sequence, acknowledgment), data)
+    }
+
+    /// Acknowledges a SYN-ACK that no listener ever sent, as a forged cookie does.
+    pub fn bogus_ack(&self, wire: &Wire) -> Result<()> {
+        let made_up = self.isn ^ 0x5eed_5eed;
+        wire.send(
+            &self.segment(Flags::ACK, self.isn.wrapping_add(1), made_up),
+            &[],
+        )
+    }
+
+    /// Resets the connection.
+    pub fn rst(&self, wire: &Wire) -> Result<()> {
+        wire.send(&self.segment(Flags::RST, self.isn.wrapping_add(1), 0), &[])
+    }
+
+    fn segment(&self, flags: Flags, sequence: u32, acknowledgment: u32) -> Segment {
+        Segment {
+            source: self.address,
+            destination: self.listener,
+            sequence,
+            acknowledgment,
+            flags,
+        }
+    }
+}

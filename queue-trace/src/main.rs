@@ -1,0 +1,22 @@
+//! Parses the command line, runs, and prints what went wrong.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use queue_trace::cli::Cli;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(message) = cli.trace.check() {
+        Cli::command()
+            .error(ErrorKind::TooManyValues, message)
+            .exit();
+    }
+    match queue_trace::run(&cli) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("queue-trace: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

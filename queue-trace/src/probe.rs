@@ -1,0 +1,383 @@
+//! The only file that touches the BPF library: loads the kernel side as planned,
+//! attaches it, and reads its maps.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    io::{self, Read},
+};
+
+use anyhow::{Context, Result, anyhow};
+use aya::{
+    Btf, Ebpf, EbpfLoader, Pod, VerifierLogLevel,
+    maps::{Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie},
+    programs::{FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
+};
+use aya_log::EbpfLogger;
+use bytemuck::bytes_of;
+use bytes::{Bytes, BytesMut};
+use ipnet::IpNet;
+use queue_trace_common::{
+    field,
+    hook::{self, Hook},
+    outcome,
+    settings::{Address, CountKey, Filter, Kernel, Loss, MAX_NETNS, PORT_WORDS},
+};
+use tokio::io::unix::AsyncFd;
+
+use crate::{
+    btf::Types,
+    plan::{Family, Plan},
+};
+
+/// The kernel side, built ahead from `queue-trace-ebpf`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/queue-trace.bpf.o");
+
+/// What the user wants to see, as the kernel side filters it.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Outcomes for which records are sent.
+    pub outcomes: outcome::Set,
+    /// Ports; empty: all.
+    pub ports: Vec<std::ops::RangeInclusive<u16>>,
+    /// Our own addresses; empty: all.
+    pub addrs: Vec<IpNet>,
+    /// Clients; empty: all.
+    pub clients: Vec<IpNet>,
+    /// Namespaces; empty: all.
+    pub netns: Vec<u32>,
+    /// Whether the kernel side's own messages are wanted.
+    pub debug: bool,
+}
+
+impl Wanted {
+    /// Whether whole namespaces are counted, so that the ledger can be closed.
+    #[must_use]
+    pub fn counts_all(&self) -> bool {
+        self.ports.is_empty() && self.addrs.is_empty() && self.clients.is_empty()
+    }
+
+    fn filter(&self) -> Filter {
+        let mut filter = Filter {
+            outcomes: self.outcomes,
+            netns_count: self.netns.len().min(MAX_NETNS) as u32,
+            ports: (!self.ports.is_empty()).into(),
+            addrs: (!self.addrs.is_empty()).into(),
+            clients: (!self.clients.is_empty()).into(),
+            ..Filter::default()
+        };
+        for (place, id) in filter.netns.iter_mut().zip(&self.netns) {
+            *place = *id;
+        }
+        filter
+    }
+
+    fn port_bits(&self) -> Vec<u64> {
+        let mut words = vec![0u64; PORT_WORDS];
+        for port in self.ports.iter().cloned().flatten() {
+            words[usize::from(port >> 6)] |= 1 << (port & 63);
+        }
+        words
+    }
+}
+
+/// Why the kernel side could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel refused a hook, or the family as a whole; another may do.
+    #[error("{}{why}", hook.map(|hook| format!("{}: ", hook.function)).unwrap_or_default())]
+    Refused {
+        /// Which hook, if one.
+        hook: Option<&'static Hook>,
+        /// What the kernel said.
+        why: String,
+    },
+    /// Nothing will do.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+/// The kernel side at work. Dropping it detaches everything.
+pub struct Probe {
+    // Holds the programs, their links and the maps not taken out below.
+    ebpf: Ebpf,
+    records: AsyncFd<RingBuf<MapData>>,
+    counts: PerCpuHashMap<MapData, Wire<CountKey>, u64>,
+    overflowed: PerCpuArray<MapData, u64>,
+    loss: PerCpuArray<MapData, Wire<Loss>>,
+}
+
+impl Probe {
+    /// Loads and attaches as planned.
+    ///
+    /// # Errors
+    /// [`AttachError::Refused`] if the kernel will not have a hook of the plan.
+    pub fn attach(plan: &Plan, types: &Types, wanted: &Wanted) -> Result<Self, AttachError> {
+        let fields = types.fields().map_err(anyhow::Error::from)?;
+        let kernel = Kernel {
+            attached: plan.hook_bits(),
+            ..types.kernel().map_err(anyhow::Error::from)?
+        };
+        let mut ebpf = load(&fields, &kernel, wanted)?;
+        fill(&mut ebpf, "ADDRS", &wanted.addrs)?;
+        fill(&mut ebpf, "CLIENTS", &wanted.clients)?;
+
+        let btf = match plan.family {
+            Family::Fentry => Some(Btf::from_sys_fs().context("cannot read the kernel's BTF")?),
+            Family::Kprobe => None,
+            Family::Tracepoint => {
+                attach_tracepoints(&mut ebpf)?;
+                None
+            }
+        };
+        for hook in &plan.hooks {
+            attach_hook(&mut ebpf, hook, btf.as_ref()).map_err(|error| AttachError::Refused {
+                hook: Some(hook),
+                why: reason(&error),
+            })?;
+        }
+        if plan.hooks.iter().any(|hook| hook.index == hook::TIMER) {
+            attach_tracepoint(&mut ebpf, "retransmit_synack", "tcp_retransmit_synack")?;
+        }
+        let ring: RingBuf<MapData> = take(&mut ebpf, "RECORDS")?;
+        // SAFETY: the ring owns its descriptor, which stays open and the same until the
+        // ring is dropped, together with the registration.
+        let records = unsafe { AsyncFd::register(ring) }.context("cannot poll the ring")?;
+        Ok(Self {
+            records,
+            counts: take(&mut ebpf, "COUNTS")?,
+            overflowed: take(&mut ebpf, "OVERFLOWED")?,
+            loss: take(&mut ebpf, "LOSS")?,
+            ebpf,
+        })
+    }
+
+    /// Waits until there are records.
+    ///
+    /// # Errors
+    /// If the ring cannot be polled.
+    pub async fn ready(&mut self) -> io::Result<()> {
+        let mut guard = self.records.readable_mut().await?;
+        guard.clear_ready();
+        Ok(())
+    }
+
+    /// Takes the records that are there, a few thousand at most, each as its bytes.
+    pub fn take_records(&mut self) -> Vec<Bytes> {
+        const AT_ONCE: usize = 4096;
+        let ring = self.records.get_mut();
+        let mut batch = BytesMut::new();
+        let mut ends = Vec::new();
+        while ends.len() < AT_ONCE
+            && let Some(record) = ring.next()
+        {
+            batch.extend_from_slice(&record);
+            ends.push(record.len());
+        }
+        let mut batch = batch.freeze();
+        ends.into_iter().map(|end| batch.split_to(end)).collect()
+    }
+
+    /// The exact counts so far, by listener and outcome.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn counts(&self) -> Result<HashMap<CountKey, u64>> {
+        self.counts
+            .iter()
+            .map(|entry| {
+                let (key, values) = entry.context("cannot read the counts")?;
+                Ok((key.0, values.iter().sum()))
+            })
+            .collect()
+    }
+
+    /// Counts by outcome tag that found no room by listener.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn overflowed(&self) -> Result<Vec<u64>> {
+        self.overflowed
+            .iter()
+            .map(|values| Ok(values.context("cannot read the counts")?.iter().sum()))
+            .collect()
+    }
+
+    /// What was lost so far.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn loss(&self) -> Result<Loss> {
+        let per_cpu = self.loss.get(&0, 0).context("cannot read the loss counters")?;
+        Ok(per_cpu.iter().fold(Loss::default(), |sum, Wire(cpu)| Loss {
+            ring_full: sum.ring_full + cpu.ring_full,
+            map_full: sum.map_full + cpu.map_full,
+            read_failed: sum.read_failed + cpu.read_failed,
+            unpaired: sum.unpaired + cpu.unpaired,
+            ambiguous: sum.ambiguous + cpu.ambiguous,
+            no_baseline: sum.no_baseline + cpu.no_baseline,
+        }))
+    }
+
+    /// The kernel side's own messages, for `-vv`: flushing hands them to the log.
+    ///
+    /// # Errors
+    /// If the map of messages cannot be had.
+    pub fn messages(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>> {
+        EbpfLogger::init(&mut self.ebpf).context("cannot read the kernel side's messages")
+    }
+}
+
+/// Data that travels between kernel and user side as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+struct Wire<T>(T);
+
+// SAFETY: bytemuck's Pod is the stronger promise: any bytes are a value, and no byte
+// is padding. The wrapper adds nothing to the layout.
+unsafe impl<T: bytemuck::Pod> Pod for Wire<T> {}
+
+fn load(
+    fields: &[field::Field; field::COUNT],
+    kernel: &Kernel,
+    wanted: &Wanted,
+) -> Result<Ebpf, AttachError> {
+    let field_bytes: &[u8] = bytemuck::cast_slice(fields);
+    let filter = wanted.filter();
+    let ports = wanted.port_bits();
+    let level = if wanted.debug {
+        aya_log::Level::Debug as u8
+    } else {
+        0
+    };
+    EbpfLoader::new()
+        // The verifier's log of a refused program is fetched by a second attempt; the
+        // statistics of accepted ones are of no use here.
+        .verifier_log_level(VerifierLogLevel::VERBOSE)
+        .override_global("FIELDS", field_bytes, true)
+        .override_global("KERNEL", bytes_of(kernel), true)
+        .override_global("FILTER", bytes_of(&filter), true)
+        .override_global("PORTS", &ports[..], true)
+        .override_global(aya_log::LEVEL, &level, true)
+        .load(OBJECT)
+        .map_err(|error| AttachError::Other(anyhow!(error).context("cannot load the kernel side")))
+}
+
+fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), ProgramError> {
+    let family = if btf.is_some() { "" } else { "_kprobe" };
+    for end in ["enter", "exit"] {
+        let name = format!("{}_{end}{family}", hook.name);
+        let Some(program) = ebpf.program_mut(&name) else {
+            continue;
+        };
+        match (program, btf) {
+            (Program::FEntry(program), Some(btf)) => {
+                let program: &mut FEntry = program;
+                program.load(hook.function, btf)?;
+                program.attach()?;
+            }
+            (Program::FExit(program), Some(btf)) => {
+                let program: &mut FExit = program;
+                program.load(hook.function, btf)?;
+                program.attach()?;
+            }
+            (Program::KProbe(program), _) => {
+                let program: &mut KProbe = program;
+                program.load()?;
+                program.attach(hook.function, 0)?;
+            }
+            // The object's program is of another kind than its name says.
+            _ => return Err(ProgramError::UnexpectedProgramType),
+        }
+    }
+    Ok(())
+}
+
+fn attach_tracepoints(ebpf: &mut Ebpf) -> Result<(), AttachError> {
+    // Listeners first, then the packets that need them.
+    attach_tracepoint(ebpf, "rx_state", "inet_sock_set_state")?;
+    find_listeners(ebpf).context("cannot list the listeners that exist already")?;
+    attach_tracepoint(ebpf, "rx_consume", "consume_skb")?;
+    attach_tracepoint(ebpf, "rx_kfree", "kfree_skb")?;
+    attach_tracepoint(ebpf, "rx_receive", "netif_receive_skb")
+}
+
+fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), AttachError> {
+    let mut attach = || -> Result<(), ProgramError> {
+        let program: &mut RawTracePoint = named(ebpf, program)?.try_into()?;
+        program.load()?;
+        program.attach(name)?;
+        Ok(())
+    };
+    attach().map_err(|error| AttachError::Refused {
+        hook: None,
+        why: format!("tracepoint {name}: {}", reason(&error)),
+    })
+}
+
+/// Runs the iterator over the sockets of this namespace once.
+fn find_listeners(ebpf: &mut Ebpf) -> Result<()> {
+    let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
+    let program: &mut Iter = named(ebpf, "rx_listeners")?.try_into()?;
+    program.load("tcp", &btf)?;
+    let link = program.attach()?;
+    let mut file = program.take_link(link)?.into_file()?;
+    // It prints nothing; reading it to its end is what runs it.
+    io::copy(&mut file.by_ref(), &mut io::sink())?;
+    Ok(())
+}
+
+fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {
+    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)
+}
+
+fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<T>
+where
+    T::Error: std::error::Error + Send + Sync + 'static,
+{
+    let map = ebpf
+        .take_map(name)
+        .with_context(|| format!("the kernel side has no map {name}"))?;
+    T::try_from(map).with_context(|| format!("the map {name} is not what it should be"))
+}
+
+/// Puts networks into a trie; IPv4 as `::ffff:a.b.c.d`.
+fn fill(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<()> {
+    let map = ebpf
+        .map_mut(name)
+        .with_context(|| format!("the kernel side has no map {name}"))?;
+    let mut trie: lpm_trie::LpmTrie<_, Address, u8> = map.try_into()?;
+    for network in networks {
+        let (bits, address) = match network {
+            IpNet::V4(v4) => (96 + v4.prefix_len(), v4.network().to_ipv6_mapped()),
+            IpNet::V6(v6) => (v6.prefix_len(), v6.network()),
+        };
+        let key = lpm_trie::Key::new(u32::from(bits), address.octets());
+        trie.insert(&key, 1, 0)
+            .with_context(|| format!("cannot filter on {network}"))?;
+    }
+    Ok(())
+}
+
+/// The kernel's reason without the library's wrapping: the last cause, and the last
+/// lines of the verifier's log where there is one.
+fn reason(error: &ProgramError) -> String {
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
+        let log = verifier_log.to_string();
+        let tail: Vec<_> = log.lines().rev().take(3).collect();
+        if tail.is_empty() {
+            return format!("the kernel refuses the program: {io_error}");
+        }
+        let tail: Vec<_> = tail.into_iter().rev().collect();
+        return format!("the kernel refuses the program: {io_error}: {}", tail.join(" | "));
+    }
+    let mut deepest: &dyn std::error::Error = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    deepest.to_string()
+}

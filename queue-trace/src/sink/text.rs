@@ -1,0 +1,237 @@
+//! Text for a person: one aligned line an event, and a summary at the end.
+
+use std::{
+    io::{self, Write},
+    net::{IpAddr, SocketAddr},
+};
+
+use anstyle::{AnsiColor, Style};
+use jiff::{Timestamp, tz::TimeZone};
+use queue_trace_common::outcome::{Kind, Outcome};
+
+use super::{Header, LossNote, Sink, Total};
+use crate::{
+    event::{Event, Listener},
+    ledger::Ledger,
+};
+
+/// Writes text, in colour or not.
+pub struct Text<W> {
+    out: W,
+    colour: bool,
+    zone: TimeZone,
+    // Grow with what is shown, so that columns stay aligned.
+    listener_width: usize,
+    client_width: usize,
+    titled: bool,
+}
+
+const DIM: Style = Style::new().dimmed();
+const BOLD: Style = Style::new().bold();
+const RED: Style = AnsiColor::Red.on_default();
+const YELLOW: Style = AnsiColor::Yellow.on_default();
+const GREEN: Style = AnsiColor::Green.on_default();
+
+const VERDICT_WIDTH: usize = 20;
+const CAUSE_WIDTH: usize = 23;
+
+impl<W: Write> Text<W> {
+    /// Writes to `out`, with times in the zone given.
+    pub fn new(out: W, colour: bool, zone: TimeZone) -> Self {
+        Self {
+            out,
+            colour,
+            zone,
+            listener_width: "192.168.100.100:65535".len(),
+            client_width: "192.168.100.100:65535".len(),
+            titled: false,
+        }
+    }
+
+    /// Text in a style, or as it is.
+    fn styled(&self, style: Style, text: &str) -> String {
+        if self.colour {
+            format!("{style}{text}{style:#}")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    fn time(&self, wall_ns: i128) -> String {
+        match Timestamp::from_nanosecond(wall_ns) {
+            Ok(moment) => moment
+                .to_zoned(self.zone.clone())
+                .strftime("%H:%M:%S.%3f")
+                .to_string(),
+            Err(_) => "?".to_owned(),
+        }
+    }
+
+    fn title(&mut self) -> io::Result<()> {
+        self.titled = true;
+        let title = format!(
+            "{:<12}  {:<VERDICT_WIDTH$}  {:<CAUSE_WIDTH$}  {:<listener$}  {:<client$}  QUEUES",
+            "TIME",
+            "VERDICT",
+            "CAUSE",
+            "LISTENER",
+            "CLIENT",
+            listener = self.listener_width,
+            client = self.client_width,
+        );
+        let title = self.styled(DIM, &title);
+        writeln!(self.out, "{title}")
+    }
+}
+
+/// A verdict in words: `syn_dropped` is "SYN dropped".
+fn verdict_words(outcome: &Outcome) -> String {
+    outcome
+        .verdict
+        .split('_')
+        .map(|word| match word {
+            "syn" | "ack" => word.to_uppercase(),
+            "synack" => "SYN-ACK".to_owned(),
+            _ => word.to_owned(),
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn cause_words(outcome: &Outcome) -> String {
+    outcome.cause.unwrap_or_default().replace('_', " ")
+}
+
+fn style_of(outcome: &Outcome) -> Style {
+    match (outcome.kind, outcome.verdict) {
+        (Kind::Routine, "accepted" | "established" | "queued") => GREEN,
+        (Kind::Routine, _) | (_, "cookie_sent") => YELLOW,
+        (Kind::Refusal, _) => RED,
+    }
+}
+
+/// An address and a port, as they are written together.
+fn endpoint(addr: Option<IpAddr>, port: u16) -> String {
+    match addr {
+        Some(addr) => SocketAddr::new(addr, port).to_string(),
+        None => format!("?:{port}"),
+    }
+}
+
+fn listener_words(listener: &Listener) -> String {
+    endpoint(listener.addr, listener.port)
+}
+
+impl<W: Write> Sink for Text<W> {
+    fn header(&mut self, _: &Header) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn event(&mut self, event: &Event) -> io::Result<()> {
+        let listener = listener_words(&event.listener);
+        let client = event
+            .client
+            .map(|client| endpoint(Some(client.addr), client.port))
+            .unwrap_or_default();
+        if listener.len() > self.listener_width || client.len() > self.client_width {
+            self.listener_width = self.listener_width.max(listener.len());
+            self.client_width = self.client_width.max(client.len());
+            // New widths want a new title.
+            self.titled = false;
+        }
+        if !self.titled {
+            self.title()?;
+        }
+        let mut queues = Vec::new();
+        if let Some(queue) = event.accept_queue {
+            queues.push(format!("accept {}/{}", queue.depth, queue.limit));
+        }
+        if let Some(queue) = event.syn_queue {
+            queues.push(format!("syn {}/{}", queue.depth, queue.limit));
+        }
+        if event.count > 1 {
+            queues.push(format!("x{}", event.count));
+        }
+        if let Some(times) = event.retransmits.filter(|times| *times > 0) {
+            queues.push(format!("sent again {times}x"));
+        }
+        let verdict = format!("{:<VERDICT_WIDTH$}", verdict_words(event.outcome));
+        let verdict = self.styled(style_of(event.outcome), &verdict);
+        let time = self.styled(DIM, &self.time(event.wall_ns));
+        let line = format!(
+            "{time}  {verdict}  {:<CAUSE_WIDTH$}  {listener:<listener_width$}  {client:<client_width$}  {}",
+            cause_words(event.outcome),
+            queues.join("  "),
+            listener_width = self.listener_width,
+            client_width = self.client_width,
+        );
+        writeln!(self.out, "{}", line.trim_end())
+    }
+
+    fn loss(&mut self, note: &LossNote) -> io::Result<()> {
+        let parts: Vec<_> = note
+            .parts()
+            .map(|(name, count)| format!("{count} {name}"))
+            .collect();
+        let line = self.styled(YELLOW, &format!("lost: {}", parts.join(", ")));
+        writeln!(self.out, "{line}")
+    }
+
+    fn summary(&mut self, totals: &[Total], ledgers: &[Ledger]) -> io::Result<()> {
+        if self.titled {
+            writeln!(self.out)?;
+        }
+        if totals.is_empty() {
+            writeln!(self.out, "No handshake was refused while attached.")?;
+        }
+        let mut last = None;
+        for total in totals {
+            let whose = (total.netns, total.listener);
+            if last != Some(whose) {
+                last = Some(whose);
+                let name = self.styled(BOLD, &listener_words(&total.listener));
+                let mut identity = format!("netns {}", total.netns);
+                if let Some(inode) = total.listener.inode {
+                    identity.push_str(&format!(", socket inode {inode}"));
+                }
+                writeln!(self.out, "{name}  ({identity})")?;
+            }
+            let verdict = format!("{:<VERDICT_WIDTH$}", verdict_words(total.outcome));
+            let verdict = self.styled(style_of(total.outcome), &verdict);
+            let line = format!("{:>10}  {verdict}  {}", total.count, cause_words(total.outcome));
+            writeln!(self.out, "{}", line.trim_end())?;
+        }
+        for ledger in ledgers {
+            self.ledger(ledger)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl<W: Write> Text<W> {
+    fn ledger(&mut self, ledger: &Ledger) -> io::Result<()> {
+        let result = match ledger.unexplained {
+            Some(0) => self.styled(GREEN, "unexplained 0"),
+            Some(count) => self.styled(RED, &format!("unexplained {count}")),
+            None => self.styled(YELLOW, "not compared"),
+        };
+        let note = ledger.note.as_deref().map_or(String::new(), |note| format!(" ({note})"));
+        writeln!(
+            self.out,
+            "ledger of netns {}: {result}{note}, {} records lost",
+            ledger.netns, ledger.lost
+        )?;
+        for (name, line) in &ledger.counters {
+            let kernel = line.kernel.map_or("?".to_owned(), |kernel| kernel.to_string());
+            if line.kernel == Some(0) && line.seen == 0 {
+                continue;
+            }
+            writeln!(self.out, "{kernel:>10}  {name:<20}  seen {}", line.seen)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! Compiles the kernel side to an object that depends on nothing but the source
+//! and the tools: not on folders, not on the caller's environment.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::source::Source;
+use super::toolchain::{self, LLVM_PREFIX, Toolchain};
+use crate::{process, workspace};
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// The object, with BTF and without DWARF.
+pub fn object(source: &Source, toolchain: &Toolchain) -> Result<Vec<u8>> {
+    let folder = workspace::target().join("bpf");
+    let _lock = workspace::lock(&folder)?;
+    let copy = folder.join("source");
+    source.copy_to(&copy)?;
+
+    // First of all, so that `registries` sees where every crate is.
+    process::run(cargo(toolchain, &copy)?.args(["fetch", "--quiet", "--locked"]))
+        .context("cannot fetch the crates of the kernel side (if its Cargo.lock is old: `cargo update --workspace` in queue-trace-ebpf)")?;
+
+    let target = folder.join("target");
+    let mut build = cargo(toolchain, &copy)?;
+    build
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--release",
+            "--package",
+            "queue-trace-ebpf",
+        ])
+        .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
+        .arg(&target)
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            flags(&copy, toolchain)?.join("\x1f"),
+        );
+    process::run(&mut build).context("the kernel side does not build")?;
+
+    let linked = target.join(TARGET).join("release/queue-trace");
+    let stripped = folder.join("queue-trace.bpf.o");
+    process::run(
+        Command::new(strip())
+            .args(["--strip-debug", "-o"])
+            .args([&stripped, &linked]),
+    )
+    .context("cannot strip DWARF from the BPF object")?;
+    fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))
+}
+
+/// BTF is made from the debug information, and its line info holds paths: those
+/// of this machine are mapped to names that are the same everywhere.
+fn flags(copy: &Path, toolchain: &Toolchain) -> Result<Vec<String>> {
+    let mut flags = vec!["-Cdebuginfo=2".to_string(), "-Clink-arg=--btf".to_string()];
+    let mut remap = |from: &Path, to: &str| {
+        flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+    };
+    remap(copy, ".");
+    remap(&toolchain.library(), "rust");
+    for registry in registries()? {
+        remap(&registry, "registry");
+    }
+    Ok(flags)
+}
+
+/// The folders that hold unpacked crates, one per registry.
+fn registries() -> Result<Vec<PathBuf>> {
+    let sources = workspace::cargo_home()?.join("registry/src");
+    let Ok(entries) = fs::read_dir(&sources) else {
+        return Ok(Vec::new());
+    };
+    let mut folders = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    folders.sort();
+    Ok(folders)
+}
+
+/// The toolchain's cargo, in `folder`. `cargo xtask` runs below another cargo,
+/// often another toolchain's: what that one set, and what would change the
+/// object, must not reach this build. What says where crates come from stays.
+fn cargo(toolchain: &Toolchain, folder: &Path) -> Result<Command> {
+    const KEPT: [&str; 6] = [
+        "CARGO_HOME",
+        "CARGO_HTTP_",
+        "CARGO_NET_",
+        "CARGO_REGISTR",
+        "CARGO_SOURCE_",
+        "RUSTUP_HOME",
+    ];
+    let mut command = Command::new(&toolchain.cargo);
+    for (name, _) in env::vars_os() {
+        let Some(name) = name.to_str() else { continue };
+        let of_cargo =
+            name.starts_with("CARGO") || name.starts_with("RUST") || name == "LD_LIBRARY_PATH";
+        if of_cargo && !KEPT.iter().any(|kept| name.starts_with(kept)) {
+            command.env_remove(name);
+        }
+    }
+    command
+        .current_dir(folder)
+        .env("RUSTC", &toolchain.rustc)
+        // `-Z build-std` asks for a nightly, or for this.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("PATH", toolchain::path()?);
+    Ok(command)
+}
+
+fn strip() -> PathBuf {
+    let debian = Path::new(LLVM_PREFIX).join("bin/llvm-strip");
+    if debian.exists() {
+        debian
+    } else {
+        "llvm-strip".into()
+    }
+}

@@ -1,0 +1,47 @@
+//! `cargo xtask`: everything the project does to itself, from the BPF object to
+//! the tests on real kernels. Parses, calls, prints the error; the work is in
+//! the modules.
+
+mod artifacts;
+mod bpf;
+mod gate;
+mod live;
+mod process;
+mod setup;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Builds, boots and tests queue-trace.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Install what the BPF build and the tests need (Debian).
+    Setup,
+    /// Build the kernel side from source into queue-trace/bpf.
+    BuildEbpf(bpf::Args),
+    /// Fetch kernels, boot them, run the live tests on them.
+    #[command(subcommand)]
+    Vm(vm::Command),
+    /// Run the live tests on this machine's own kernel.
+    Live(live::Args),
+    /// Run every check there is, the fast ones first.
+    Test,
+}
+
+fn main() -> ExitCode {
+    let result = match Task::parse() {
+        Task::Setup => setup::run().map(|()| ExitCode::SUCCESS),
+        Task::BuildEbpf(args) => bpf::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Vm(command) => vm::run(command),
+        Task::Live(args) => live::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Test => gate::run().map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,370 @@
+//! Debian's archive, read through apt with lists of our own: which version of a
+//! kernel is the newest, and its packages. Installs nothing and leaves the
+//! machine's own apt alone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::kernels::Kernel;
+use crate::{process, workspace};
+
+/// A kernel's image package, and those it needs where the kernel is split.
+#[derive(Debug, PartialEq)]
+pub struct Package {
+    pub name: String,
+    pub version: String,
+    depends: String,
+}
+
+impl Package {
+    /// What `uname -r` says.
+    pub fn release(&self) -> &str {
+        self.name.strip_prefix("linux-image-").unwrap_or(&self.name)
+    }
+
+    /// The names of all packages that make up this kernel.
+    fn parts(&self) -> Vec<String> {
+        let mut names = vec![self.name.clone()];
+        for part in ["linux-binary-", "linux-modules-"] {
+            let name = format!("{part}{}", self.release());
+            if self.depends.split([' ', ',']).any(|word| word == name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+}
+
+/// apt with a sources list of one kernel's suites.
+pub struct Archive {
+    folder: PathBuf,
+}
+
+impl Archive {
+    /// Writes the sources list and updates the package lists.
+    pub fn update(kernel: &Kernel) -> Result<Self> {
+        let folder = workspace::cache()?.join("apt");
+        for name in ["lists/partial", "archives/partial"] {
+            let path = folder.join(name);
+            fs::create_dir_all(&path)
+                .with_context(|| format!("cannot create {}", path.display()))?;
+        }
+        let sources = sources(kernel, &configured_bases()?, keyring()?);
+        fs::write(folder.join("sources.list"), sources).context("cannot write a sources list")?;
+        fs::write(folder.join("apt.conf"), configuration(&folder))
+            .context("cannot configure apt")?;
+
+        let archive = Self { folder };
+        process::stdout(archive.apt("apt-get").args(["update", "--quiet"]))
+            .context("the package archive does not answer, or its signature is not trusted")?;
+        Ok(archive)
+    }
+
+    pub fn newest(&self, kernel: &Kernel) -> Result<Package> {
+        let listing = process::stdout(self.apt("apt-cache").arg("dumpavail"))?;
+        let mut newest: Option<Package> = None;
+        for package in packages(&listing, kernel) {
+            match &newest {
+                Some(other) if !is_newer(&package.version, &other.version)? => {}
+                _ => newest = Some(package),
+            }
+        }
+        newest.with_context(|| {
+            format!(
+                "no {} kernel {} in {}",
+                kernel.flavour,
+                kernel.series,
+                kernel.suites.join(", ")
+            )
+        })
+    }
+
+    /// Downloads `package` and unpacks it, with its parts, into `folder`.
+    pub fn unpack(&self, package: &Package, folder: &Path) -> Result<()> {
+        let debs = folder.join("debs");
+        workspace::fresh_dir(&debs)?;
+        let wanted = package
+            .parts()
+            .into_iter()
+            .map(|name| format!("{name}={}", package.version));
+        process::stdout(
+            self.apt("apt-get")
+                .args(["download", "--quiet"])
+                .args(wanted)
+                .current_dir(&debs),
+        )
+        .with_context(|| format!("cannot download {}", package.name))?;
+        for deb in fs::read_dir(&debs)? {
+            process::stdout(
+                Command::new("dpkg-deb")
+                    .arg("--extract")
+                    .arg(deb?.path())
+                    .arg(folder),
+            )?;
+        }
+        fs::remove_dir_all(&debs).context("cannot remove the downloaded packages")
+    }
+
+    fn apt(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .arg("--config-file")
+            .arg(self.folder.join("apt.conf"))
+            .env("LC_ALL", "C");
+        command
+    }
+}
+
+/// Lists, cache and status apart from the machine's own.
+fn configuration(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        r#"Dir::Etc::SourceList "{folder}/sources.list";
+Dir::Etc::SourceParts "-";
+Dir::State::Lists "{folder}/lists";
+Dir::State::Status "/dev/null";
+Dir::Cache "{folder}";
+Dir::Cache::PkgCache "";
+Dir::Cache::SrcPkgCache "";
+Acquire::Languages "none";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+// The cache is the user's, so apt must not become another one.
+APT::Sandbox::User "root";
+// A suite that cannot be read is an error, not a warning.
+APT::Update::Error-Mode "any";
+// The lists of other kernels' suites stay.
+APT::Get::List-Cleanup "false";
+"#
+    )
+}
+
+/// The base addresses of the main and the security archive.
+#[derive(Debug, PartialEq)]
+struct Bases {
+    main: String,
+    security: String,
+}
+
+/// Those that this machine's own apt is configured with.
+fn configured_bases() -> Result<Bases> {
+    let targets = process::stdout(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        "$(REPO_URI) $(RELEASE) $(COMPONENT)",
+        "Created-By: Packages",
+    ]))?;
+    let os = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
+    let codename = os
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .unwrap_or("sid");
+    bases(&targets, codename).with_context(|| {
+        format!("apt has no source for Debian {codename} and its security updates")
+    })
+}
+
+fn bases(targets: &str, codename: &str) -> Option<Bases> {
+    let suites = [
+        codename,
+        "oldstable",
+        "stable",
+        "testing",
+        "sid",
+        "unstable",
+    ];
+    let of = |suffix: &str| {
+        targets.lines().find_map(|line| {
+            let [uri, release, "main"] = line.split(' ').collect::<Vec<_>>()[..] else {
+                return None;
+            };
+            suites
+                .contains(&release.strip_suffix(suffix)?)
+                .then(|| uri.trim_end_matches('/').to_string())
+        })
+    };
+    let main = of("")?;
+    // A machine without security updates: the archive's sibling.
+    let security = of("-security").unwrap_or_else(|| format!("{main}-security"));
+    Some(Bases { main, security })
+}
+
+fn keyring() -> Result<&'static Path> {
+    [
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "/usr/share/keyrings/debian-archive-keyring.pgp",
+    ]
+    .map(Path::new)
+    .into_iter()
+    .find(|path| path.exists())
+    .context("Debian's signing keys are missing: `apt-get install debian-archive-keyring`")
+}
+
+fn sources(kernel: &Kernel, bases: &Bases, keyring: &Path) -> String {
+    let line = |suite: &&str| {
+        let base = if suite.ends_with("-security") {
+            &bases.security
+        } else {
+            &bases.main
+        };
+        format!(
+            "deb [arch=amd64 signed-by={}] {base} {suite} main\n",
+            keyring.display()
+        )
+    };
+    kernel.suites.iter().map(line).collect()
+}
+
+/// The image packages of `kernel`'s series and flavour in apt's listing.
+fn packages(listing: &str, kernel: &Kernel) -> Vec<Package> {
+    let of_kernel = |stanza: &str| {
+        let field = |name: &str| {
+            stanza
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+                .unwrap_or_default()
+        };
+        let name = field("Package");
+        let release = name
+            .strip_prefix("linux-image-")?
+            .strip_suffix(kernel.flavour)?
+            .strip_suffix('-')?;
+        let version = field("Version");
+        let after = version.strip_prefix(kernel.series)?;
+        // `linux-image-6.12-cloud-amd64` and the like only point to a kernel.
+        let points = field("Depends").contains("linux-image-");
+        (release.starts_with(|c: char| c.is_ascii_digit())
+            && after.starts_with(['.', '-', '~'])
+            && !points)
+            .then(|| Package {
+                name: name.to_string(),
+                version: version.to_string(),
+                depends: field("Depends").to_string(),
+            })
+    };
+    listing.split("\n\n").filter_map(of_kernel).collect()
+}
+
+fn is_newer(version: &str, than: &str) -> Result<bool> {
+    let compared =
+        process::output(Command::new("dpkg").args(["--compare-versions", version, "gt", than]))?;
+    match compared.status.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => bail!("dpkg cannot compare the versions {version} and {than}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::kernels;
+
+    const LISTING: &str = "\
+Package: linux-image-cloud-amd64
+Version: 6.12.107-1
+Depends: linux-image-6.12.107+deb13-cloud-amd64 (= 6.12.107-1)
+
+Package: linux-image-6.12-cloud-amd64
+Version: 6.12.117-1
+Depends: linux-image-6.12.117+deb13-cloud-amd64 (= 6.12.117-1)
+
+Package: linux-image-6.12.94+deb13-cloud-amd64
+Version: 6.12.94-1
+Depends: kmod, linux-base (>= 4.3~)
+
+Package: linux-image-6.12.107+deb13-cloud-amd64
+Version: 6.12.107-1
+Depends: kmod, linux-base (>= 4.3~)
+
+Package: linux-image-6.12.107+deb13-rt-amd64
+Version: 6.12.107-1
+Depends: kmod
+
+Package: linux-image-6.1.0-56-cloud-amd64
+Version: 6.1.192-2
+Depends: kmod
+
+Package: linux-image-6.12.107+deb13-cloud-amd64-dbg
+Version: 6.12.107-1
+
+Package: linux-image-7.3-cloud-amd64
+Version: 7.3~rc7-1~exp1
+Depends: dracut | linux-initramfs-tool, linux-base-7.3-cloud-amd64 (= 7.3~rc7-1~exp1), linux-binary-7.3-cloud-amd64 (= 7.3~rc7-1~exp1), linux-modules-7.3-cloud-amd64 (= 7.3~rc7-1~exp1)
+";
+
+    fn versions(name: &str) -> Vec<String> {
+        let kernel = kernels::find(name).unwrap();
+        packages(LISTING, kernel)
+            .into_iter()
+            .map(|package| package.version)
+            .collect()
+    }
+
+    #[test]
+    fn only_images_of_the_series_and_flavour_are_candidates() {
+        assert_eq!(versions("6.12"), ["6.12.94-1", "6.12.107-1"]);
+        assert_eq!(versions("6.12-rt"), ["6.12.107-1"]);
+        assert_eq!(versions("6.1"), ["6.1.192-2"]);
+        assert_eq!(versions("7.3"), ["7.3~rc7-1~exp1"]);
+        assert!(versions("5.10").is_empty());
+    }
+
+    #[test]
+    fn a_split_kernel_brings_its_parts() {
+        let package = &packages(LISTING, kernels::find("7.3").unwrap())[0];
+        assert_eq!(package.release(), "7.3-cloud-amd64");
+        assert_eq!(
+            package.parts(),
+            [
+                "linux-image-7.3-cloud-amd64",
+                "linux-binary-7.3-cloud-amd64",
+                "linux-modules-7.3-cloud-amd64"
+            ]
+        );
+        let whole = &packages(LISTING, kernels::find("6.1").unwrap())[0];
+        assert_eq!(whole.parts(), ["linux-image-6.1.0-56-cloud-amd64"]);
+    }
+
+    #[test]
+    fn a_release_is_newer_than_its_candidate() {
+        assert!(is_newer("7.3.4-1~bpo13+1", "7.3~rc7-1~exp1").unwrap());
+        assert!(is_newer("6.12.107-1", "6.12.94-1").unwrap());
+        assert!(!is_newer("6.12.94-1", "6.12.94-1").unwrap());
+    }
+
+    #[test]
+    fn the_bases_are_debians_own() {
+        let targets = "\
+http://other.example/apt/ cloud-tools-bookworm main
+http://other.example/docker/ bookworm stable
+http://mirror.example/debian/ bookworm-updates main
+http://mirror.example/debian/ bookworm main
+http://security.example/debian-security/ bookworm-security main
+";
+        let expected = Bases {
+            main: "http://mirror.example/debian".into(),
+            security: "http://security.example/debian-security".into(),
+        };
+        assert_eq!(bases(targets, "bookworm"), Some(expected));
+        assert_eq!(bases(targets, "trixie"), None);
+        let main_only = bases("http://m.example/debian/ stable main", "trixie").unwrap();
+        assert_eq!(main_only.security, "http://m.example/debian-security");
+    }
+
+    #[test]
+    fn security_suites_come_from_the_security_archive() {
+        let bases = Bases {
+            main: "http://m".into(),
+            security: "http://s".into(),
+        };
+        let list = sources(kernels::find("6.1").unwrap(), &bases, Path::new("/k.gpg"));
+        assert_eq!(
+            list,
+            "deb [arch=amd64 signed-by=/k.gpg] http://m bookworm main\n\
+             deb [arch=amd64 signed-by=/k.gpg] http://s bookworm-security main\n"
+        );
+    }
+}

@@ -1,0 +1,166 @@
+//! The kernels of the matrix, in one table: what each is called, where Debian
+//! has it, how the tests may attach there. Downloads nothing.
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+/// How the tests make queue-trace attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Attach {
+    /// fentry and fexit.
+    Fentry,
+    /// kprobe and kretprobe.
+    Kprobe,
+    /// Tracepoints alone.
+    Tracepoint,
+}
+
+impl Attach {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
+/// One kernel to test on. The newest package version of the series is taken.
+#[derive(Debug, PartialEq)]
+pub struct Kernel {
+    pub name: &'static str,
+    /// What the package's version starts with.
+    pub series: &'static str,
+    pub suites: &'static [&'static str],
+    /// Debian's build of it.
+    pub flavour: &'static str,
+    /// Tested if no kernel is named.
+    pub default: bool,
+    pub attach: &'static [Attach],
+}
+
+const PROBES: &[Attach] = &[Attach::Fentry, Attach::Kprobe];
+const ALL: &[Attach] = &[Attach::Fentry, Attach::Kprobe, Attach::Tracepoint];
+
+const CLOUD: Kernel = Kernel {
+    name: "",
+    series: "",
+    suites: &[],
+    flavour: "cloud-amd64",
+    default: true,
+    attach: PROBES,
+};
+
+pub const KERNELS: &[Kernel] = &[
+    // Behaves differently from later 5.10: both are in use.
+    Kernel {
+        name: "5.10.223",
+        series: "5.10.223",
+        suites: &["bullseye"],
+        ..CLOUD
+    },
+    Kernel {
+        name: "5.10",
+        series: "5.10",
+        suites: &["bullseye-security"],
+        ..CLOUD
+    },
+    Kernel {
+        name: "6.1",
+        series: "6.1",
+        suites: &["bookworm", "bookworm-security"],
+        ..CLOUD
+    },
+    Kernel {
+        name: "6.12",
+        series: "6.12",
+        suites: &["trixie", "trixie-security"],
+        ..CLOUD
+    },
+    Kernel {
+        name: "6.12-rt",
+        series: "6.12",
+        suites: &["trixie", "trixie-security"],
+        flavour: "rt-amd64",
+        default: false,
+        ..CLOUD
+    },
+    Kernel {
+        name: "6.18",
+        series: "6.18",
+        suites: &["trixie-backports"],
+        attach: ALL,
+        ..CLOUD
+    },
+    Kernel {
+        name: "7.2",
+        series: "7.2",
+        suites: &["trixie-backports", "sid"],
+        attach: ALL,
+        ..CLOUD
+    },
+    Kernel {
+        name: "7.3",
+        series: "7.3",
+        suites: &["trixie-backports", "sid", "experimental"],
+        default: false,
+        attach: ALL,
+        ..CLOUD
+    },
+];
+
+pub fn find(name: &str) -> Result<&'static Kernel> {
+    KERNELS
+        .iter()
+        .find(|kernel| kernel.name == name)
+        .with_context(|| {
+            let names: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
+            format!(
+                "there is no kernel `{name}`; there are {}",
+                names.join(", ")
+            )
+        })
+}
+
+/// The named kernels; without names the default ones, or all.
+pub fn select(names: &[String], all: bool) -> Result<Vec<&'static Kernel>> {
+    if names.is_empty() {
+        return Ok(KERNELS
+            .iter()
+            .filter(|kernel| all || kernel.default)
+            .collect());
+    }
+    names.iter().map(|name| find(name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_start_with_the_series() {
+        for (index, kernel) in KERNELS.iter().enumerate() {
+            assert!(kernel.name.starts_with(kernel.series));
+            assert!(
+                KERNELS[..index]
+                    .iter()
+                    .all(|earlier| earlier.name != kernel.name)
+            );
+        }
+    }
+
+    #[test]
+    fn selects_the_default_all_or_the_named() {
+        let names = |kernels: Vec<&Kernel>| kernels.iter().map(|k| k.name).collect::<Vec<_>>();
+        let default = names(select(&[], false).unwrap());
+        assert_eq!(default, ["5.10.223", "5.10", "6.1", "6.12", "6.18", "7.2"]);
+        assert_eq!(select(&[], true).unwrap().len(), KERNELS.len());
+        assert_eq!(names(select(&["7.3".into()], false).unwrap()), ["7.3"]);
+        assert!(
+            select(&["2.4".into()], false)
+                .unwrap_err()
+                .to_string()
+                .contains("6.12-rt")
+        );
+    }
+}

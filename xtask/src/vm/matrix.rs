@@ -1,0 +1,262 @@
+//! `cargo xtask vm test`: the live tests on every kernel, in every way to
+//! attach, a few machines at a time, and one table of what came of it.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use anyhow::{Result, anyhow};
+
+use super::cache::{self, Image};
+use super::console;
+use super::guest::Guest;
+use super::kernels::{self, Attach, Kernel};
+use super::machine::{self, End, Run, Size};
+use crate::artifacts::{self, For};
+use crate::live;
+
+#[derive(clap::Args, Default)]
+pub struct Args {
+    /// The kernels; the default ones if none is named.
+    kernels: Vec<String>,
+    /// Every kernel there is.
+    #[arg(long)]
+    all: bool,
+    /// How queue-trace attaches; by default every way that is tested on the kernel.
+    #[arg(long, value_enum)]
+    attach: Vec<Attach>,
+    #[command(flatten)]
+    size: Size,
+    /// Arguments of the test program: names of tests, or its options.
+    #[arg(last = true)]
+    filters: Vec<String>,
+}
+
+/// One machine to boot.
+struct Job {
+    kernel: &'static Kernel,
+    attach: Attach,
+}
+
+/// What came of it.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    passed: u32,
+    failed: u32,
+    seconds: u64,
+    /// What went wrong other than tests that failed.
+    fault: Option<String>,
+}
+
+/// What every machine gets.
+struct Plan<'a> {
+    args: &'a Args,
+    program: PathBuf,
+    tests: PathBuf,
+}
+
+/// Whether all tests passed.
+pub fn run(args: &Args) -> Result<bool> {
+    args.size.warn()?;
+    let kernels = kernels::select(&args.kernels, args.all)?;
+    for kernel in &kernels {
+        // One after the other, before any machine waits for it.
+        cache::cached_or_fetched(kernel)?;
+    }
+    let plan = Plan {
+        args,
+        program: artifacts::program(For::Guest)?,
+        tests: artifacts::live_tests(For::Guest)?,
+    };
+    let jobs: Vec<_> = kernels
+        .into_iter()
+        .flat_map(|kernel| plan.jobs(kernel))
+        .collect();
+    let outcomes = plan.run(&jobs)?;
+
+    println!(
+        "\n{:<10} {:<20} {:<10} {:>6} {:>6} {:>7}",
+        "kernel", "version", "attach", "passed", "failed", "seconds"
+    );
+    for (Job { kernel, attach }, (image, outcome)) in jobs.iter().zip(&outcomes) {
+        let Outcome {
+            passed,
+            failed,
+            seconds,
+            fault,
+        } = outcome;
+        let (name, version, attach) = (kernel.name, &image.version, attach.name());
+        let fault = fault.as_deref().unwrap_or_default();
+        let row = format!(
+            "{name:<10} {version:<20} {attach:<10} {passed:>6} {failed:>6} {seconds:>7}  {fault}"
+        );
+        println!("{}", row.trim_end());
+    }
+    let sum = |count: fn(&Outcome) -> u32| {
+        outcomes
+            .iter()
+            .map(|(_, outcome)| count(outcome))
+            .sum::<u32>()
+    };
+    let (passed, failed) = (sum(|outcome| outcome.passed), sum(|outcome| outcome.failed));
+    println!("\n{passed} passed, {failed} failed");
+    Ok(failed == 0 && passed > 0)
+}
+
+impl Plan<'_> {
+    fn jobs(&self, kernel: &'static Kernel) -> Vec<Job> {
+        let attach = if self.args.attach.is_empty() {
+            kernel.attach
+        } else {
+            &self.args.attach
+        };
+        attach
+            .iter()
+            .map(|&attach| Job { kernel, attach })
+            .collect()
+    }
+
+    /// Runs the jobs on as many threads as there are processors for their machines.
+    fn run(&self, jobs: &[Job]) -> Result<Vec<(Image, Outcome)>> {
+        let processors = thread::available_parallelism()?.get();
+        let workers = (processors / self.args.size.smp.max(1) as usize).clamp(1, jobs.len().max(1));
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<Vec<_>> {
+            let mut done = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(job) = jobs.get(index) else {
+                    return Ok(done);
+                };
+                done.push((index, self.boot(job)?));
+            }
+        };
+        let mut outcomes = Vec::new();
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+            for worker in workers {
+                outcomes.extend(
+                    worker
+                        .join()
+                        .map_err(|_| anyhow!("a machine's thread panicked"))??,
+                );
+            }
+            anyhow::Ok(())
+        })?;
+        outcomes.sort_by_key(|(index, _)| *index);
+        Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
+    }
+
+    fn boot(&self, job: &Job) -> Result<(Image, Outcome)> {
+        let image = cache::cached_or_fetched(job.kernel)?;
+        let name = format!("{}-{}", job.kernel.name, job.attach.name());
+        let run = machine::run(
+            &image,
+            &self.guest(job.attach),
+            &self.args.size,
+            &name,
+            false,
+        )?;
+        let outcome = judge(&run);
+
+        let Outcome {
+            passed,
+            failed,
+            seconds,
+            fault,
+        } = &outcome;
+        if *failed > 0 {
+            let fault = fault.as_deref().unwrap_or("tests failed");
+            println!(
+                "\n{name}: {fault}; the end of {}:\n{}\n",
+                run.log.display(),
+                console::tail(&run.console, TAIL)
+            );
+        }
+        println!(
+            "{name}: {passed} passed, {failed} failed, {seconds} s, {}",
+            run.log.display()
+        );
+        Ok((image, outcome))
+    }
+
+    fn guest(&self, attach: Attach) -> Guest {
+        let in_guest =
+            |path: &PathBuf| format!("/bin/{}", path.file_name().unwrap_or_default().display());
+        let environment = live::environment(&in_guest(&self.program), attach);
+        let mut command = vec![in_guest(&self.tests), "--test-threads=1".into()];
+        command.extend(self.args.filters.iter().cloned());
+        Guest {
+            programs: vec![self.program.clone(), self.tests.clone()],
+            environment: environment
+                .map(|(name, value)| (name.to_string(), value))
+                .to_vec(),
+            command,
+        }
+    }
+}
+
+/// How much of a failing machine's console is shown.
+const TAIL: usize = 60;
+
+/// A machine that failed counts as one failed test, if no test did.
+fn judge(run: &Run) -> Outcome {
+    let counts = console::test_counts(&run.console);
+    let (passed, failed) = counts.unwrap_or_default();
+    let fault = run.fault().or_else(|| match (counts, &run.end) {
+        (None, _) => Some("the tests gave no result".into()),
+        (Some((_, 0)), End::Exit(status @ 1..)) => {
+            Some(format!("the test program ended with status {status}"))
+        }
+        _ => None,
+    });
+    let failed = if fault.is_some() {
+        failed.max(1)
+    } else {
+        failed
+    };
+    Outcome {
+        passed,
+        failed,
+        seconds: run.took.as_secs(),
+        fault,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn judged(end: End, console: &str) -> (u32, u32, Option<String>) {
+        let run = Run {
+            end,
+            console: console.into(),
+            log: PathBuf::new(),
+            took: Duration::ZERO,
+        };
+        let outcome = judge(&run);
+        (outcome.passed, outcome.failed, outcome.fault)
+    }
+
+    #[test]
+    fn outcomes_are_those_of_the_tests_and_of_the_machine() {
+        let good = "test result: ok. 9 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
+        let bad = "test result: FAILED. 8 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out";
+        assert_eq!(judged(End::Exit(0), good), (9, 0, None));
+        assert_eq!(judged(End::Exit(101), bad), (8, 1, None));
+        assert_eq!(
+            judged(End::Exit(0), ""),
+            (0, 1, Some("the tests gave no result".into()))
+        );
+        assert_eq!(
+            judged(End::Exit(3), good),
+            (9, 1, Some("the test program ended with status 3".into()))
+        );
+        let (passed, failed, fault) =
+            judged(End::Exit(0), &format!("[    1.000000] BUG: x\n{good}"));
+        assert_eq!((passed, failed), (9, 1));
+        assert!(fault.unwrap().contains("BUG: x"));
+    }
+}

@@ -1,0 +1,129 @@
+//! `cargo xtask vm`: real kernels under QEMU. This file holds the command line;
+//! the table of kernels is in `kernels`.
+
+mod archive;
+mod cache;
+mod console;
+mod cpio;
+mod guest;
+mod kernels;
+mod machine;
+pub mod matrix;
+mod modules;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use guest::Guest;
+use machine::{End, Size};
+
+pub use kernels::Attach;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Fetch the newest version of kernels; of the default ones if none is named.
+    Fetch {
+        kernels: Vec<String>,
+        /// Every kernel there is.
+        #[arg(long)]
+        all: bool,
+    },
+    /// List the kernels, and which version of each is in the cache.
+    List,
+    /// Boot a kernel, run a command in it, exit with the command's status (124
+    /// at the time limit, 125 if the kernel died or complained).
+    Run(RunArgs),
+    /// Run the live tests on kernels; exit with 1 if any fails.
+    Test(matrix::Args),
+}
+
+#[derive(clap::Args)]
+pub struct RunArgs {
+    kernel: String,
+    #[command(flatten)]
+    size: Size,
+    /// A program to put in the guest's /bin, with the libraries it needs.
+    #[arg(long = "bin", value_name = "PATH")]
+    programs: Vec<PathBuf>,
+    /// An environment variable of the command.
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    environment: Vec<(String, String)>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+pub fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Fetch { kernels, all } => fetch(&kernels, all).map(|()| ExitCode::SUCCESS),
+        Command::List => list().map(|()| ExitCode::SUCCESS),
+        Command::Run(args) => boot(args),
+        Command::Test(args) => Ok(if matrix::run(&args)? {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }),
+    }
+}
+
+fn fetch(names: &[String], all: bool) -> Result<()> {
+    for kernel in kernels::select(names, all)? {
+        let image = cache::fetch(kernel).with_context(|| format!("no kernel {}", kernel.name))?;
+        println!("{:<10} {}", kernel.name, image.version);
+    }
+    Ok(())
+}
+
+fn list() -> Result<()> {
+    for kernel in kernels::KERNELS {
+        let version = cache::cached(kernel)?.map(|image| image.version);
+        let tested = if kernel.default { "default" } else { "" };
+        println!(
+            "{:<10} {:<8} {:<12} {}",
+            kernel.name,
+            tested,
+            kernel.flavour,
+            version.as_deref().unwrap_or("-")
+        );
+    }
+    Ok(())
+}
+
+fn boot(args: RunArgs) -> Result<ExitCode> {
+    let kernel = kernels::find(&args.kernel)?;
+    let image = cache::cached_or_fetched(kernel)?;
+    args.size.warn()?;
+    let guest = Guest {
+        programs: args.programs,
+        environment: args.environment,
+        command: args.command,
+    };
+    let name = format!("{}-run-{}", kernel.name, std::process::id());
+    let run = machine::run(&image, &guest, &args.size, &name, true)?;
+
+    let fault = run.fault();
+    if let Some(fault) = &fault {
+        eprintln!("error: {}: {fault}", kernel.name);
+    }
+    eprintln!(
+        "{} {}, {:.1} s, console: {}",
+        kernel.name,
+        image.version,
+        run.took.as_secs_f64(),
+        run.log.display()
+    );
+    Ok(match (run.end, fault) {
+        (End::TimeOut, _) => ExitCode::from(124),
+        (End::Exit(status), None) => ExitCode::from(status),
+        _ => ExitCode::from(125),
+    })
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("not NAME=VALUE".into()),
+    }
+}
