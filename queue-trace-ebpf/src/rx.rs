@@ -67,11 +67,20 @@ fn identity(net: u64) -> u64 {
     memory::get(net, field::NET_COOKIE).unwrap_or(net)
 }
 
+/// This CPU's baseline of a namespace, if it has one.
+#[inline(always)]
+fn baseline_of(net: u64) -> Option<&'static mut Baseline> {
+    let baseline = BASELINES.get_ptr_mut(identity(net))?;
+    // SAFETY: this CPU's copy, and a program does not interrupt itself.
+    let baseline = unsafe { &mut *baseline };
+    // Another CPU's insertion makes an empty entry for this one.
+    (baseline.address != 0).then_some(baseline)
+}
+
 /// Makes sure that the namespace has a baseline on this CPU.
 #[inline(always)]
 fn prime(net: u64) {
-    let identity = identity(net);
-    if BASELINES.get_ptr_mut(identity).is_some() {
+    if baseline_of(net).is_some() {
         return;
     }
     let Some(cpu) = evidence::cpu() else { return };
@@ -86,7 +95,8 @@ fn prime(net: u64) {
     if !evidence::read_counters(&mut baseline.values, address) {
         return;
     }
-    if BASELINES.insert(identity, &baseline, 0).is_err() {
+    // Sets this CPU's copy alone, also where the entry exists.
+    if BASELINES.insert(identity(net), &baseline, 0).is_err() {
         emit::lost(|loss| &mut loss.map_full);
     }
 }
@@ -118,11 +128,9 @@ enum Freed {
 #[inline(always)]
 fn freed(skb: u64, how: Freed) {
     let Some(net) = net_of(skb) else { return };
-    let Some(baseline) = BASELINES.get_ptr_mut(identity(net)) else {
+    let Some(baseline) = baseline_of(net) else {
         return;
     };
-    // SAFETY: this CPU's copy, and a program does not interrupt itself.
-    let baseline = unsafe { &mut *baseline };
     if !evidence::read_counters(&mut baseline.now, baseline.address) {
         return;
     }
@@ -337,11 +345,9 @@ fn forget(sk: u64, net: u64) {
 /// A connection was made. Whether by a cookie, the counters tell.
 #[inline(always)]
 fn completed(sk: u64, net: u64) {
-    let Some(baseline) = BASELINES.get_ptr_mut(identity(net)) else {
+    let Some(baseline) = baseline_of(net) else {
         return;
     };
-    // SAFETY: this CPU's copy; the kernel runs this with bottom halves off.
-    let baseline = unsafe { &mut *baseline };
     if !evidence::read_counters(&mut baseline.now, baseline.address) {
         return;
     }

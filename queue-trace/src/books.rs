@@ -11,15 +11,15 @@ use queue_trace_common::settings::CountKey;
 
 use crate::{
     ledger::{Counters, Ledger, Look},
-    netns::{self, Door},
-    probe::Probe,
+    netns,
+    probe::{Probe, Wanted},
 };
 
 /// The books as they were when the run began.
 pub struct Books {
     start: BTreeMap<u32, Look>,
-    /// Namespaces asked for by name; empty: all.
-    only: Vec<u32>,
+    /// Says which namespaces they are about.
+    wanted: Wanted,
     /// Why the two sides cannot be compared, if they cannot.
     partial: Option<&'static str>,
 }
@@ -30,32 +30,22 @@ const TRIES: usize = 10;
 const BETWEEN: Duration = Duration::from_millis(20);
 
 impl Books {
-    /// Opens the books. `complete`: whether all packets are counted, not only those of
-    /// some port or client.
+    /// Opens the books.
     ///
     /// # Errors
     /// If the kernel side's counts cannot be read.
-    pub fn open(probe: &Probe, only: &[u32], complete: bool) -> Result<Self> {
+    pub fn open(probe: &Probe, wanted: &Wanted) -> Result<Self> {
         let mut books = Self {
             start: BTreeMap::new(),
-            only: only.to_owned(),
-            partial: (!complete).then_some("a filter leaves out some packets"),
+            wanted: wanted.clone(),
+            partial: (!wanted.counts_all()).then_some("a filter leaves out some packets"),
         };
         books.start = books.look(probe)?;
         Ok(books)
     }
 
-    /// The namespaces that the books are about.
-    fn namespaces(&self) -> BTreeMap<u32, Door> {
-        let mut all = netns::list();
-        if !self.only.is_empty() {
-            all.retain(|id, _| self.only.contains(id));
-        }
-        all
-    }
-
     fn look(&self, probe: &Probe) -> Result<BTreeMap<u32, Look>> {
-        let doors = self.namespaces();
+        let doors = self.wanted.namespaces();
         let before = seen(&probe.counts()?);
         let kernel: BTreeMap<_, _> = doors
             .iter()
@@ -114,7 +104,7 @@ impl Books {
             .filter(|ledger| {
                 !ledger.is_still()
                     || Some(ledger.netns) == own
-                    || self.only.contains(&ledger.netns)
+                    || self.wanted.netns.contains_key(&ledger.netns)
             })
             .collect();
         let gone = seen(&probe.counts()?)

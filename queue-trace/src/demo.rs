@@ -13,6 +13,7 @@ use crate::{
     host::Host,
     lab::{Family, scenario},
     live::{self, Live, Until},
+    netns::Door,
     probe::Wanted,
     sink::{Json, Output, Sink, Text},
 };
@@ -30,9 +31,10 @@ pub async fn run(args: &cli::Demo) -> Result<()> {
     let family = if args.ipv6 { Family::V6 } else { Family::V4 };
     live::fit_to_attach(&Host::look())?;
     let mut stage = case.prepare(family)?;
+    let netns = stage.netns();
     let wanted = Wanted {
         outcomes: outcome::of_kind(Kind::Refusal),
-        netns: vec![stage.netns().id()],
+        netns: [(netns.id(), Some(Door::Path(netns.path())))].into(),
         ..Wanted::default()
     };
     eprintln!("demo: {}", case.about);

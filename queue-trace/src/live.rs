@@ -26,7 +26,7 @@ use crate::{
     decode::decode,
     event::{Listener, rfc3339},
     host::{Host, OLDEST},
-    netns,
+    netns::{self, Door},
     plan::{Offers, Plan, PlanError},
     privilege,
     probe::{AttachError, Probe, Wanted},
@@ -64,8 +64,9 @@ pub fn wanted(trace: &cli::Trace) -> Result<Wanted> {
         .netns
         .iter()
         .map(|arg| match arg {
-            cli::NetnsArg::Id(id) => Ok(*id),
+            cli::NetnsArg::Id(id) => Ok((*id, None)),
             cli::NetnsArg::Path(path) => netns::id(path)
+                .map(|id| (id, Some(Door::Path(path.clone()))))
                 .with_context(|| format!("--netns {}: no network namespace there", path.display())),
         })
         .collect::<Result<_>>()?;
@@ -150,7 +151,7 @@ impl Live {
         fit_to_attach(&host)?;
         let types = Types::read(kernel.btf.as_deref())?;
         let (probe, plan) = attach(&host, &types, kernel, &wanted)?;
-        let books = Books::open(&probe, &wanted.netns, wanted.counts_all())?;
+        let books = Books::open(&probe, &wanted)?;
         privilege::keep_only_what_is_needed()?;
         Ok(Self {
             probe,

@@ -14,9 +14,6 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::ledger::Counters;
 
-/// Where `ip netns` and container runtimes keep names of namespaces.
-const NAMED: [&str; 2] = ["/run/netns", "/run/docker/netns"];
-
 /// The way into a namespace, as long as it exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Door {
@@ -36,26 +33,30 @@ pub fn id(path: &Path) -> io::Result<u32> {
     u32::try_from(inode).map_err(|_| io::Error::other("not a network namespace"))
 }
 
-/// All namespaces that can be found: those of processes, and those with a name.
+/// All namespaces that can be found: those of processes, and those mounted somewhere,
+/// as `ip netns` and container runtimes do to name them.
 #[must_use]
 pub fn list() -> BTreeMap<u32, Door> {
-    let mut found = BTreeMap::new();
-    for directory in NAMED {
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            if let Ok(id) = id(&entry.path()) {
-                found.insert(id, Door::Path(entry.path()));
-            }
-        }
-    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut found: BTreeMap<_, _> = mounts.lines().filter_map(mounted).collect();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
         if let Ok(id) = id(&entry.path().join("ns/net")) {
-            found.entry(id).or_insert(Door::Process(pid));
+            found.insert(id, Door::Process(pid));
         }
     }
     found
+}
+
+/// The namespace that a line of `/proc/self/mountinfo` mounts, if it mounts one:
+/// fields 4 and 5 are `net:[NUMBER]` and where it is.
+fn mounted(line: &str) -> Option<(u32, Door)> {
+    let mut fields = line.split(' ').skip(3);
+    let number = fields.next()?.strip_prefix("net:[")?.strip_suffix(']')?;
+    let place = fields.next()?;
+    Some((number.parse().ok()?, Door::Path(place.into())))
 }
 
 /// This process's own namespace.
@@ -66,35 +67,31 @@ pub fn own() -> io::Result<u32> {
     id(Path::new("/proc/self/ns/net"))
 }
 
-/// The counters of a namespace.
+impl Door {
+    /// Opens it, and checks that it still leads to the namespace of that number.
+    fn open(&self, netns: u32) -> io::Result<File> {
+        let namespace = match self {
+            Self::Process(pid) => File::open(format!("/proc/{pid}/ns/net"))?,
+            Self::Path(path) => File::open(path)?,
+        };
+        if namespace.metadata()?.ino() == u64::from(netns) {
+            Ok(namespace)
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
+}
+
+/// Does `work` inside a namespace, in a thread that enters it and ends.
 ///
 /// # Errors
 /// If the namespace is gone, or may not be entered.
-pub fn counters(netns: u32, door: &Door) -> io::Result<Counters> {
-    let text = match door {
-        Door::Process(pid) => {
-            let text = fs::read_to_string(format!("/proc/{pid}/net/netstat"))?;
-            // The process may have gone, and its number been given to another.
-            if id(Path::new(&format!("/proc/{pid}/ns/net")))? != netns {
-                return Err(io::ErrorKind::NotFound.into());
-            }
-            text
-        }
-        Door::Path(path) => {
-            let namespace = File::open(path)?;
-            if namespace.metadata()?.ino() != u64::from(netns) {
-                return Err(io::ErrorKind::NotFound.into());
-            }
-            inside(&namespace, || {
-                fs::read_to_string("/proc/thread-self/net/netstat")
-            })?
-        }
-    };
-    Counters::parse(&text).ok_or_else(|| io::Error::other("/proc/net/netstat has no TcpExt section"))
-}
-
-/// Does `work` in a thread that has entered the namespace, and ends.
-fn inside<R: Send>(namespace: &File, work: impl FnOnce() -> io::Result<R> + Send) -> io::Result<R> {
+pub fn inside<R: Send>(
+    netns: u32,
+    door: &Door,
+    work: impl FnOnce() -> io::Result<R> + Send,
+) -> io::Result<R> {
+    let namespace = door.open(netns)?;
     thread::scope(|scope| {
         thread::Builder::new()
             .spawn_scoped(scope, || {
@@ -104,6 +101,27 @@ fn inside<R: Send>(namespace: &File, work: impl FnOnce() -> io::Result<R> + Send
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
     })
+}
+
+/// The counters of a namespace.
+///
+/// # Errors
+/// If the namespace is gone, or may not be entered.
+pub fn counters(netns: u32, door: &Door) -> io::Result<Counters> {
+    let text = match door {
+        // Without entering it, which takes fewer privileges.
+        Door::Process(pid) => {
+            let text = fs::read_to_string(format!("/proc/{pid}/net/netstat"))?;
+            // The process may have gone, and its number been given to another.
+            door.open(netns)?;
+            text
+        }
+        Door::Path(_) => inside(netns, door, || {
+            fs::read_to_string("/proc/thread-self/net/netstat")
+        })?,
+    };
+    Counters::parse(&text)
+        .ok_or_else(|| io::Error::other("/proc/net/netstat has no TcpExt section"))
 }
 
 #[cfg(test)]
@@ -116,6 +134,15 @@ mod tests {
         let all = list();
         let door = all.get(&own).expect("our own namespace is among those listed");
         counters(own, door).unwrap();
+    }
+
+    #[test]
+    fn mounts_of_namespaces_are_recognised() {
+        let line = "370 25 0:4 net:[4026532177] /run/netns/blue rw shared:210 - nsfs nsfs rw";
+        let door = Door::Path("/run/netns/blue".into());
+        assert_eq!(mounted(line), Some((4026532177, door)));
+        let other = "28 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw";
+        assert_eq!(mounted(other), None);
     }
 
     #[test]

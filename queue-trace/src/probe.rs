@@ -2,9 +2,9 @@
 //! attaches it, and reads its maps.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::Hash,
-    io::{self, Read},
+    io,
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -27,6 +27,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::{
     btf::Types,
+    netns::{self, Door},
     plan::{Family, Plan},
 };
 
@@ -44,8 +45,8 @@ pub struct Wanted {
     pub addrs: Vec<IpNet>,
     /// Clients; empty: all.
     pub clients: Vec<IpNet>,
-    /// Namespaces; empty: all.
-    pub netns: Vec<u32>,
+    /// Namespaces, and the way into those whose way is known; empty: all.
+    pub netns: BTreeMap<u32, Option<Door>>,
     /// Whether the kernel side's own messages are wanted.
     pub debug: bool,
 }
@@ -57,6 +58,21 @@ impl Wanted {
         self.ports.is_empty() && self.addrs.is_empty() && self.clients.is_empty()
     }
 
+    /// The namespaces to look into.
+    #[must_use]
+    pub fn namespaces(&self) -> BTreeMap<u32, Door> {
+        let mut all = netns::list();
+        for (id, door) in &self.netns {
+            if let Some(door) = door {
+                all.insert(*id, door.clone());
+            }
+        }
+        if !self.netns.is_empty() {
+            all.retain(|id, _| self.netns.contains_key(id));
+        }
+        all
+    }
+
     fn filter(&self) -> Filter {
         let mut filter = Filter {
             outcomes: self.outcomes,
@@ -66,7 +82,7 @@ impl Wanted {
             clients: (!self.clients.is_empty()).into(),
             ..Filter::default()
         };
-        for (place, id) in filter.netns.iter_mut().zip(&self.netns) {
+        for (place, id) in filter.netns.iter_mut().zip(self.netns.keys()) {
             *place = *id;
         }
         filter
@@ -126,7 +142,7 @@ impl Probe {
             Family::Fentry => Some(Btf::from_sys_fs().context("cannot read the kernel's BTF")?),
             Family::Kprobe => None,
             Family::Tracepoint => {
-                attach_tracepoints(&mut ebpf)?;
+                attach_tracepoints(&mut ebpf, wanted)?;
                 None
             }
         };
@@ -293,10 +309,10 @@ fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), Pr
     Ok(())
 }
 
-fn attach_tracepoints(ebpf: &mut Ebpf) -> Result<(), AttachError> {
+fn attach_tracepoints(ebpf: &mut Ebpf, wanted: &Wanted) -> Result<(), AttachError> {
     // Listeners first, then the packets that need them.
     attach_tracepoint(ebpf, "rx_state", "inet_sock_set_state")?;
-    find_listeners(ebpf).context("cannot list the listeners that exist already")?;
+    find_listeners(ebpf, &wanted.namespaces()).context("cannot list the listeners that exist already")?;
     attach_tracepoint(ebpf, "rx_consume", "consume_skb")?;
     attach_tracepoint(ebpf, "rx_kfree", "kfree_skb")?;
     attach_tracepoint(ebpf, "rx_receive", "netif_receive_skb")
@@ -315,15 +331,24 @@ fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), A
     })
 }
 
-/// Runs the iterator over the sockets of this namespace once.
-fn find_listeners(ebpf: &mut Ebpf) -> Result<()> {
+/// Runs the iterator over the sockets of each namespace once. An iterator sees the
+/// namespace of the thread that opens it.
+fn find_listeners(ebpf: &mut Ebpf, namespaces: &BTreeMap<u32, Door>) -> Result<()> {
     let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
     let program: &mut Iter = named(ebpf, "rx_listeners")?.try_into()?;
     program.load("tcp", &btf)?;
-    let link = program.attach()?;
-    let mut file = program.take_link(link)?.into_file()?;
-    // It prints nothing; reading it to its end is what runs it.
-    io::copy(&mut file.by_ref(), &mut io::sink())?;
+    for (id, door) in namespaces {
+        let link = program.attach()?;
+        let link = program.take_link(link)?;
+        let listed = netns::inside(*id, door, || {
+            let mut file = link.into_file().map_err(io::Error::other)?;
+            // It prints nothing; reading it to its end is what runs it.
+            io::copy(&mut file, &mut io::sink())
+        });
+        if let Err(error) = listed {
+            log::info!("network namespace {id}: its listeners are not known: {error}");
+        }
+    }
     Ok(())
 }
 

@@ -227,7 +227,7 @@ impl<W: Write> Text<W> {
         )?;
         for (name, line) in &ledger.counters {
             let kernel = line.kernel.map_or("?".to_owned(), |kernel| kernel.to_string());
-            if line.kernel == Some(0) && line.seen == 0 {
+            if line.kernel.unwrap_or(0) == 0 && line.seen == 0 {
                 continue;
             }
             writeln!(self.out, "{kernel:>10}  {name:<20}  seen {}", line.seen)?;
