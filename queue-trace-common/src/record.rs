@@ -35,6 +35,10 @@ pub struct Record {
     pub syn_depth: u32,
     /// Requests of the SYN queue whose SYN-ACK was not retransmitted ([`QUEUES`]).
     pub syn_young: u32,
+    /// `net.ipv4.tcp_syncookies` ([`SYSCTLS`]).
+    pub syncookies: u32,
+    /// `net.ipv4.tcp_abort_on_overflow` ([`SYSCTLS`]).
+    pub abort_on_overflow: u32,
     /// `net.ipv4.tcp_max_syn_backlog` ([`SYSCTLS`]).
     pub max_syn_backlog: u32,
     /// `net.core.somaxconn` ([`SYSCTLS`]).
@@ -49,14 +53,12 @@ pub struct Record {
     pub outcome: u8,
     /// Counters that moved with it, see [`crate::counter::Moved`].
     pub moved: u8,
-    /// `net.ipv4.tcp_syncookies` ([`SYSCTLS`]).
-    pub syncookies: u8,
-    /// `net.ipv4.tcp_abort_on_overflow` ([`SYSCTLS`]).
-    pub abort_on_overflow: u8,
     /// Layout version, [`VERSION`].
     pub version: u8,
     /// SYN-ACKs retransmitted so far, for the timer's outcomes.
     pub retransmits: u8,
+    /// Padding.
+    pub _pad: [u8; 2],
 }
 
 /// Version of the record's layout.
@@ -77,4 +79,4 @@ pub const INODE: u16 = 1 << 5;
 
 /// Bytes of a record.
 pub const SIZE: usize = size_of::<Record>();
-const _: () = assert!(SIZE == 128);
+const _: () = assert!(SIZE == 136);

@@ -50,7 +50,7 @@ fn exit(sk: u64, child: u64) {
 #[fexit]
 fn accept_exit(ctx: FExitContext) -> i32 {
     let child = memory::return_value(&ctx, hook::ACCEPT);
-    exit(ctx.arg(0), child);
+    exit(memory::plain(ctx.arg(0)), child);
     0
 }
 

@@ -49,7 +49,7 @@ fn exit(call: Call, sk: u64, skb: u64, returned: u64) {
     let Some(outcome) = outcome else { return };
     emit::verdict(
         &Verdict {
-            outcome,
+            outcome: evidence::through(&mut frame.outcome, outcome),
             moved,
             count: 1,
             sk: frame.sk,
@@ -98,7 +98,7 @@ fn decide(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
 #[inline(always)]
 fn is_listening(sk: u64) -> bool {
     let (_, _, listen) = crate::globals::tcp_states();
-    memory::get::<u8>(sk, field::SK_STATE).unwrap_or(0) == listen
+    memory::value::<u8>(sk, field::SK_STATE) == listen
 }
 
 /// `cookie_v[46]_check` returns the new connection, NULL, or the listener itself

@@ -44,7 +44,7 @@ fn enter(sk: u64) {
 
 #[fentry]
 fn stop_enter(ctx: FEntryContext) -> i32 {
-    enter(ctx.arg(0));
+    enter(memory::plain(ctx.arg(0)));
     0
 }
 

@@ -58,11 +58,11 @@ pub struct Verdict {
 /// only then.
 #[inline(always)]
 pub fn verdict(verdict: &Verdict, peer: impl FnOnce() -> Option<Peer>) {
-    let netns: u32 = memory::get(verdict.net, field::NET_ID).unwrap_or(0);
+    let netns: u32 = memory::value(verdict.net, field::NET_ID);
     let mut port = verdict.port;
     let mut inode = 0;
     if verdict.sk != 0 {
-        port = memory::get(verdict.sk, field::SK_PORT).unwrap_or(0);
+        port = memory::value(verdict.sk, field::SK_PORT);
         inode = listener::inode(verdict.sk);
     }
     let key = CountKey {

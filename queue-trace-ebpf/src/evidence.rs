@@ -16,7 +16,7 @@ use queue_trace_common::{
 use crate::{
     emit,
     globals::{self, CPU},
-    memory,
+    memory::{self, Status},
 };
 
 /// Values of the counters, in the order of [`counter::COUNTERS`].
@@ -68,8 +68,12 @@ pub mod saw {
 pub struct Frame {
     /// What the frame was opened for; a [`Call`].
     pub call: u32,
+    /// The verdict's outcome; see [`through`].
+    pub outcome: u32,
     /// Nested functions seen; [`saw`].
     pub saw: u32,
+    /// Padding.
+    pub _pad: u32,
     /// The listener.
     pub sk: u64,
     /// The packet.
@@ -137,22 +141,21 @@ pub fn counters_of(net: u64, cpu: &Cpu) -> Option<u64> {
 /// Reads all counters into a place.
 #[inline(always)]
 pub fn read_counters(place: &mut Counters, counters: u64) -> bool {
-    read_group::<0, 2>(place, counters)
-        && read_group::<1, 2>(place, counters)
-        && read_group::<2, 4>(place, counters)
+    let (first, rest) = place.split_at_mut(GROUPS[0].1);
+    let (second, third) = rest.split_at_mut(GROUPS[1].1);
+    let status = fetch_group::<{ GROUPS[0].1 }>(first, counters, 0)
+        | fetch_group::<{ GROUPS[1].1 }>(second, counters, 1)
+        | fetch_group::<{ GROUPS[2].1 }>(third, counters, 2);
+    status.ok()
 }
 
-/// Reads one run of neighbours: the one at index `GROUP` of [`GROUPS`].
 #[inline(always)]
-fn read_group<const GROUP: usize, const LENGTH: usize>(
-    place: &mut Counters,
-    counters: u64,
-) -> bool {
-    const { assert!(GROUPS[GROUP].1 == LENGTH) };
-    let Some(run) = place[GROUPS[GROUP].0..].first_chunk_mut::<LENGTH>() else {
-        return false;
-    };
-    memory::read_into(run, counters + 8 * globals::counter_place(GROUP))
+fn fetch_group<const LENGTH: usize>(run: &mut [u64], counters: u64, group: usize) -> Status {
+    // The lengths are the groups' own, so there is always such a run.
+    run.first_chunk_mut::<LENGTH>()
+        .map_or(Status::FAILED, |run| {
+            memory::fetch(run, counters + 8 * globals::counter_place(group))
+        })
 }
 
 /// What counters did between two readings.
@@ -187,6 +190,16 @@ impl Movement {
     }
 }
 
+/// Passes an outcome through a map, after which the verifier knows no more of it than
+/// that it is a number: otherwise it would follow all that comes after once for each
+/// outcome.
+#[inline(always)]
+pub fn through(place: &mut u32, outcome: u8) -> u8 {
+    *place = u32::from(outcome);
+    // SAFETY: a reference is good to read from.
+    unsafe { core::ptr::read_volatile(place) as u8 }
+}
+
 /// Opens a frame for a packet that passed the filter.
 #[inline(always)]
 pub fn open(call: Call, sk: u64, skb: u64, request: u64, net: u64) {
@@ -218,7 +231,7 @@ pub fn skip() {
 /// Closes the frame opened for `call` and gives it with the counters that moved.
 /// `skb` 0: not known at this exit.
 #[inline(always)]
-pub fn close(call: Call, skb: u64) -> Option<(&'static Frame, Moved)> {
+pub fn close(call: Call, skb: u64) -> Option<(&'static mut Frame, Moved)> {
     let cpu = cpu()?;
     let frame = &mut cpu.frame;
     if frame.call != call as u32 {

@@ -6,7 +6,10 @@ use queue_trace_common::{
     settings::Address,
 };
 
-use crate::{memory, packet};
+use crate::{
+    memory::{self, Status},
+    packet,
+};
 
 /// AF_INET6 (include/linux/socket.h), part of the system call interface.
 const AF_INET6: u16 = 10;
@@ -14,27 +17,30 @@ const AF_INET6: u16 = 10;
 /// Whether the socket is an IPv6 one (which may serve IPv4 clients as well).
 #[inline(always)]
 pub fn is_v6(sk: u64) -> bool {
-    memory::get::<u16>(sk, field::SK_FAMILY).unwrap_or(0) == AF_INET6
+    memory::value::<u16>(sk, field::SK_FAMILY) == AF_INET6
 }
 
 /// The address a socket is bound to.
 #[inline(always)]
-pub fn bound_addr(sk: u64) -> Option<Address> {
-    if is_v6(sk) {
-        memory::get(sk, field::SK_ADDR6)
-    } else {
-        memory::get::<u32>(sk, field::SK_ADDR4).map(packet::mapped)
-    }
+pub fn fetch_bound_addr(place: &mut Address, sk: u64) -> Status {
+    fetch_addr(place, sk, field::SK_ADDR4, field::SK_ADDR6)
 }
 
 /// The address of a socket's peer.
 #[inline(always)]
-pub fn peer_addr(sk: u64) -> Option<Address> {
+pub fn fetch_peer_addr(place: &mut Address, sk: u64) -> Status {
+    fetch_addr(place, sk, field::SK_PEER_ADDR4, field::SK_PEER_ADDR6)
+}
+
+#[inline(always)]
+fn fetch_addr(place: &mut Address, sk: u64, v4: usize, v6: usize) -> Status {
     if is_v6(sk) {
-        memory::get(sk, field::SK_PEER_ADDR6)
-    } else {
-        memory::get::<u32>(sk, field::SK_PEER_ADDR4).map(packet::mapped)
+        return memory::fetch_field(place, sk, v6);
     }
+    let mut address = 0u32;
+    let status = memory::fetch_field(&mut address, sk, v4);
+    *place = packet::mapped(address);
+    status
 }
 
 /// The inode number of a socket, as `ss -e` shows it; 0 if it has none (any more).
@@ -42,36 +48,28 @@ pub fn peer_addr(sk: u64) -> Option<Address> {
 /// include/net/sock.h).
 #[inline(always)]
 pub fn inode(sk: u64) -> u64 {
-    let socket: u64 = memory::get(sk, field::SK_SOCKET).unwrap_or(0);
-    if socket == 0 {
-        return 0;
-    }
-    memory::get(socket, field::SOCKET_INODE).unwrap_or(0)
+    // A listener being closed has no struct socket; then the second read gives zero.
+    let socket = memory::value(sk, field::SK_SOCKET);
+    memory::value(socket, field::SOCKET_INODE)
 }
 
 /// Identity and gauges.
 #[inline(always)]
 pub fn describe(out: &mut Record, sk: u64) {
     out.sk = sk;
-    if let Some(addr) = bound_addr(sk) {
-        out.listener_addr = addr;
+    if fetch_bound_addr(&mut out.listener_addr, sk).ok() {
         out.present |= record::LISTENER;
     }
-    if let Some(cookie) = memory::get::<u64>(sk, field::SK_COOKIE)
-        && cookie != 0
-    {
-        out.cookie = cookie;
+    // Zero until somebody asks for it.
+    out.cookie = memory::value(sk, field::SK_COOKIE);
+    if out.cookie != 0 {
         out.present |= record::COOKIE;
     }
-    if let Some(depth) = memory::get(sk, field::SK_DEPTH)
-        && let Some(limit) = memory::get(sk, field::SK_LIMIT)
-        && let Some(syn_depth) = memory::get(sk, field::SYN_DEPTH)
-        && let Some(syn_young) = memory::get(sk, field::SYN_YOUNG)
-    {
-        out.accept_depth = depth;
-        out.accept_limit = limit;
-        out.syn_depth = syn_depth;
-        out.syn_young = syn_young;
+    let gauges = memory::fetch_field(&mut out.accept_depth, sk, field::SK_DEPTH)
+        | memory::fetch_field(&mut out.accept_limit, sk, field::SK_LIMIT)
+        | memory::fetch_field(&mut out.syn_depth, sk, field::SYN_DEPTH)
+        | memory::fetch_field(&mut out.syn_young, sk, field::SYN_YOUNG);
+    if gauges.ok() {
         out.present |= record::QUEUES;
     }
 }
@@ -79,15 +77,11 @@ pub fn describe(out: &mut Record, sk: u64) {
 /// The sysctls of the namespace.
 #[inline(always)]
 pub fn sysctls(out: &mut Record, net: u64) {
-    if let Some(syncookies) = memory::get_uint(net, field::NET_SYNCOOKIES)
-        && let Some(abort) = memory::get_uint(net, field::NET_ABORT)
-        && let Some(max_syn_backlog) = memory::get_uint(net, field::NET_MAX_SYN)
-        && let Some(somaxconn) = memory::get_uint(net, field::NET_SOMAXCONN)
-    {
-        out.syncookies = syncookies as u8;
-        out.abort_on_overflow = abort as u8;
-        out.max_syn_backlog = max_syn_backlog;
-        out.somaxconn = somaxconn;
+    let sysctls = memory::fetch_uint(&mut out.syncookies, net, field::NET_SYNCOOKIES)
+        | memory::fetch_uint(&mut out.abort_on_overflow, net, field::NET_ABORT)
+        | memory::fetch_uint(&mut out.max_syn_backlog, net, field::NET_MAX_SYN)
+        | memory::fetch_uint(&mut out.somaxconn, net, field::NET_SOMAXCONN);
+    if sysctls.ok() {
         out.present |= record::SYSCTLS;
     }
 }

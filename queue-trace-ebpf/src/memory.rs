@@ -1,12 +1,9 @@
 //! The only file that reads kernel memory: fields through the table of offsets,
 //! and this CPU's copy of per-CPU data.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, ops::BitOr};
 
-use aya_ebpf::{
-    EbpfContext,
-    helpers::{bpf_probe_read_kernel, generated},
-};
+use aya_ebpf::{EbpfContext, helpers::generated};
 use queue_trace_common::field;
 
 use crate::{
@@ -14,48 +11,35 @@ use crate::{
     globals::{self, CPU},
 };
 
-/// Reads a value of kernel memory. A failed read is counted: the address came from
-/// the kernel, so it should not fail.
-#[inline(always)]
-pub fn read<T: Copy>(address: u64) -> Option<T> {
-    // SAFETY: the helper checks the address and fails rather than faults; every T
-    // used here is plain data.
-    match unsafe { bpf_probe_read_kernel(address as *const T) } {
-        Ok(value) => Some(value),
-        Err(_) => {
+/// The outcome of one or more reads. Combined with `|` and asked once: a branch for
+/// each read would double the ways through the program that the verifier follows, and
+/// cost the hot path.
+#[derive(Clone, Copy)]
+#[must_use]
+pub struct Status(i64);
+
+impl Status {
+    /// A read that was not even tried.
+    pub const FAILED: Self = Self(1);
+
+    /// Whether all went well. If not, it is counted: the addresses came from the
+    /// kernel, so reads should not fail.
+    #[inline(always)]
+    pub fn ok(self) -> bool {
+        if self.0 != 0 {
             read_failed();
-            None
         }
+        self.0 == 0
     }
 }
 
-/// Reads into a place, without the copy that returning a large value costs the
-/// stack. Whether it could be read.
-#[inline(always)]
-pub fn read_into<T: Copy>(place: &mut T, address: u64) -> bool {
-    // SAFETY: the helper writes size_of::<T>() bytes to a place of that size, or
-    // fails; every T used here is plain data.
-    let failed = unsafe {
-        generated::bpf_probe_read_kernel(
-            (&raw mut *place).cast(),
-            size_of::<T>() as u32,
-            address as *const c_void,
-        )
-    } != 0;
-    if failed {
-        read_failed();
-    }
-    !failed
-}
+impl BitOr for Status {
+    type Output = Self;
 
-/// Reads a field of the struct at `base`; `None` if this kernel has no such field.
-#[inline(always)]
-pub fn get<T: Copy>(base: u64, index: usize) -> Option<T> {
-    let field = globals::field(index);
-    if field.size == 0 || base == 0 {
-        return None;
+    #[inline(always)]
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
-    read(base + u64::from(field.offset))
 }
 
 /// Counts a failed read. A function of its own, as there are many reads.
@@ -64,26 +48,79 @@ fn read_failed() {
     emit::lost(|loss| &mut loss.read_failed);
 }
 
-/// Reads an unsigned integer whose width differs between kernels (a sysctl that
-/// was an int and is a u8).
+/// Reads a value of kernel memory into a place.
 #[inline(always)]
-pub fn get_uint(base: u64, index: usize) -> Option<u32> {
+pub fn fetch<T: Copy>(place: &mut T, address: u64) -> Status {
+    fetch_bytes(place, address, size_of::<T>() as u32)
+}
+
+/// The one call of the helper: reads `size` bytes, no more than the place has.
+#[inline(always)]
+fn fetch_bytes<T: Copy>(place: &mut T, address: u64, size: u32) -> Status {
+    // SAFETY: the helper writes `size` bytes, or fails and fills them with zeros; the
+    // callers see to it that the place has them, and every T used is plain data.
+    Status(unsafe {
+        generated::bpf_probe_read_kernel((&raw mut *place).cast(), size, address as *const c_void)
+    })
+}
+
+/// Reads a field of the struct at `base` into a place, which is left alone if this
+/// kernel has no such field.
+#[inline(always)]
+pub fn fetch_field<T: Copy>(place: &mut T, base: u64, index: usize) -> Status {
     let field = globals::field(index);
-    let mut value = 0u64;
-    if field.size == 0 || usize::from(field.size) > size_of_val(&value) {
+    if field.size == 0 {
+        return Status::FAILED;
+    }
+    fetch(place, base + u64::from(field.offset))
+}
+
+/// Reads an unsigned integer whose width differs between kernels (a sysctl that
+/// was an int and is a u8) into a place that holds zero.
+#[inline(always)]
+pub fn fetch_uint(place: &mut u32, base: u64, index: usize) -> Status {
+    // The low bytes come first, as on every architecture this was built for.
+    const { assert!(cfg!(target_endian = "little")) };
+    let field = globals::field(index);
+    let size = u32::from(field.size);
+    if size == 0 || size > size_of::<u32>() as u32 {
+        return Status::FAILED;
+    }
+    fetch_bytes(place, base + u64::from(field.offset), size)
+}
+
+/// Reads a value of kernel memory.
+#[inline(always)]
+pub fn read<T: Copy + Default>(address: u64) -> Option<T> {
+    let mut value = T::default();
+    fetch(&mut value, address).ok().then_some(value)
+}
+
+/// Reads a field of the struct at `base`; `None` if this kernel has no such field, or
+/// if there is no struct.
+#[inline(always)]
+pub fn get<T: Copy + Default>(base: u64, index: usize) -> Option<T> {
+    let field = globals::field(index);
+    if field.size == 0 || base == 0 {
         return None;
     }
-    // SAFETY: writes at most as many bytes as `value` has.
-    let failed = unsafe {
-        generated::bpf_probe_read_kernel(
-            (&raw mut value).cast(),
-            u32::from(field.size),
-            (base + u64::from(field.offset)) as *const c_void,
-        )
-    } != 0;
-    // Little-endian, as every kernel this was built for: the low bytes come first.
-    const { assert!(cfg!(target_endian = "little")) };
-    (!failed).then_some(value as u32)
+    read(base + u64::from(field.offset))
+}
+
+/// The value of a field, or zero where it cannot be read. Without a branch.
+#[inline(always)]
+pub fn value<T: Copy + Default>(base: u64, index: usize) -> T {
+    let mut value = T::default();
+    let _ = fetch_field(&mut value, base, index);
+    value
+}
+
+/// The value of an integer whose width differs, or zero where it cannot be read.
+#[inline(always)]
+pub fn uint(base: u64, index: usize) -> u32 {
+    let mut value = 0;
+    let _ = fetch_uint(&mut value, base, index);
+    value
 }
 
 /// The value that the traced function returned. It sits behind the last argument,
@@ -109,7 +146,7 @@ pub fn per_cpu_offset(here: *const crate::evidence::Cpu) -> u64 {
 
 /// Turns a pointer into a plain number, by reading it as memory.
 #[inline(always)]
-fn plain(pointer: u64) -> u64 {
+pub fn plain(pointer: u64) -> u64 {
     let spilled = pointer;
     let mut value = 0u64;
     // SAFETY: reads eight bytes of this program's own stack.

@@ -54,36 +54,37 @@ impl Packet {
             client_port: 0,
             flags: 0,
         };
-        packet.read(skb)?;
-        Some(packet)
+        packet.read(skb).then_some(packet)
     }
 
     #[inline(always)]
-    fn read(&mut self, skb: u64) -> Option<()> {
-        let head: u64 = memory::get(skb, field::SKB_HEAD)?;
-        let network: u16 = memory::get(skb, field::SKB_NETWORK)?;
-        let transport: u16 = memory::get(skb, field::SKB_TRANSPORT)?;
-        let protocol: u16 = memory::get(skb, field::SKB_PROTOCOL)?;
+    fn read(&mut self, skb: u64) -> bool {
+        let (mut head, mut network, mut transport, mut protocol) = (0u64, 0u16, 0u16, 0u16);
+        let found = memory::fetch_field(&mut head, skb, field::SKB_HEAD)
+            | memory::fetch_field(&mut network, skb, field::SKB_NETWORK)
+            | memory::fetch_field(&mut transport, skb, field::SKB_TRANSPORT)
+            | memory::fetch_field(&mut protocol, skb, field::SKB_PROTOCOL);
         let ip = head + u64::from(network);
-        match u16::from_be(protocol) {
+        let addresses = match u16::from_be(protocol) {
             ETH_P_IP => {
-                self.client = mapped(memory::read(ip + 12)?);
-                self.local = mapped(memory::read(ip + 16)?);
+                let (mut from, mut to) = (0u32, 0u32);
+                let status = memory::fetch(&mut from, ip + 12) | memory::fetch(&mut to, ip + 16);
+                self.client = mapped(from);
+                self.local = mapped(to);
+                status
             }
             ETH_P_IPV6 => {
-                if !memory::read_into(&mut self.client, ip + 8)
-                    || !memory::read_into(&mut self.local, ip + 24)
-                {
-                    return None;
-                }
+                memory::fetch(&mut self.client, ip + 8) | memory::fetch(&mut self.local, ip + 24)
             }
-            _ => return None,
-        }
+            _ => return false,
+        };
         let tcp = head + u64::from(transport);
-        let ports: u32 = memory::read(tcp)?;
-        self.client_port = u16::from_be(ports as u16);
-        self.local_port = u16::from_be((ports >> 16) as u16);
-        self.flags = memory::read(tcp + 13)?;
-        Some(())
+        let (mut from, mut to) = (0u16, 0u16);
+        let ports = memory::fetch(&mut from, tcp)
+            | memory::fetch(&mut to, tcp + 2)
+            | memory::fetch(&mut self.flags, tcp + 13);
+        self.client_port = u16::from_be(from);
+        self.local_port = u16::from_be(to);
+        (found | addresses | ports).ok()
     }
 }

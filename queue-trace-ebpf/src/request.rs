@@ -14,11 +14,17 @@ use crate::{
 /// `struct sock_common`.
 #[inline(always)]
 pub fn peer_of(sk: u64) -> Option<Peer> {
-    Some(Peer {
-        local: listener::bound_addr(sk)?,
-        client: listener::peer_addr(sk)?,
-        client_port: u16::from_be(memory::get(sk, field::SK_PEER_PORT)?),
-    })
+    let mut peer = Peer {
+        local: [0; 16],
+        client: [0; 16],
+        client_port: 0,
+    };
+    let mut port = 0;
+    let status = listener::fetch_bound_addr(&mut peer.local, sk)
+        | listener::fetch_peer_addr(&mut peer.client, sk)
+        | memory::fetch_field(&mut port, sk, field::SK_PEER_PORT);
+    peer.client_port = u16::from_be(port);
+    status.ok().then_some(peer)
 }
 
 /// Opens a frame for a request, if its listener and its client pass the filter.
@@ -45,7 +51,7 @@ pub fn open(call: Call, request: u64) {
             local: peer.local,
             client: peer.client,
             client_port: peer.client_port,
-            retransmits: memory::get(request, field::REQ_RETRANSMITS).unwrap_or(0),
+            retransmits: memory::value(request, field::REQ_RETRANSMITS),
             _pad: [0; 5],
         };
     }

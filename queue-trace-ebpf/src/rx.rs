@@ -26,7 +26,7 @@ use crate::{
     evidence::{self, Counters, Movement},
     filter,
     globals::{self, BASELINES, LISTENERS},
-    memory,
+    listener, memory,
     packet::{Packet, flag},
     request, syn,
 };
@@ -41,6 +41,10 @@ pub struct Baseline {
     pub values: Counters,
     /// Their values now, while a packet is looked at.
     pub now: Counters,
+    /// The outcome; see [`evidence::through`].
+    pub outcome: u32,
+    /// Padding.
+    pub _pad: u32,
 }
 
 /// Where a listener is looked up by a packet's destination.
@@ -91,6 +95,8 @@ fn prime(net: u64) {
         address,
         values: [0; counter::COUNT],
         now: [0; counter::COUNT],
+        outcome: 0,
+        _pad: 0,
     };
     if !evidence::read_counters(&mut baseline.values, address) {
         return;
@@ -146,6 +152,7 @@ fn freed(skb: u64, how: Freed) {
     let Some(outcome) = decide(&packet, moved, net) else {
         return;
     };
+    let outcome = evidence::through(&mut baseline.outcome, outcome);
     let count = if movement.more_than_once {
         emit::lost(|loss| &mut loss.ambiguous);
         most(&baseline.values, &baseline.now)
@@ -155,7 +162,7 @@ fn freed(skb: u64, how: Freed) {
     baseline.values = baseline.now;
     let sk = match how {
         Freed::Dropped(sk) if sk != 0 => sk,
-        _ => listener(net, &packet),
+        _ => listener_of(net, &packet),
     };
     if outcome == outcome::QUEUED && sk == 0 {
         return;
@@ -241,7 +248,7 @@ fn decide(packet: &Packet, moved: Moved, net: u64) -> Option<u8> {
 /// The listener that a packet is for: bound to its address, or to any; an IPv6 one
 /// serves IPv4 clients too. A function of its own, for the stack's sake.
 #[inline(never)]
-fn listener(net: u64, packet: &Packet) -> u64 {
+fn listener_of(net: u64, packet: &Packet) -> u64 {
     let mut key = ListenerKey {
         addr: packet.local,
         net,
@@ -314,12 +321,15 @@ fn rx_state(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn key_of(sk: u64, net: u64) -> Option<ListenerKey> {
-    Some(ListenerKey {
-        addr: crate::listener::bound_addr(sk)?,
+    let mut key = ListenerKey {
+        addr: ANY_V6,
         net,
-        port: memory::get(sk, field::SK_PORT)?,
+        port: 0,
         _pad: [0; 3],
-    })
+    };
+    let status = listener::fetch_bound_addr(&mut key.addr, sk)
+        | memory::fetch_field(&mut key.port, sk, field::SK_PORT);
+    status.ok().then_some(key)
 }
 
 #[inline(always)]
@@ -375,12 +385,13 @@ fn completed(sk: u64, net: u64) {
     } else {
         (outcome::ESTABLISHED_HANDSHAKE, 0)
     };
+    let outcome = evidence::through(&mut baseline.outcome, outcome);
     emit::verdict(
         &Verdict {
             outcome,
             moved,
             count: 1,
-            sk: listener(net, &packet),
+            sk: listener_of(net, &packet),
             net,
             port: local_port,
             retransmits: 0,
@@ -398,7 +409,7 @@ fn rx_listeners(ctx: *const [u64; 2]) -> i32 {
     let sk = unsafe { (*ctx)[1] };
     let (_, _, listen) = globals::tcp_states();
     if sk != 0
-        && memory::get::<u8>(sk, field::SK_STATE).unwrap_or(0) == listen
+        && memory::value::<u8>(sk, field::SK_STATE) == listen
         && let Some(net) = memory::get::<u64>(sk, field::SK_NET)
     {
         remember(sk, net);

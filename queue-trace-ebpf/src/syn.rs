@@ -58,9 +58,10 @@ fn exit(hook: usize, sk: u64, skb: u64) {
     let Some((frame, moved)) = evidence::close(Call::Syn, skb) else {
         return;
     };
+    let outcome = decide(frame, moved);
     emit::verdict(
         &Verdict {
-            outcome: decide(frame, moved),
+            outcome: evidence::through(&mut frame.outcome, outcome),
             moved,
             count: 1,
             sk: frame.sk,
@@ -121,7 +122,7 @@ fn decide(frame: &Frame, moved: u8) -> u8 {
 /// Why a cookie was sent: tcp_syncookies=2 sends one whatever the queue.
 #[inline(always)]
 pub fn cookie_cause(net: u64) -> u8 {
-    if memory::get_uint(net, field::NET_SYNCOOKIES).unwrap_or(0) == 2 {
+    if memory::uint(net, field::NET_SYNCOOKIES) == 2 {
         outcome::COOKIE_SENT_ALWAYS
     } else {
         outcome::COOKIE_SENT_FULL

@@ -33,7 +33,7 @@ fn exit() {
         request::tell(outcome::SYNACK_RETRANSMITTED, frame, moved, 1);
     }
     let hashed = memory::get(frame.request, field::REQ_HASHED).unwrap_or(1u64) != 0;
-    let completed = memory::get(frame.request, field::REQ_CHILD).unwrap_or(0u64) != 0;
+    let completed = memory::value::<u64>(frame.request, field::REQ_CHILD) != 0;
     if !hashed && !completed {
         request::tell(outcome::REQUEST_EXPIRED, frame, moved, 0);
     }

@@ -91,9 +91,9 @@ pub struct SynQueue {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Sysctls {
     /// `net.ipv4.tcp_syncookies`.
-    pub tcp_syncookies: u8,
+    pub tcp_syncookies: u32,
     /// `net.ipv4.tcp_abort_on_overflow`.
-    pub tcp_abort_on_overflow: u8,
+    pub tcp_abort_on_overflow: u32,
     /// `net.ipv4.tcp_max_syn_backlog`.
     pub tcp_max_syn_backlog: u32,
     /// `net.core.somaxconn`.

@@ -159,6 +159,7 @@ impl Probe {
         // SAFETY: the ring owns its descriptor, which stays open and the same until the
         // ring is dropped, together with the registration.
         let records = unsafe { AsyncFd::register(ring) }.context("cannot poll the ring")?;
+        log_sizes(&ebpf);
         Ok(Self {
             records,
             counts: take(&mut ebpf, "COUNTS")?,
@@ -350,6 +351,22 @@ fn find_listeners(ebpf: &mut Ebpf, namespaces: &BTreeMap<u32, Door>) -> Result<(
         }
     }
     Ok(())
+}
+
+/// What the kernel had to verify, for `-vv`.
+fn log_sizes(ebpf: &Ebpf) {
+    if !log::log_enabled!(log::Level::Debug) {
+        return;
+    }
+    for (name, program) in ebpf.programs() {
+        if let Ok(info) = program.info() {
+            log::debug!(
+                "{name}: {} instructions verified, {} bytes",
+                info.verified_instruction_count().unwrap_or(0),
+                info.size_translated().unwrap_or(0)
+            );
+        }
+    }
 }
 
 fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {

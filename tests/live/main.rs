@@ -1,3 +1,21 @@
-//! x
-#[test]
-fn a() {}
+//! The live tests: the real program on the running kernel. `cargo xtask live` runs
+//! them on this machine's kernel, `cargo xtask vm test` on those of the matrix.
+//!
+//! A file for each subject. [`environment`] comes first: it proves that the kernel
+//! does what the other tests impose on it.
+
+mod bad_input;
+mod check;
+mod demo;
+mod ending;
+mod environment;
+mod experiments;
+mod filters;
+mod floods;
+mod handshakes;
+mod ledger;
+mod loss;
+mod output;
+mod overflow;
+mod records;
+mod scenarios;

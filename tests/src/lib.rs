@@ -1,1 +1,30 @@
-//! x
+//! The harness of the live tests: runs the real program on the running kernel, and
+//! holds what it tells against what the laboratory imposed and against the kernel's
+//! own counters, which it reads for itself.
+//!
+//! Two variables say what to test: `QUEUE_TRACE_BIN`, the program, and
+//! `QUEUE_TRACE_ATTACH`, the way it attaches. `cargo xtask live` and
+//! `cargo xtask vm test` set them. Everything here panics, as tests do: a live test
+//! that cannot run fails.
+
+// As in tests: what is not there is a failure, and says so.
+#![allow(clippy::unwrap_used)]
+
+mod attached;
+mod counters;
+mod expected;
+mod mounts;
+mod recording;
+mod room;
+mod scratch;
+mod setting;
+mod tracer;
+
+pub use counters::Counters;
+pub use expected::{Shown, Sums, expected, imposed};
+pub use mounts::{Mounts, in_private_mounts};
+pub use recording::{Event, Ledger, Line, Recording};
+pub use room::{Inhabitant, Room, listener_beside};
+pub use scratch::Scratch;
+pub use setting::{Attach, attach, program};
+pub use tracer::{Finished, Launch, Tracer, wait_for};

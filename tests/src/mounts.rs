@@ -1,0 +1,48 @@
+//! Mounts that one test alone sees: files of the machine hidden, or a disk that is
+//! full.
+
+use std::fs;
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::thread;
+
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// The mounts of the calling thread, and of the programs that it starts.
+#[derive(Debug)]
+pub struct Mounts(());
+
+/// Runs `work` in a thread with mounts of its own. They are gone when it ends.
+pub fn in_private_mounts<R: Send>(work: impl FnOnce(&Mounts) -> R + Send) -> R {
+    let body = || {
+        // SAFETY: NEWNS gives this thread alone a view of mounts, a root and a working
+        // folder of its own; its file descriptors stay shared, which is what the
+        // function's contract is about.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+        let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", flags).unwrap();
+        work(&Mounts(()))
+    };
+    thread::scope(|scope| {
+        let ended = scope.spawn(body).join();
+        ended.unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+impl Mounts {
+    /// Puts an empty folder in the place of one. One that is not there is hidden
+    /// already.
+    pub fn hide(&self, folder: &str) {
+        if Path::new(folder).exists() {
+            mount("none", folder, "tmpfs", MountFlags::empty(), None).unwrap();
+            assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
+        }
+    }
+
+    /// Puts a disk of so many KiB at a folder.
+    pub fn small_disk(&self, folder: &Path, kib: u32) {
+        let size = std::ffi::CString::new(format!("size={kib}k")).unwrap();
+        mount("none", folder, "tmpfs", MountFlags::empty(), size.as_c_str()).unwrap();
+    }
+}
