@@ -17,7 +17,6 @@ use crate::{
 
 #[inline(always)]
 fn exit(sk: u64, child: u64) {
-    emit::fired(hook::ACCEPT);
     if child == 0 || !filter::port(sk) {
         return;
     }

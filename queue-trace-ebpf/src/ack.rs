@@ -131,7 +131,6 @@ fn ack_enter(ctx: FEntryContext) -> i32 {
 fn ack_exit(ctx: FExitContext) -> i32 {
     if ctx.arg::<u64>(3) as u8 == 0 {
         let returned = memory::return_value(&ctx, hook::ACK);
-        emit::fired(hook::ACK);
         exit(Call::Ack, ctx.arg(0), ctx.arg(1), returned);
     }
     0
@@ -150,7 +149,6 @@ fn ack_enter_kprobe(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 fn ack_exit_kprobe(ctx: RetProbeContext) -> u32 {
-    emit::fired(hook::ACK);
     exit(Call::Ack, 0, 0, ctx.ret());
     0
 }
@@ -166,7 +164,6 @@ macro_rules! cookie_check {
         #[fexit]
         fn $exit(ctx: FExitContext) -> i32 {
             let returned = memory::return_value(&ctx, hook::$hook);
-            emit::fired(hook::$hook);
             exit(Call::Cookie, ctx.arg(0), ctx.arg(1), returned);
             0
         }
@@ -181,7 +178,6 @@ macro_rules! cookie_check {
 
         #[kretprobe]
         fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
-            emit::fired(hook::$hook);
             exit(Call::Cookie, 0, 0, ctx.ret());
             0
         }

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
-use queue_trace_common::{field, hook, outcome};
+use queue_trace_common::{field, outcome};
 
 use crate::{
     emit::{self, Verdict},
@@ -15,7 +15,6 @@ use crate::{
 
 #[inline(always)]
 fn enter(sk: u64) {
-    emit::fired(hook::STOP);
     if !filter::port(sk) {
         return;
     }

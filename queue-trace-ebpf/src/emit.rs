@@ -10,7 +10,7 @@ use queue_trace_common::{
 };
 
 use crate::{
-    globals::{self, COUNTS, FIRED, LOSS, OVERFLOWED, RECORDS},
+    globals::{self, COUNTS, LOSS, OVERFLOWED, RECORDS},
     listener, memory,
     packet::Packet,
 };
@@ -157,14 +157,5 @@ pub fn lost(which: impl FnOnce(&mut Loss) -> &mut u64) {
     if let Some(loss) = LOSS.get_ptr_mut(0) {
         // SAFETY: this CPU's copy.
         *which(unsafe { &mut *loss }) += 1;
-    }
-}
-
-/// Notes that a hook fired.
-#[inline(always)]
-pub fn fired(hook: usize) {
-    if let Some(value) = FIRED.get_ptr_mut(hook as u32) {
-        // SAFETY: a race between CPUs loses a count, never the fact that it fired.
-        unsafe { *value = 1 };
     }
 }

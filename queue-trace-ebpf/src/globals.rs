@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use queue_trace_common::{
     counter, field,
@@ -183,7 +183,3 @@ pub static BASELINES: PerCpuHashMap<u64, crate::rx::Baseline> =
 /// Tracepoint mode: listeners by namespace, port and address.
 #[map]
 pub static LISTENERS: HashMap<crate::rx::ListenerKey, u64> = HashMap::with_max_entries(16384, 0);
-
-/// How often each hook fired, for the self-test.
-#[map]
-pub static FIRED: Array<u64> = Array::with_max_entries(hook::COUNT as u32, 0);

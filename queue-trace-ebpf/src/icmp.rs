@@ -5,17 +5,15 @@ use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe},
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
-use queue_trace_common::{counter::DROP, hook, outcome};
+use queue_trace_common::{counter::DROP, outcome};
 
 use crate::{
-    emit,
     evidence::{self, Call},
     request,
 };
 
 #[inline(always)]
 fn exit() {
-    emit::fired(hook::ICMP);
     if let Some((frame, moved)) = evidence::close(Call::Icmp, 0)
         && moved & DROP != 0
     {

@@ -40,7 +40,6 @@ fn enter(hook: usize, sk: u64, skb: u64) {
 /// It leaves. `sk` and `skb` are 0 where the program does not see them.
 #[inline(always)]
 fn exit(hook: usize, sk: u64, skb: u64) {
-    emit::fired(hook);
     if sk != 0 {
         if !filter::port(sk) {
             return;
@@ -171,7 +170,6 @@ macro_rules! nested_exit {
         #[fexit]
         fn $exit(ctx: FExitContext) -> i32 {
             let $returned = memory::return_value(&ctx, hook::$hook);
-            emit::fired(hook::$hook);
             evidence::note($what);
             0
         }
@@ -179,7 +177,6 @@ macro_rules! nested_exit {
         #[kretprobe]
         fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
             let $returned: u64 = ctx.ret();
-            emit::fired(hook::$hook);
             evidence::note($what);
             0
         }

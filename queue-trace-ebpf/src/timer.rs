@@ -9,10 +9,9 @@ use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint},
     programs::{FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
-use queue_trace_common::{field, hook, outcome};
+use queue_trace_common::{field, outcome};
 
 use crate::{
-    emit,
     evidence::{self, Call, saw},
     globals, memory, request,
 };
@@ -25,7 +24,6 @@ fn enter(timer: u64) {
 
 #[inline(always)]
 fn exit() {
-    emit::fired(hook::TIMER);
     let Some((frame, moved)) = evidence::close(Call::Timer, 0) else {
         return;
     };

@@ -22,6 +22,8 @@ pub struct Books {
     wanted: Wanted,
     /// Why the two sides cannot be compared, if they cannot.
     partial: Option<&'static str>,
+    /// What an audit has reported already, by namespace.
+    reported: BTreeMap<u32, u64>,
 }
 
 /// How often a difference is looked at again before it is believed: a packet in
@@ -39,6 +41,7 @@ impl Books {
             start: BTreeMap::new(),
             wanted: wanted.clone(),
             partial: (!wanted.counts_all()).then_some("a filter leaves out some packets"),
+            reported: BTreeMap::new(),
         };
         books.start = books.look(probe)?;
         Ok(books)
@@ -88,6 +91,20 @@ impl Books {
                 ledger.note.get_or_insert_with(|| why.to_owned());
             }
         }
+        Ok(ledgers)
+    }
+
+    /// Looks at the books while running: the ledgers with a difference that is new.
+    ///
+    /// # Errors
+    /// If the kernel side's counts cannot be read.
+    pub fn audit(&mut self, probe: &Probe) -> Result<Vec<Ledger>> {
+        let mut ledgers = self.close(probe)?;
+        ledgers.retain(|ledger| {
+            let unexplained = ledger.unexplained.unwrap_or(0);
+            let before = self.reported.insert(ledger.netns, unexplained);
+            unexplained > before.unwrap_or(0)
+        });
         Ok(ledgers)
     }
 

@@ -68,8 +68,11 @@ pub fn check(args: &cli::Check, out: &mut impl Write) -> io::Result<Verdict> {
         ..Wanted::default()
     };
     match live::attach(&host, &types, &args.kernel, &everything) {
-        Ok((probe, plan)) => {
-            // Attached only to know that it can be.
+        Ok((mut probe, mut plan)) => {
+            if !args.kernel.no_canary {
+                // Attached only for this: what else it saw is of no interest here.
+                let _others = live::self_test(&mut probe, &mut plan).map_err(io::Error::other)?;
+            }
             drop(probe);
             report(out, &types, &plan)
         }

@@ -115,6 +115,10 @@ pub struct Kernel {
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Attach::Auto)]
     pub attach: Attach,
 
+    /// Leave out the self-test at start, a handshake in a private network namespace
+    #[arg(long)]
+    pub no_canary: bool,
+
     /// The kernel's type information, for kernels that do not carry their own
     #[arg(long, value_name = "FILE")]
     pub btf: Option<PathBuf>,

@@ -10,6 +10,7 @@
 
 pub mod books;
 pub mod btf;
+pub mod canary;
 pub mod check;
 pub mod cli;
 pub mod decode;

@@ -22,7 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{
     books::Books,
     btf::Types,
-    cli,
+    canary, cli,
     decode::decode,
     event::{Listener, rfc3339},
     host::{Host, OLDEST},
@@ -51,8 +51,11 @@ pub struct Live {
     host: Host,
     listeners: HashMap<u64, Listener>,
     loss: Loss,
+    missed: u64,
     undecoded: u64,
     events: u64,
+    /// Records that came during the self-test and are not its own.
+    early: Vec<Bytes>,
 }
 
 /// What the command line asks of the kernel side.
@@ -126,6 +129,36 @@ pub fn attach(
     }
 }
 
+/// Runs the self-test, notes in the plan what it found, and removes its traces. Gives
+/// the records of others that came meanwhile.
+///
+/// # Errors
+/// If the kernel side's maps cannot be read.
+pub fn self_test(probe: &mut Probe, plan: &mut Plan) -> Result<Vec<Bytes>> {
+    let canary = match canary::sing(probe) {
+        Ok(canary) => canary,
+        Err(error) => {
+            plan.amiss
+                .push(format!("the self-test could not be made: {error:#}"));
+            return Ok(Vec::new());
+        }
+    };
+    plan.heard(&canary.silent);
+    let mut early = Vec::new();
+    loop {
+        let records = probe.take_records();
+        if records.is_empty() {
+            break;
+        }
+        let others = records.into_iter().filter(|record| {
+            decode(record.clone(), 0).map_or(true, |event| event.netns != canary.netns)
+        });
+        early.extend(others);
+    }
+    probe.forget(canary.netns)?;
+    Ok(early)
+}
+
 fn with_remedy(error: PlanError, host: &Host) -> anyhow::Error {
     let mut remedy = match &error {
         PlanError::Refused { .. } => {
@@ -150,7 +183,12 @@ impl Live {
         let host = Host::look();
         fit_to_attach(&host)?;
         let types = Types::read(kernel.btf.as_deref())?;
-        let (probe, plan) = attach(&host, &types, kernel, &wanted)?;
+        let (mut probe, mut plan) = attach(&host, &types, kernel, &wanted)?;
+        let early = if kernel.no_canary {
+            Vec::new()
+        } else {
+            self_test(&mut probe, &mut plan)?
+        };
         let books = Books::open(&probe, &wanted)?;
         privilege::keep_only_what_is_needed()?;
         Ok(Self {
@@ -161,8 +199,10 @@ impl Live {
             host,
             listeners: HashMap::new(),
             loss: Loss::default(),
+            missed: 0,
             undecoded: 0,
             events: 0,
+            early,
         })
     }
 
@@ -226,6 +266,8 @@ impl Live {
         let deadline = tokio::time::sleep(until.duration.unwrap_or(FOREVER));
         tokio::pin!(deadline);
         let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut audit = tokio::time::interval(AUDIT);
+        audit.reset();
         sink.header(&self.header())?;
         sink.flush()?;
         loop {
@@ -251,6 +293,17 @@ impl Live {
                         return Err(ErrorKind::BrokenPipe.into());
                     }
                 }
+                _ = audit.tick() => {
+                    let news = self.books.audit(&self.probe).map_err(io::Error::other)?;
+                    for ledger in &news {
+                        sink.ledger(ledger)?;
+                        eprintln!(
+                            "warning: {} movements of the kernel's counters in netns {} are unexplained",
+                            ledger.unexplained.unwrap_or(0),
+                            ledger.netns
+                        );
+                    }
+                }
             }
         }
     }
@@ -259,7 +312,8 @@ impl Live {
     fn print_records(&mut self, sink: &mut dyn Sink, most: Option<u64>) -> io::Result<bool> {
         let offset = wall_now() - i128::from(monotonic_now());
         loop {
-            let records = self.probe.take_records();
+            let mut records = std::mem::take(&mut self.early);
+            records.extend(self.probe.take_records());
             if records.is_empty() {
                 sink.flush()?;
                 return Ok(false);
@@ -292,8 +346,14 @@ impl Live {
     fn note_loss(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
         let loss = self.probe.loss().map_err(io::Error::other)?;
         let undecoded = std::mem::take(&mut self.undecoded);
-        let note = LossNote::between(&self.loss, &loss, undecoded, rfc3339(wall_now()));
+        let missed = self.probe.missed().map_err(io::Error::other)?;
+        let note = LossNote {
+            missed: missed - self.missed,
+            undecoded,
+            ..LossNote::between(&self.loss, &loss, rfc3339(wall_now()))
+        };
         self.loss = loss;
+        self.missed = missed;
         if note.parts().next().is_some() {
             sink.loss(&note)?;
         }
@@ -306,7 +366,10 @@ impl Live {
         self.print_records(sink, None)?;
         self.note_loss(sink)?;
         let totals = self.totals().map_err(io::Error::other)?;
-        sink.summary(&totals, &ledgers)?;
+        sink.summary(&totals)?;
+        for ledger in &ledgers {
+            sink.ledger(ledger)?;
+        }
         sink.flush()
     }
 
@@ -357,6 +420,9 @@ impl Live {
         Ok(totals)
     }
 }
+
+/// How often the books are looked at while running.
+const AUDIT: Duration = Duration::from_secs(10);
 
 /// Longer than any incident.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);

@@ -107,6 +107,8 @@ pub struct Plan {
     pub observable: Set,
     /// Those that cannot, among those wanted.
     pub unobservable: Set,
+    /// What the self-test found amiss, a sentence each.
+    pub amiss: Vec<String>,
 }
 
 /// What tracepoints alone can tell.
@@ -171,6 +173,7 @@ impl Plan {
             left_out: Vec::new(),
             observable: wanted,
             unobservable: 0,
+            amiss: Vec::new(),
         };
         if family == Family::Tracepoint {
             let tells = BY_TRACEPOINTS.iter().fold(0, |set, tag| set | 1 << tag);
@@ -232,7 +235,33 @@ impl Plan {
                 limits.push(format!("not attached: {}: {why}", hook.function));
             }
         }
+        limits.extend(self.amiss.iter().cloned());
         limits
+    }
+
+    /// Takes in what the self-test found: the programs that did not fire.
+    pub fn heard<'a>(&mut self, silent: impl IntoIterator<Item = &'a String>) {
+        for program in silent {
+            let hook = HOOKS.iter().find(|hook| {
+                program
+                    .strip_prefix(hook.name)
+                    .is_some_and(|rest| rest.starts_with("_enter") || rest.starts_with("_exit"))
+            });
+            match hook {
+                Some(hook) => {
+                    let lost = self.observable & hook.serves;
+                    self.amiss.push(format!(
+                        "{} did not fire in the self-test, so these may be missed: {}",
+                        hook.function,
+                        names(lost)
+                    ));
+                }
+                None => self
+                    .amiss
+                    .push(format!("{program} did not fire in the self-test")),
+            }
+        }
+        self.amiss.dedup();
     }
 }
 
@@ -323,6 +352,17 @@ mod tests {
         let limits = plan.limits().join("\n");
         assert!(limits.contains("syn_dropped:last_quarter"), "{limits}");
         assert!(limits.contains("tcp_peer_is_proven: inlined"), "{limits}");
+    }
+
+    #[test]
+    fn a_hook_that_stays_silent_is_said_once() {
+        let mut plan = Plan::make(Attach::Auto, ALL, &offers()).unwrap();
+        plan.heard(&["proven_enter".to_owned()]);
+        plan.heard(&["ack_enter".to_owned(), "ack_exit".to_owned()]);
+        let limits = plan.limits();
+        assert_eq!(limits.len(), 2, "{limits:?}");
+        assert!(limits[0].contains("tcp_peer_is_proven"), "{limits:?}");
+        assert!(limits[1].contains("ack_dropped:accept_queue_full"), "{limits:?}");
     }
 
     #[test]

@@ -3,8 +3,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fs,
     hash::Hash,
     io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -169,6 +171,14 @@ impl Probe {
         })
     }
 
+    /// How often programs were kept from running, all together.
+    ///
+    /// # Errors
+    /// As [`Probe::runs`].
+    pub fn missed(&self) -> Result<u64> {
+        Ok(self.runs()?.iter().map(|program| program.missed).sum())
+    }
+
     /// Waits until there are records.
     ///
     /// # Errors
@@ -236,6 +246,51 @@ impl Probe {
         }))
     }
 
+    /// Lets the kernel count how often programs run, until the value is dropped. It
+    /// slows every BPF program of the machine a little meanwhile.
+    ///
+    /// # Errors
+    /// If the kernel will not.
+    pub fn count_runs(&self) -> Result<OwnedFd> {
+        aya::sys::enable_stats(aya::sys::Stats::RunTime)
+            .context("the kernel will not count how often BPF programs run")
+    }
+
+    /// How often each attached program ran, and was kept from running.
+    ///
+    /// # Errors
+    /// If the kernel does not show it.
+    pub fn runs(&self) -> Result<Vec<Runs>> {
+        let mut all = Vec::new();
+        for (name, program) in self.ebpf.programs() {
+            let Ok(fd) = program.fd() else {
+                // Not part of the plan, so not loaded.
+                continue;
+            };
+            let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+            let info = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            all.push(Runs {
+                name: name.to_owned(),
+                runs: info_value(&info, "run_cnt").unwrap_or(0),
+                missed: info_value(&info, "recursion_misses").unwrap_or(0),
+            });
+        }
+        Ok(all)
+    }
+
+    /// Forgets the counts of one namespace.
+    ///
+    /// # Errors
+    /// If the map cannot be read or changed.
+    pub fn forget(&mut self, netns: u32) -> Result<()> {
+        for key in self.counts()?.into_keys().filter(|key| key.netns == netns) {
+            self.counts
+                .remove(&Wire(key))
+                .context("cannot remove a count")?;
+        }
+        Ok(())
+    }
+
     /// The kernel side's own messages, for `-vv`: flushing hands them to the log.
     ///
     /// # Errors
@@ -243,6 +298,25 @@ impl Probe {
     pub fn messages(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>> {
         EbpfLogger::init(&mut self.ebpf).context("cannot read the kernel side's messages")
     }
+}
+
+/// How a program fared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runs {
+    /// Its name in the object.
+    pub name: String,
+    /// How often it ran while runs were counted.
+    pub runs: u64,
+    /// How often the kernel left it out because it was running on that CPU already
+    /// (from 5.12 on).
+    pub missed: u64,
+}
+
+/// A value of `/proc/PID/fdinfo`: `name:<TAB>value` on a line.
+fn info_value(info: &str, name: &str) -> Option<u64> {
+    info.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .and_then(|value| value.trim().parse().ok())
 }
 
 /// Data that travels between kernel and user side as it is.
@@ -422,4 +496,31 @@ fn reason(error: &ProgramError) -> String {
         deepest = source;
     }
     deepest.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn values_are_found_by_their_whole_name() {
+        let info = "prog_type:\t26\nrun_cnt:\t7\nrecursion_misses:\t3\n";
+        assert_eq!(info_value(info, "run_cnt"), Some(7));
+        assert_eq!(info_value(info, "recursion_misses"), Some(3));
+        assert_eq!(info_value(info, "run"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_port_bits_are_the_ports_asked_for(ranges in proptest::collection::vec((1u16.., 1u16..), 0..5), port in 1u16..) {
+            let ports: Vec<_> = ranges.iter().map(|(a, b)| *a.min(b)..=*a.max(b)).collect();
+            let wanted = Wanted { ports: ports.clone(), ..Wanted::default() };
+            let bits = wanted.port_bits();
+            let set = bits[usize::from(port >> 6)] >> (port & 63) & 1 == 1;
+            prop_assert_eq!(set, ports.iter().any(|range| range.contains(&port)));
+            prop_assert_eq!(wanted.filter().ports != 0, !ports.is_empty());
+        }
+    }
 }

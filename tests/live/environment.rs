@@ -37,6 +37,9 @@ fn imposed_on(counter: Moved, report: &Report) -> u64 {
     let moves = |outcome: &queue_trace_common::outcome::Outcome| {
         (outcome.moves | (outcome.may_move & COOKIE_RECV)) & counter != 0
     };
-    let moving = report.imposed.iter().filter(|imposed| moves(imposed.outcome));
+    let moving = report
+        .imposed
+        .iter()
+        .filter(|imposed| moves(imposed.outcome));
     moving.map(|imposed| u64::from(imposed.count)).sum()
 }

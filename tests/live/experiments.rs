@@ -19,11 +19,18 @@ impl Told {
     fn by(tracer: Tracer, room: &Room) -> Self {
         let recording = tracer.stop();
         recording.assert_reconciled(&room.netns, &room.before);
-        assert_eq!(recording.verdicts(&room.netns), recording.counted(&room.netns));
+        assert_eq!(
+            recording.verdicts(&room.netns),
+            recording.counted(&room.netns)
+        );
         let clients_of = |verdicts: &[&str]| {
             let wanted = |event: &&Event| verdicts.contains(&event.verdict.as_str());
             let client = |event: &Event| event.client.map(|client| (client.addr, client.port));
-            recording.events().filter(wanted).filter_map(client).collect()
+            recording
+                .events()
+                .filter(wanted)
+                .filter_map(client)
+                .collect()
         };
         Self {
             let_in: clients_of(&["established"]),
@@ -33,13 +40,17 @@ impl Told {
     }
 
     fn events<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Event> {
-        self.recording.events().filter(move |event| event.name() == name)
+        self.recording
+            .events()
+            .filter(move |event| event.name() == name)
     }
 }
 
 fn addresses(clients: &[Connect]) -> BTreeSet<(std::net::IpAddr, u16)> {
     let addresses = clients.iter().filter_map(Connect::local);
-    addresses.map(|address| (address.ip(), address.port())).collect()
+    addresses
+        .map(|address| (address.ip(), address.port()))
+        .collect()
 }
 
 /// A server listens with backlog 10 and never accepts; a client connects 100 times,
@@ -58,7 +69,11 @@ fn backlog_10_and_100_clients() {
         let all: BTreeSet<_> = told.let_in.union(&told.refused).copied().collect();
         assert_eq!(all, addresses(&clients), "{family}");
 
-        let queues = || told.recording.events().filter_map(|event| event.accept_queue);
+        let queues = || {
+            told.recording
+                .events()
+                .filter_map(|event| event.accept_queue)
+        };
         assert_eq!(queues().map(|queue| queue.depth).max(), Some(11));
         assert!(queues().all(|queue| queue.limit == 10));
         for event in told.events("syn_dropped:accept_queue_full") {
@@ -82,7 +97,10 @@ fn backlog_5_and_10_clients_that_send_data() {
         assert_eq!(told.refused.len(), 4, "{family}");
         let all: BTreeSet<_> = told.let_in.union(&told.refused).copied().collect();
         assert_eq!(all, addresses(&clients), "{family}");
-        let queues = told.recording.events().filter_map(|event| event.accept_queue);
+        let queues = told
+            .recording
+            .events()
+            .filter_map(|event| event.accept_queue);
         assert_eq!(queues.map(|queue| queue.depth).max(), Some(6), "{family}");
     }
 }

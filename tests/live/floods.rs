@@ -17,7 +17,10 @@ fn without_cookies_a_full_syn_queue_drops_syns() {
     flood(0, |half_open| {
         vec![
             (outcome::QUEUED, half_open),
-            (outcome::SYN_DROPPED_SYN_QUEUE_FULL, u64::from(SYNS) - half_open),
+            (
+                outcome::SYN_DROPPED_SYN_QUEUE_FULL,
+                u64::from(SYNS) - half_open,
+            ),
         ]
     });
 }
@@ -46,7 +49,10 @@ fn cookies_always_means_always() {
 fn flood(cookies: u32, outcomes: impl Fn(u64) -> Vec<(u8, u64)>) {
     let rooms = Room::of_each_family(16, &[(COOKIES, cookies), MAX_SYN_BACKLOG]);
     let launch = Launch::showing(Shown::All);
-    let tracer = rooms.iter().fold(launch, |launch, room| launch.on(&room.netns)).start();
+    let tracer = rooms
+        .iter()
+        .fold(launch, |launch, room| launch.on(&room.netns))
+        .start();
     let half_open = rooms.each_ref().map(|room| room.flood(SYNS));
     let recording = tracer.stop();
     for (room, half_open) in rooms.iter().zip(half_open) {
@@ -69,7 +75,10 @@ fn from_every_cpu_at_once() {
         });
         let outcomes = [
             (outcome::QUEUED, half_open),
-            (outcome::SYN_DROPPED_SYN_QUEUE_FULL, u64::from(syns) - half_open),
+            (
+                outcome::SYN_DROPPED_SYN_QUEUE_FULL,
+                u64::from(syns) - half_open,
+            ),
         ];
         let sums = expected(&outcomes, Shown::All);
         tracer.stop().assert_exact(&room.netns, &room.before, &sums);

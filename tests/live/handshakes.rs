@@ -12,26 +12,35 @@ const CLIENTS: u64 = 20;
 
 #[test]
 fn a_handshake_is_queued_established_and_accepted() {
-    accepting(0, &[
-        (outcome::QUEUED, CLIENTS),
-        (outcome::ESTABLISHED_HANDSHAKE, CLIENTS),
-        (outcome::ACCEPTED, CLIENTS),
-    ]);
+    accepting(
+        0,
+        &[
+            (outcome::QUEUED, CLIENTS),
+            (outcome::ESTABLISHED_HANDSHAKE, CLIENTS),
+            (outcome::ACCEPTED, CLIENTS),
+        ],
+    );
 }
 
 #[test]
 fn a_handshake_by_cookie_is_established_and_accepted() {
-    accepting(2, &[
-        (outcome::COOKIE_SENT_ALWAYS, CLIENTS),
-        (outcome::ESTABLISHED_COOKIE, CLIENTS),
-        (outcome::ACCEPTED, CLIENTS),
-    ]);
+    accepting(
+        2,
+        &[
+            (outcome::COOKIE_SENT_ALWAYS, CLIENTS),
+            (outcome::ESTABLISHED_COOKIE, CLIENTS),
+            (outcome::ACCEPTED, CLIENTS),
+        ],
+    );
 }
 
 fn accepting(cookies: u32, outcomes: &[(u8, u64)]) {
     let rooms = Room::of_each_family(64, &[("net.ipv4.tcp_syncookies", cookies)]);
     let launch = Launch::showing(Shown::All);
-    let tracer = rooms.iter().fold(launch, |launch, room| launch.on(&room.netns)).start();
+    let tracer = rooms
+        .iter()
+        .fold(launch, |launch, room| launch.on(&room.netns))
+        .start();
     for room in &rooms {
         let _clients = room.connect(CLIENTS as usize);
         for _ in 0..CLIENTS {
@@ -55,7 +64,12 @@ fn a_closed_listener_discards_its_queue() {
         let room = Room::new(family, 10, &[]);
         let tracer = Launch::live().on(&room.netns).start();
         let _clients = room.connect(7);
-        let Room { netns, before, listener, .. } = room;
+        let Room {
+            netns,
+            before,
+            listener,
+            ..
+        } = room;
         drop(listener);
         let recording = tracer.stop();
         let sums = expected(&outcomes, Shown::Refusals);
@@ -86,7 +100,9 @@ fn a_silent_client_is_asked_again() {
         };
         room.netns.run(ask).unwrap();
         let recording = tracer.stop();
-        let again = recording.events().filter(|event| event.verdict == "synack_retransmitted");
+        let again = recording
+            .events()
+            .filter(|event| event.verdict == "synack_retransmitted");
         assert!(again.count() >= 1, "{recording:?}");
     }
 }

@@ -4,6 +4,9 @@
 //! A file for each subject. [`environment`] comes first: it proves that the kernel
 //! does what the other tests impose on it.
 
+// What is not there is a failure, and says so; in helpers of tests as in tests.
+#![expect(clippy::unwrap_used)]
+
 mod bad_input;
 mod check;
 mod demo;

@@ -28,7 +28,10 @@ fn overflow(abort: u32, refusal: u8) {
     ];
     let rooms = Room::of_each_family(5, &sysctls);
     let launch = Launch::showing(Shown::All);
-    let tracer = rooms.iter().fold(launch, |launch, room| launch.on(&room.netns)).start();
+    let tracer = rooms
+        .iter()
+        .fold(launch, |launch, room| launch.on(&room.netns))
+        .start();
     for room in &rooms {
         let play = || {
             let mut wire = Wire::open(room.family)?;

@@ -16,7 +16,10 @@ fn the_header_says_who_observed_what() {
     let header = recording.header();
     assert_eq!(header.schema, 1);
     assert_eq!(header.attach.family, attach().name());
-    assert_eq!(header.attach.hooks.is_empty(), attach() == Attach::Tracepoint);
+    assert_eq!(
+        header.attach.hooks.is_empty(),
+        attach() == Attach::Tracepoint
+    );
     assert_eq!(header.kernel, read("/proc/sys/kernel/osrelease"));
     assert_eq!(header.host, read("/proc/sys/kernel/hostname"));
     assert!(header.time.ends_with('Z'), "{}", header.time);
@@ -47,7 +50,12 @@ fn an_event_says_which_listener_and_which_client() {
         };
         let names = |events: &[&Event]| events.iter().map(|e| e.name()).collect::<Vec<_>>();
         let established = events_of(let_in).last().unwrap().verdict.clone();
-        assert_eq!(established, "established", "{:?}", names(&events_of(let_in)));
+        assert_eq!(
+            established,
+            "established",
+            "{:?}",
+            names(&events_of(let_in))
+        );
         let dropped = events_of(refused);
         assert_eq!(names(&dropped), ["syn_dropped:accept_queue_full"]);
 
@@ -57,10 +65,16 @@ fn an_event_says_which_listener_and_which_client() {
         assert_eq!((syn_queue.depth, syn_queue.young), (0, 0));
         for event in recording.events() {
             assert_eq!(event.netns, room.netns.id());
-            assert_eq!((event.listener.addr, event.listener.port), (address(&room), 8080));
+            assert_eq!(
+                (event.listener.addr, event.listener.port),
+                (address(&room), 8080)
+            );
             let cookie = socket_cookie(room.listener.as_fd()).unwrap();
             // Asked for after the fact: a socket has one from the first question on.
-            assert!(event.listener.cookie.is_none_or(|seen| seen == cookie), "{event:?}");
+            assert!(
+                event.listener.cookie.is_none_or(|seen| seen == cookie),
+                "{event:?}"
+            );
             let inode = fstat(&room.listener).unwrap().st_ino;
             assert_eq!(event.listener.inode, Some(inode), "{event:?}");
             assert!(event.time.ends_with('Z') && event.mono_ns != 0, "{event:?}");
@@ -81,9 +95,15 @@ fn a_listeners_cookie_is_the_one_that_ss_shows() {
     let _in = room.connect(1);
     let _out = room.rush(1, None);
     let recording = tracer.stop();
-    let cookies: Vec<_> = recording.events().map(|event| event.listener.cookie).collect();
+    let cookies: Vec<_> = recording
+        .events()
+        .map(|event| event.listener.cookie)
+        .collect();
     assert!(!cookies.is_empty());
-    assert!(cookies.iter().all(|seen| *seen == Some(cookie)), "{cookies:?}");
+    assert!(
+        cookies.iter().all(|seen| *seen == Some(cookie)),
+        "{cookies:?}"
+    );
 }
 
 /// Times are in order, and of this very run.

@@ -35,9 +35,9 @@ fn every_case_is_told(family: Family, shown: Shown) {
             .map(|scenario| scenario.prepare(family).unwrap())
             .collect();
         let before: Vec<_> = stages.iter().map(|s| Counters::of(s.netns())).collect();
-        let launch = stages
-            .iter()
-            .fold(Launch::showing(shown), |launch, stage| launch.on(stage.netns()));
+        let launch = stages.iter().fold(Launch::showing(shown), |launch, stage| {
+            launch.on(stage.netns())
+        });
 
         let tracer = launch.start();
         let reports: Vec<_> = stages.iter_mut().map(|s| s.run().unwrap()).collect();

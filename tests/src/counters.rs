@@ -14,7 +14,9 @@ impl Counters {
     #[must_use]
     pub fn of(netns: &Netns) -> Self {
         let text = netns.netstat().unwrap();
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+        let mut lines = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("TcpExt: "));
         let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
         let values = values.split(' ').map(|value| value.parse().unwrap());
         Self(names.split(' ').map(str::to_owned).zip(values).collect())

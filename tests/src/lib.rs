@@ -27,4 +27,4 @@ pub use recording::{Event, Ledger, Line, Recording};
 pub use room::{Inhabitant, Room, listener_beside};
 pub use scratch::Scratch;
 pub use setting::{Attach, attach, program};
-pub use tracer::{Finished, Launch, Tracer, wait_for};
+pub use tracer::{Finished, Launch, Tracer};

@@ -43,6 +43,13 @@ impl Mounts {
     /// Puts a disk of so many KiB at a folder.
     pub fn small_disk(&self, folder: &Path, kib: u32) {
         let size = std::ffi::CString::new(format!("size={kib}k")).unwrap();
-        mount("none", folder, "tmpfs", MountFlags::empty(), size.as_c_str()).unwrap();
+        mount(
+            "none",
+            folder,
+            "tmpfs",
+            MountFlags::empty(),
+            size.as_c_str(),
+        )
+        .unwrap();
     }
 }

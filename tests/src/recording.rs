@@ -1,5 +1,7 @@
 //! What the program wrote with `--json`, and what must hold of it.
 
+#![expect(missing_docs, reason = "docs/events.md says what the fields are")]
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -256,7 +258,10 @@ impl Recording {
         ];
         let (ledger, after) = (self.ledger(netns), Counters::of(netns));
         for name in LEAST {
-            assert!(ledger.counters.contains_key(name), "the ledger lacks {name}");
+            assert!(
+                ledger.counters.contains_key(name),
+                "the ledger lacks {name}"
+            );
         }
         for (name, sides) in &ledger.counters {
             let moved = after.since(before, name);

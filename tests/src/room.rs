@@ -98,7 +98,9 @@ impl Room {
 
     /// Waits until the kernel has dealt with all that was sent.
     pub fn settle(&self) {
-        self.netns.run(|| Wire::open(self.family)?.settle()).unwrap();
+        self.netns
+            .run(|| Wire::open(self.family)?.settle())
+            .unwrap();
     }
 }
 

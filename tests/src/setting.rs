@@ -30,7 +30,11 @@ impl Attach {
 #[must_use]
 pub fn program() -> PathBuf {
     let path = PathBuf::from(variable("QUEUE_TRACE_BIN"));
-    assert!(path.is_file(), "QUEUE_TRACE_BIN: no file {}", path.display());
+    assert!(
+        path.is_file(),
+        "QUEUE_TRACE_BIN: no file {}",
+        path.display()
+    );
     path
 }
 

@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
@@ -34,7 +35,13 @@ impl Launch {
     /// With these arguments and no others.
     #[must_use]
     pub fn plain<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
-        let mut command = Command::new(setting::program());
+        Self::of(&setting::program(), args)
+    }
+
+    /// Of another copy of the program.
+    #[must_use]
+    pub fn of<S: AsRef<OsStr>>(program: &Path, args: impl IntoIterator<Item = S>) -> Self {
+        let mut command = Command::new(program);
         command
             .args(args)
             // What the person who runs the tests prefers is none of their business.
@@ -239,7 +246,9 @@ impl Tracer {
         let status = self.child.wait().unwrap();
         attached::assert_gone(&self.programs);
         let text = |thread: Option<JoinHandle<String>>| {
-            thread.map(|thread| thread.join().unwrap()).unwrap_or_default()
+            thread
+                .map(|thread| thread.join().unwrap())
+                .unwrap_or_default()
         };
         Finished {
             status,
@@ -262,7 +271,7 @@ impl Drop for Tracer {
 }
 
 /// Waits until a descriptor is ready, and fails if it takes too long.
-pub fn wait_for(fd: &impl std::os::fd::AsFd, what: PollFlags, name: &str) {
+fn wait_for(fd: &impl AsFd, what: PollFlags, name: &str) {
     let deadline = Timespec::try_from(DEADLINE).unwrap();
     let ready = poll(&mut [PollFd::new(fd, what)], Some(&deadline)).unwrap();
     assert_eq!(ready, 1, "waited {DEADLINE:?} for {name}");
@@ -291,7 +300,9 @@ impl Finished {
     pub fn assert_well(&self) {
         assert_eq!(self.status.code(), Some(0), "{}", self.stderr);
         for line in self.stderr.lines() {
-            let known = ["ready: ", "note: "].iter().any(|word| line.starts_with(word));
+            let known = ["ready: ", "note: "]
+                .iter()
+                .any(|word| line.starts_with(word));
             assert!(known, "on standard error: {line}");
         }
     }
@@ -300,7 +311,11 @@ impl Finished {
     pub fn assert_failed(&self, status: i32, words: &[&str]) {
         assert_eq!(self.status.code(), Some(status), "{self:?}");
         for word in words {
-            assert!(self.stderr.contains(word), "no {word:?} in: {}", self.stderr);
+            assert!(
+                self.stderr.contains(word),
+                "no {word:?} in: {}",
+                self.stderr
+            );
         }
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
     }

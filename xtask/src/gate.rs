@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::vm::Attach;
-use crate::{bpf, live, process, vm, workspace};
+use crate::{bpf, live, process, setup, vm, workspace};
 
 type Stage = (&'static str, fn() -> Result<()>);
 
@@ -25,6 +25,7 @@ const STAGES: &[Stage] = &[
         cargo(&["test", "--quiet", "--workspace", "--exclude", "live-tests"])
     }),
     ("documentation", documentation),
+    ("what the rest needs", setup::run),
     ("BPF object", || bpf::run(&bpf::Args { check: true })),
     ("live tests, this kernel", || {
         live::run(&live::Args {

@@ -30,14 +30,12 @@ impl<W: Write> Sink for Json<W> {
         self.line(note)
     }
 
-    fn summary(&mut self, totals: &[Total], ledgers: &[Ledger]) -> io::Result<()> {
-        for total in totals {
-            self.line(total)?;
-        }
-        for ledger in ledgers {
-            self.line(ledger)?;
-        }
-        Ok(())
+    fn summary(&mut self, totals: &[Total]) -> io::Result<()> {
+        totals.iter().try_for_each(|total| self.line(total))
+    }
+
+    fn ledger(&mut self, ledger: &Ledger) -> io::Result<()> {
+        self.line(ledger)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -32,8 +32,10 @@ pub trait Sink {
     fn event(&mut self, event: &Event) -> io::Result<()>;
     /// Something was lost since the last note.
     fn loss(&mut self, note: &LossNote) -> io::Result<()>;
-    /// The end: exact counts, and the ledger of each namespace.
-    fn summary(&mut self, totals: &[Total], ledgers: &[Ledger]) -> io::Result<()>;
+    /// The exact counts, at the end.
+    fn summary(&mut self, totals: &[Total]) -> io::Result<()>;
+    /// The ledger of a namespace: at the end, or when a difference appears.
+    fn ledger(&mut self, ledger: &Ledger) -> io::Result<()>;
     /// Makes what was written visible.
     fn flush(&mut self) -> io::Result<()>;
 }
@@ -97,14 +99,19 @@ pub struct LossNote {
     pub unpaired: u64,
     /// Calls during which a counter moved by more than one.
     pub ambiguous: u64,
+    /// First packets of a namespace on a CPU, before which its counters were not known.
+    pub no_baseline: u64,
+    /// Runs of a program that the kernel left out because it was running on that CPU
+    /// already.
+    pub missed: u64,
     /// Records that could not be decoded.
     pub undecoded: u64,
 }
 
 impl LossNote {
-    /// What was lost between two readings.
+    /// What the kernel side lost between two readings of its counters.
     #[must_use]
-    pub fn between(from: &Loss, to: &Loss, undecoded: u64, time: String) -> Self {
+    pub fn between(from: &Loss, to: &Loss, time: String) -> Self {
         Self {
             time,
             records: to.ring_full - from.ring_full,
@@ -112,7 +119,9 @@ impl LossNote {
             failed_reads: to.read_failed - from.read_failed,
             unpaired: to.unpaired - from.unpaired,
             ambiguous: to.ambiguous - from.ambiguous,
-            undecoded,
+            no_baseline: to.no_baseline - from.no_baseline,
+            missed: 0,
+            undecoded: 0,
         }
     }
 
@@ -124,6 +133,8 @@ impl LossNote {
             ("failed reads", self.failed_reads),
             ("unpaired calls", self.unpaired),
             ("ambiguous calls", self.ambiguous),
+            ("packets without a baseline", self.no_baseline),
+            ("missed program runs", self.missed),
             ("records not understood", self.undecoded),
         ]
         .into_iter()

@@ -177,7 +177,7 @@ impl<W: Write> Sink for Text<W> {
         writeln!(self.out, "{line}")
     }
 
-    fn summary(&mut self, totals: &[Total], ledgers: &[Ledger]) -> io::Result<()> {
+    fn summary(&mut self, totals: &[Total]) -> io::Result<()> {
         if self.titled {
             writeln!(self.out)?;
         }
@@ -201,18 +201,9 @@ impl<W: Write> Sink for Text<W> {
             let line = format!("{:>10}  {verdict}  {}", total.count, cause_words(total.outcome));
             writeln!(self.out, "{}", line.trim_end())?;
         }
-        for ledger in ledgers {
-            self.ledger(ledger)?;
-        }
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-impl<W: Write> Text<W> {
     fn ledger(&mut self, ledger: &Ledger) -> io::Result<()> {
         let result = match ledger.unexplained {
             Some(0) => self.styled(GREEN, "unexplained 0"),
@@ -233,5 +224,9 @@ impl<W: Write> Text<W> {
             writeln!(self.out, "{kernel:>10}  {name:<20}  seen {}", line.seen)?;
         }
         Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }

@@ -1,0 +1,55 @@
+//! A reader that is too slow: records are lost, and counted, and no count is wrong.
+
+use live_tests::{Launch, Room, Shown, Tracer, expected};
+use queue_trace::lab::Family;
+use queue_trace_common::outcome;
+use rustix::process::Signal;
+
+/// More than the ring holds: 4 MiB of records of some 140 bytes.
+const SYNS: u32 = 45_000;
+
+#[test]
+fn while_the_tracer_stands_still() {
+    let room = Room::new(Family::V4, 16, &[("net.ipv4.tcp_syncookies", 2)]);
+    let tracer = Launch::live().on(&room.netns).start();
+    tracer.signal(Signal::STOP);
+    room.flood(SYNS);
+    tracer.signal(Signal::CONT);
+    assert_counted(tracer, &room);
+}
+
+#[test]
+fn while_nobody_reads_what_it_prints() {
+    let room = Room::new(Family::V6, 16, &[("net.ipv4.tcp_syncookies", 2)]);
+    let mut tracer = Launch::live().on(&room.netns).unread().start();
+    room.flood(SYNS);
+    tracer.read_after_all();
+    assert_counted(tracer, &room);
+}
+
+/// Every SYN is in the totals and in the ledger, and either among the events or among
+/// the records lost.
+fn assert_counted(tracer: Tracer, room: &Room) {
+    let recording = tracer.stop();
+    let sums = expected(
+        &[(outcome::COOKIE_SENT_ALWAYS, SYNS.into())],
+        Shown::Refusals,
+    );
+    assert_eq!(recording.counted(&room.netns), sums);
+    recording.assert_ledger(&room.netns, &room.before);
+
+    let lost = recording.lost();
+    let records = lost.get("records").copied().unwrap_or_default();
+    assert!(
+        records > 0,
+        "nothing was lost: the ring holds more than {SYNS} records"
+    );
+    assert_eq!(
+        lost.len(),
+        1,
+        "records were lost, and something else: {lost:?}"
+    );
+    assert_eq!(recording.ledger(&room.netns).lost, records);
+    let told: u64 = recording.verdicts(&room.netns).values().sum();
+    assert_eq!(told + records, u64::from(SYNS));
+}
