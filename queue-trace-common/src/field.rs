@@ -70,6 +70,7 @@ fields! {
     NET_MAX_SYN      "net.ipv4.sysctl_max_syn_backlog" without "tcp_max_syn_backlog";
     NET_SOMAXCONN    "net.core.sysctl_somaxconn" without "somaxconn";
     SKB_HEAD         "sk_buff.head";
+    SKB_DATA         "sk_buff.data";
     SKB_NETWORK      "sk_buff.network_header";
     SKB_TRANSPORT    "sk_buff.transport_header";
     SKB_PROTOCOL     "sk_buff.protocol";

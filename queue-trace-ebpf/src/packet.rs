@@ -22,6 +22,9 @@ pub struct Packet {
     pub client_port: u16,
     /// TCP flags.
     pub flags: u8,
+    /// Whether TCP has had the packet: it strips the headers before its own, and a
+    /// packet that only passed by a packet socket keeps them.
+    pub at_tcp: bool,
 }
 
 /// TCP flag bits.
@@ -53,16 +56,19 @@ impl Packet {
             client: [0; 16],
             client_port: 0,
             flags: 0,
+            at_tcp: false,
         };
         packet.read(skb).then_some(packet)
     }
 
     #[inline(always)]
     fn read(&mut self, skb: u64) -> bool {
+        let mut data = 0u64;
         let (mut head, mut network, mut transport, mut protocol) = (0u64, 0u16, 0u16, 0u16);
         let found = memory::fetch_field(&mut head, skb, field::SKB_HEAD)
             | memory::fetch_field(&mut network, skb, field::SKB_NETWORK)
             | memory::fetch_field(&mut transport, skb, field::SKB_TRANSPORT)
+            | memory::fetch_field(&mut data, skb, field::SKB_DATA)
             | memory::fetch_field(&mut protocol, skb, field::SKB_PROTOCOL);
         let ip = head + u64::from(network);
         let addresses = match u16::from_be(protocol) {
@@ -79,6 +85,7 @@ impl Packet {
             _ => return false,
         };
         let tcp = head + u64::from(transport);
+        self.at_tcp = data == tcp;
         let (mut from, mut to) = (0u16, 0u16);
         let ports = memory::fetch(&mut from, tcp)
             | memory::fetch(&mut to, tcp + 2)

@@ -149,7 +149,11 @@ fn freed(skb: u64, how: Freed) {
     let Some(packet) = Packet::of(skb) else {
         return;
     };
-    let Some(outcome) = decide(&packet, moved, net) else {
+    let Some(outcome) = decide(&packet, how, moved, net) else {
+        // Only resets of half-open connections: they decide nothing.
+        if moved == EMBRYONIC_RST {
+            baseline.values = baseline.now;
+        }
         return;
     };
     let outcome = evidence::through(&mut baseline.outcome, outcome);
@@ -184,12 +188,13 @@ fn freed(skb: u64, how: Freed) {
     );
 }
 
-/// The farthest that one counter moved: how many packets the movement stands for.
+/// The farthest that a deciding counter moved: how many packets the movement stands
+/// for.
 #[inline(never)]
 fn most(before: &Counters, now: &Counters) -> u32 {
     let mut most = 1;
     let mut index = 0;
-    while index < counter::COUNT {
+    while index < EMBRYONIC_RST.trailing_zeros() as usize {
         most = core::cmp::max(most, now[index].wrapping_sub(before[index]));
         index += 1;
     }
@@ -206,7 +211,7 @@ fn wanted(net: u64, packet: &Packet) -> bool {
 
 /// The verdict on a packet, from the counters that it moved.
 #[inline(always)]
-fn decide(packet: &Packet, moved: Moved, net: u64) -> Option<u8> {
+fn decide(packet: &Packet, how: Freed, moved: Moved, net: u64) -> Option<u8> {
     let syn = packet.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN;
     if syn {
         if moved & OVERFLOW != 0 {
@@ -221,7 +226,8 @@ fn decide(packet: &Packet, moved: Moved, net: u64) -> Option<u8> {
         if moved & DROP != 0 {
             return Some(outcome::SYN_DROPPED_OTHER);
         }
-        return (moved == 0).then_some(outcome::QUEUED);
+        let queued = moved == 0 && how == Freed::Consumed && packet.at_tcp;
+        return queued.then_some(outcome::QUEUED);
     }
     if moved & OVERFLOW != 0 {
         return Some(if moved & COOKIE_RECV != 0 {
@@ -235,14 +241,10 @@ fn decide(packet: &Packet, moved: Moved, net: u64) -> Option<u8> {
     if moved & COOKIE_FAILED != 0 {
         return Some(outcome::COOKIE_FAILED_INVALID);
     }
-    if moved & DROP != 0 {
-        return Some(if moved & COOKIE_RECV != 0 {
-            outcome::COOKIE_DROPPED_OTHER
-        } else {
-            outcome::ACK_DROPPED_OTHER
-        });
+    if moved & COOKIE_RECV != 0 && how != Freed::Consumed {
+        return Some(outcome::COOKIE_DROPPED_OTHER);
     }
-    None
+    (moved & DROP != 0).then_some(outcome::ACK_DROPPED_OTHER)
 }
 
 /// The listener that a packet is for: bound to its address, or to any; an IPv6 one
@@ -376,6 +378,7 @@ fn completed(sk: u64, net: u64) {
         client: peer.client,
         client_port: peer.client_port,
         flags: flag::ACK,
+        at_tcp: true,
     };
     if !wanted(net, &packet) {
         return;

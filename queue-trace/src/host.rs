@@ -3,7 +3,10 @@
 
 use std::{fs, path::Path};
 
-use rustix::system::uname;
+use rustix::{
+    system::uname,
+    thread::{CapabilitySet, capabilities},
+};
 
 /// What was found.
 #[derive(Debug, Clone)]
@@ -45,26 +48,18 @@ impl Privileges {
         self.sys_admin || (self.bpf && self.perfmon)
     }
 
-    /// From the mask that `/proc/self/status` shows as `CapEff`; bits as in
-    /// include/uapi/linux/capability.h.
-    fn from_mask(mask: u64) -> Self {
-        let has = |bit: u32| mask >> bit & 1 == 1;
+    fn of(capabilities: CapabilitySet) -> Self {
         Self {
-            sys_admin: has(21),
-            perfmon: has(38),
-            bpf: has(39),
+            sys_admin: capabilities.contains(CapabilitySet::SYS_ADMIN),
+            perfmon: capabilities.contains(CapabilitySet::PERFMON),
+            bpf: capabilities.contains(CapabilitySet::BPF),
         }
     }
 
-    fn of_this_process() -> Self {
-        let mask = fs::read_to_string("/proc/self/status")
-            .ok()
-            .and_then(|status| {
-                let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-                u64::from_str_radix(line.trim(), 16).ok()
-            })
-            .unwrap_or(0);
-        Self::from_mask(mask)
+    /// Those of this thread. A kernel that will not tell grants none.
+    fn held() -> Self {
+        let effective = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+        Self::of(effective)
     }
 }
 
@@ -76,7 +71,7 @@ impl Host {
         Self {
             name: names.nodename().to_string_lossy().into_owned(),
             release: names.release().to_string_lossy().into_owned(),
-            privileges: Privileges::of_this_process(),
+            privileges: Privileges::held(),
             lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
                 .ok()
                 .and_then(|modes| lockdown_mode(&modes)),
@@ -128,9 +123,9 @@ mod tests {
 
     #[test]
     fn either_all_or_the_two_that_matter_suffice() {
-        assert!(Privileges::from_mask(1 << 21).suffice());
-        assert!(Privileges::from_mask(1 << 38 | 1 << 39).suffice());
-        assert!(!Privileges::from_mask(1 << 39).suffice());
-        assert!(!Privileges::from_mask(0).suffice());
+        assert!(Privileges::of(CapabilitySet::SYS_ADMIN).suffice());
+        assert!(Privileges::of(CapabilitySet::BPF | CapabilitySet::PERFMON).suffice());
+        assert!(!Privileges::of(CapabilitySet::BPF).suffice());
+        assert!(!Privileges::of(CapabilitySet::empty()).suffice());
     }
 }

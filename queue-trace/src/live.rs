@@ -184,6 +184,7 @@ impl Live {
         fit_to_attach(&host)?;
         let types = Types::read(kernel.btf.as_deref())?;
         let (mut probe, mut plan) = attach(&host, &types, kernel, &wanted)?;
+        plan.amiss.extend_from_slice(probe.notes());
         let early = if kernel.no_canary {
             Vec::new()
         } else {
@@ -243,7 +244,7 @@ impl Live {
         stop: impl Future<Output = ()>,
     ) -> io::Result<()> {
         let streamed = self.stream(sink, until, stop).await;
-        let ended = streamed.and_then(|()| self.end(sink));
+        let ended = streamed.and_then(|()| self.end(sink, until.count));
         ended.or_else(|error| match error.kind() {
             ErrorKind::BrokenPipe => Ok(()),
             _ => Err(error),
@@ -320,12 +321,17 @@ impl Live {
             }
             for record in records {
                 self.print_record(sink, record, offset)?;
-                if most.is_some_and(|most| self.events >= most) {
+                if self.enough(most) {
                     sink.flush()?;
                     return Ok(true);
                 }
             }
         }
+    }
+
+    /// Whether as many events were printed as were asked for.
+    fn enough(&self, most: Option<u64>) -> bool {
+        most.is_some_and(|most| self.events >= most)
     }
 
     fn print_record(&mut self, sink: &mut dyn Sink, record: Bytes, offset: i128) -> io::Result<()> {
@@ -361,10 +367,14 @@ impl Live {
     }
 
     /// Drains the ring, closes the books, writes the summary.
-    fn end(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
+    fn end(&mut self, sink: &mut dyn Sink, most: Option<u64>) -> io::Result<()> {
         let ledgers = self.books.close(&self.probe).map_err(io::Error::other)?;
-        self.print_records(sink, None)?;
         self.note_loss(sink)?;
+        // From here on nothing more comes, and what is counted is what is printed.
+        self.probe.detach();
+        if !self.enough(most) {
+            self.print_records(sink, most)?;
+        }
         let totals = self.totals().map_err(io::Error::other)?;
         sink.summary(&totals)?;
         for ledger in &ledgers {

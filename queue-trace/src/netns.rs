@@ -5,7 +5,10 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     thread,
 };
@@ -28,9 +31,20 @@ pub enum Door {
 /// # Errors
 /// If the path cannot be read, or is no network namespace.
 pub fn id(path: &Path) -> io::Result<u32> {
-    // The link of /proc says what it is; a bind mount is told by its file system.
-    let inode = fs::metadata(path)?.ino();
-    u32::try_from(inode).map_err(|_| io::Error::other("not a network namespace"))
+    id_of(&File::open(path)?)
+}
+
+/// The number of an open namespace. Asks the kernel what kind it is: a file of another
+/// kind has an inode number as well.
+fn id_of(namespace: &File) -> io::Result<u32> {
+    let not_one = || io::Error::other("not a network namespace");
+    // SAFETY: the request takes no argument and only returns a number
+    // (NS_GET_NSTYPE, ioctl_ns(2)).
+    let kind = unsafe { libc::ioctl(namespace.as_raw_fd(), libc::NS_GET_NSTYPE) };
+    if kind != libc::CLONE_NEWNET {
+        return Err(not_one());
+    }
+    u32::try_from(namespace.metadata()?.ino()).map_err(|_| not_one())
 }
 
 /// All namespaces that can be found: those of processes, and those mounted somewhere,
@@ -43,7 +57,9 @@ pub fn list() -> BTreeMap<u32, Door> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        if let Ok(id) = id(&entry.path().join("ns/net")) {
+        if let Ok(link) = fs::read_link(entry.path().join("ns/net"))
+            && let Some(id) = link.to_str().and_then(number)
+        {
             found.insert(id, Door::Process(pid));
         }
     }
@@ -54,9 +70,14 @@ pub fn list() -> BTreeMap<u32, Door> {
 /// fields 4 and 5 are `net:[NUMBER]` and where it is.
 fn mounted(line: &str) -> Option<(u32, Door)> {
     let mut fields = line.split(' ').skip(3);
-    let number = fields.next()?.strip_prefix("net:[")?.strip_suffix(']')?;
-    let place = fields.next()?;
-    Some((number.parse().ok()?, Door::Path(place.into())))
+    let id = number(fields.next()?)?;
+    Some((id, Door::Path(fields.next()?.into())))
+}
+
+/// The number in `net:[NUMBER]`, as links in `/proc` and mounts name a namespace.
+fn number(name: &str) -> Option<u32> {
+    let number = name.strip_prefix("net:[")?.strip_suffix(']')?;
+    number.parse().ok()
 }
 
 /// This process's own namespace.
@@ -74,7 +95,7 @@ impl Door {
             Self::Process(pid) => File::open(format!("/proc/{pid}/ns/net"))?,
             Self::Path(path) => File::open(path)?,
         };
-        if namespace.metadata()?.ino() == u64::from(netns) {
+        if id_of(&namespace)? == netns {
             Ok(namespace)
         } else {
             Err(io::ErrorKind::NotFound.into())
@@ -134,6 +155,13 @@ mod tests {
         let all = list();
         let door = all.get(&own).expect("our own namespace is among those listed");
         counters(own, door).unwrap();
+    }
+
+    #[test]
+    fn other_files_are_not_taken_for_namespaces() {
+        for path in ["/etc/passwd", "/proc/self/ns/pid"] {
+            id(Path::new(path)).unwrap_err();
+        }
     }
 
     #[test]

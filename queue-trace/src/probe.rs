@@ -117,8 +117,11 @@ pub enum AttachError {
 
 /// The kernel side at work. Dropping it detaches everything.
 pub struct Probe {
-    // Holds the programs, their links and the maps not taken out below.
-    ebpf: Ebpf,
+    /// The programs, their links and the maps not taken out below; `None` once
+    /// detached.
+    ebpf: Option<Ebpf>,
+    /// What could not be done and is not needed by all, a sentence each.
+    notes: Vec<String>,
     records: AsyncFd<RingBuf<MapData>>,
     counts: PerCpuHashMap<MapData, Wire<CountKey>, u64>,
     overflowed: PerCpuArray<MapData, u64>,
@@ -140,11 +143,12 @@ impl Probe {
         fill(&mut ebpf, "ADDRS", &wanted.addrs)?;
         fill(&mut ebpf, "CLIENTS", &wanted.clients)?;
 
+        let mut notes = Vec::new();
         let btf = match plan.family {
             Family::Fentry => Some(Btf::from_sys_fs().context("cannot read the kernel's BTF")?),
             Family::Kprobe => None,
             Family::Tracepoint => {
-                attach_tracepoints(&mut ebpf, wanted)?;
+                notes = attach_tracepoints(&mut ebpf, wanted)?;
                 None
             }
         };
@@ -167,8 +171,20 @@ impl Probe {
             counts: take(&mut ebpf, "COUNTS")?,
             overflowed: take(&mut ebpf, "OVERFLOWED")?,
             loss: take(&mut ebpf, "LOSS")?,
-            ebpf,
+            notes,
+            ebpf: Some(ebpf),
         })
+    }
+
+    /// What could not be done and is not needed by all, a sentence each.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Detaches everything. What was counted and recorded stays to be read.
+    pub fn detach(&mut self) {
+        self.ebpf = None;
     }
 
     /// How often programs were kept from running, all together.
@@ -262,7 +278,7 @@ impl Probe {
     /// If the kernel does not show it.
     pub fn runs(&self) -> Result<Vec<Runs>> {
         let mut all = Vec::new();
-        for (name, program) in self.ebpf.programs() {
+        for (name, program) in self.ebpf.iter().flat_map(Ebpf::programs) {
             let Ok(fd) = program.fd() else {
                 // Not part of the plan, so not loaded.
                 continue;
@@ -296,7 +312,8 @@ impl Probe {
     /// # Errors
     /// If the map of messages cannot be had.
     pub fn messages(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>> {
-        EbpfLogger::init(&mut self.ebpf).context("cannot read the kernel side's messages")
+        let ebpf = self.ebpf.as_mut().context("already detached")?;
+        EbpfLogger::init(ebpf).context("cannot read the kernel side's messages")
     }
 }
 
@@ -384,13 +401,19 @@ fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), Pr
     Ok(())
 }
 
-fn attach_tracepoints(ebpf: &mut Ebpf, wanted: &Wanted) -> Result<(), AttachError> {
+fn attach_tracepoints(ebpf: &mut Ebpf, wanted: &Wanted) -> Result<Vec<String>, AttachError> {
     // Listeners first, then the packets that need them.
     attach_tracepoint(ebpf, "rx_state", "inet_sock_set_state")?;
-    find_listeners(ebpf, &wanted.namespaces()).context("cannot list the listeners that exist already")?;
+    let notes = match find_listeners(ebpf, &wanted.namespaces()) {
+        Ok(()) => Vec::new(),
+        Err(error) => vec![format!(
+            "listeners that existed before are known by their port only: {error:#}"
+        )],
+    };
     attach_tracepoint(ebpf, "rx_consume", "consume_skb")?;
     attach_tracepoint(ebpf, "rx_kfree", "kfree_skb")?;
-    attach_tracepoint(ebpf, "rx_receive", "netif_receive_skb")
+    attach_tracepoint(ebpf, "rx_receive", "netif_receive_skb")?;
+    Ok(notes)
 }
 
 fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), AttachError> {

@@ -3,7 +3,7 @@
 use std::os::unix::process::CommandExt;
 use std::{fs, iter};
 
-use live_tests::{Finished, Launch, attach};
+use live_tests::{Finished, Launch, attach, in_private_mounts};
 use queue_trace::lab::scenario::SCENARIOS;
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process_group};
@@ -46,26 +46,29 @@ fn as_json_it_is_a_recording() {
     assert!(recording.ledgers().all(explained), "{recording:?}");
 }
 
-/// Plays a case, in a process group of its own so that a process left behind shows.
+/// Plays a case, in a process group and with mounts of its own, so that a process or
+/// a namespace left behind shows.
 fn demo(args: &[&str]) -> Finished {
-    let mounted = namespaces_mounted();
-    let launch = Launch::plain(iter::once("demo").chain(args.iter().copied()))
-        .args(["--attach", attach().name()])
-        .with(|command| {
-            command.process_group(0);
-        });
-    let tracer = launch.start();
-    let group = Pid::from_raw(tracer.pid().cast_signed()).unwrap();
-    let finished = tracer.wait();
-    assert_eq!(finished.status.code(), Some(0), "{finished:?}");
-    assert_eq!(test_kill_process_group(group), Err(Errno::SRCH));
-    assert_eq!(namespaces_mounted(), mounted);
-    finished
+    in_private_mounts(|_| {
+        let mounted = namespaces_mounted();
+        let launch = Launch::plain(iter::once("demo").chain(args.iter().copied()))
+            .args(["--attach", attach().name()])
+            .with(|command| {
+                command.process_group(0);
+            });
+        let tracer = launch.start();
+        let group = Pid::from_raw(tracer.pid().cast_signed()).unwrap();
+        let finished = tracer.wait();
+        assert_eq!(finished.status.code(), Some(0), "{finished:?}");
+        assert_eq!(test_kill_process_group(group), Err(Errno::SRCH));
+        assert_eq!(namespaces_mounted(), mounted);
+        finished
+    })
 }
 
-/// Namespaces that stay because they are mounted somewhere.
+/// Namespaces that stay because they are mounted somewhere, as this thread sees it.
 fn namespaces_mounted() -> Vec<String> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     let namespaces = mounts.lines().filter(|line| line.contains(" - nsfs "));
     namespaces.map(str::to_owned).collect()
 }
