@@ -18,6 +18,8 @@ pub struct Filter {
     /// Outcome tags for which records are sent, a bit each. Counting is not
     /// affected.
     pub outcomes: u64,
+    /// Nanoseconds that a record costs of its CPU's allowance; 0: no limit.
+    pub record_cost_ns: u64,
     /// Namespace inode numbers, the first `netns_count` of them valid.
     pub netns: [u32; MAX_NETNS],
     /// How many namespaces are named.
@@ -66,7 +68,8 @@ pub struct Kernel {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Loss {
-    /// Records that found the ring buffer full; their counts are exact all the same.
+    /// Records that found the ring buffer full: held back, that is, not lost to the
+    /// counts.
     pub ring_full: u64,
     /// Counts that found the map of counts full: known by outcome, not by listener.
     pub map_full: u64,
@@ -97,6 +100,21 @@ pub struct CountKey {
     /// Counters that moved with it.
     pub moved: u8,
 }
+
+/// Value of the exact counts, a copy for each CPU.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Counted {
+    /// How often, in all.
+    pub seen: u64,
+    /// Those among them of which a record was wanted and is not in the stream: held
+    /// back by the rate limit, or the ring was full.
+    pub held: u64,
+}
+
+/// How far a CPU may get ahead of its allowance, nanoseconds: a burst of a second's
+/// worth of records passes whole.
+pub const RECORD_BURST_NS: u64 = 1_000_000_000;
 
 /// Key of a prefix of the tries `ADDRS` and `CLIENTS`; IPv4 as `::ffff:a.b.c.d`.
 pub type Address = [u8; 16];

@@ -20,7 +20,7 @@ use crate::{
 };
 
 #[inline(always)]
-fn enter(call: Call, sk: u64, skb: u64, request: u64) {
+fn enter(call: Call, hook: usize, sk: u64, skb: u64, request: u64) {
     if !filter::port(sk) {
         return evidence::skip();
     }
@@ -30,15 +30,15 @@ fn enter(call: Call, sk: u64, skb: u64, request: u64) {
     if !filter::netns(net) || !filter::addresses(skb) {
         return evidence::skip();
     }
-    evidence::open(call, sk, skb, request, net);
+    evidence::open(call, hook, sk, skb, request, net);
 }
 
 #[inline(always)]
-fn exit(call: Call, sk: u64, skb: u64, returned: u64) {
+fn exit(call: Call, hook: usize, sk: u64, skb: u64, returned: u64) {
     if sk != 0 && !filter::port(sk) {
         return;
     }
-    let Some((frame, moved)) = evidence::close(call, skb) else {
+    let Some((frame, moved)) = evidence::close(call, hook, skb) else {
         return;
     };
     let outcome = if call == Call::Cookie {
@@ -122,7 +122,7 @@ fn decide_cookie(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
 #[fentry]
 fn ack_enter(ctx: FEntryContext) -> i32 {
     if ctx.arg::<u64>(3) as u8 == 0 {
-        enter(Call::Ack, ctx.arg(0), ctx.arg(1), ctx.arg(2));
+        enter(Call::Ack, hook::ACK, ctx.arg(0), ctx.arg(1), ctx.arg(2));
     }
     0
 }
@@ -131,7 +131,7 @@ fn ack_enter(ctx: FEntryContext) -> i32 {
 fn ack_exit(ctx: FExitContext) -> i32 {
     if ctx.arg::<u64>(3) as u8 == 0 {
         let returned = memory::return_value(&ctx, hook::ACK);
-        exit(Call::Ack, ctx.arg(0), ctx.arg(1), returned);
+        exit(Call::Ack, hook::ACK, ctx.arg(0), ctx.arg(1), returned);
     }
     0
 }
@@ -142,14 +142,14 @@ fn ack_enter_kprobe(ctx: ProbeContext) -> u32 {
         (ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg::<u64>(3))
         && fast_open as u8 == 0
     {
-        enter(Call::Ack, sk, skb, request);
+        enter(Call::Ack, hook::ACK, sk, skb, request);
     }
     0
 }
 
 #[kretprobe]
 fn ack_exit_kprobe(ctx: RetProbeContext) -> u32 {
-    exit(Call::Ack, 0, 0, ctx.ret());
+    exit(Call::Ack, hook::ACK, 0, 0, ctx.ret());
     0
 }
 
@@ -157,28 +157,28 @@ macro_rules! cookie_check {
     ($hook:ident $enter:ident $exit:ident $enter_kprobe:ident $exit_kprobe:ident) => {
         #[fentry]
         fn $enter(ctx: FEntryContext) -> i32 {
-            enter(Call::Cookie, ctx.arg(0), ctx.arg(1), 0);
+            enter(Call::Cookie, hook::$hook, ctx.arg(0), ctx.arg(1), 0);
             0
         }
 
         #[fexit]
         fn $exit(ctx: FExitContext) -> i32 {
             let returned = memory::return_value(&ctx, hook::$hook);
-            exit(Call::Cookie, ctx.arg(0), ctx.arg(1), returned);
+            exit(Call::Cookie, hook::$hook, ctx.arg(0), ctx.arg(1), returned);
             0
         }
 
         #[kprobe]
         fn $enter_kprobe(ctx: ProbeContext) -> u32 {
             if let (Some(sk), Some(skb)) = (ctx.arg(0), ctx.arg(1)) {
-                enter(Call::Cookie, sk, skb, 0);
+                enter(Call::Cookie, hook::$hook, sk, skb, 0);
             }
             0
         }
 
         #[kretprobe]
         fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
-            exit(Call::Cookie, 0, 0, ctx.ret());
+            exit(Call::Cookie, hook::$hook, 0, 0, ctx.ret());
             0
         }
     };

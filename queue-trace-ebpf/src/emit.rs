@@ -6,11 +6,11 @@ use queue_trace_common::{
     counter::Moved,
     field,
     record::{self, Record},
-    settings::{Address, CountKey, Loss},
+    settings::{Address, CountKey, Counted, Loss, RECORD_BURST_NS},
 };
 
 use crate::{
-    globals::{self, COUNTS, LOSS, OVERFLOWED, RECORDS},
+    globals::{self, COUNTS, CPU, LOSS, OVERFLOWED, RECORDS},
     listener, memory,
     packet::Packet,
 };
@@ -73,7 +73,7 @@ pub fn verdict(verdict: &Verdict, peer: impl FnOnce() -> Option<Peer>) {
         outcome: verdict.outcome,
         moved: verdict.moved,
     };
-    count(&key, u64::from(verdict.count));
+    let counted = count(&key, u64::from(verdict.count));
     if aya_log_ebpf::macro_support::level_enabled(Level::Debug) {
         log(&key, verdict.count);
     }
@@ -81,9 +81,14 @@ pub fn verdict(verdict: &Verdict, peer: impl FnOnce() -> Option<Peer>) {
     if globals::wanted() & (1 << verdict.outcome) == 0 {
         return;
     }
+    // SAFETY: a plain helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if !within_allowance(now) {
+        return hold(counted, verdict.count);
+    }
     let Some(mut entry) = RECORDS.reserve::<Record>(0) else {
         lost(|loss| &mut loss.ring_full);
-        return;
+        return hold(counted, verdict.count);
     };
     // SAFETY: reserved for a Record and ours until submitted; plain data, for which
     // all bytes zero is a value.
@@ -92,11 +97,9 @@ pub fn verdict(verdict: &Verdict, peer: impl FnOnce() -> Option<Peer>) {
         &mut *entry.as_mut_ptr()
     };
     out.version = record::VERSION;
-    // SAFETY: plain helpers without arguments.
-    unsafe {
-        out.mono_ns = bpf_ktime_get_ns();
-        out.cpu = bpf_get_smp_processor_id();
-    }
+    out.mono_ns = now;
+    // SAFETY: a plain helper without arguments.
+    out.cpu = unsafe { bpf_get_smp_processor_id() };
     out.outcome = verdict.outcome;
     out.moved = verdict.moved;
     out.count = verdict.count;
@@ -136,19 +139,55 @@ fn log(key: &CountKey, count: u32) {
     );
 }
 
+/// Counts, and gives the place of the count, if there was room for one.
 #[inline(always)]
-fn count(key: &CountKey, by: u64) {
-    if let Some(value) = COUNTS.get_ptr_mut(key) {
+fn count(key: &CountKey, by: u64) -> Option<*mut Counted> {
+    if let Some(counted) = COUNTS.get_ptr_mut(key) {
         // SAFETY: this CPU's copy; programs that count run in softirq or under the
         // socket lock, and none interrupts another on the same key.
-        unsafe { *value += by };
-    } else if COUNTS.insert(key, by, 0).is_err() {
-        lost(|loss| &mut loss.map_full);
-        if let Some(value) = OVERFLOWED.get_ptr_mut(u32::from(key.outcome)) {
-            // SAFETY: as above.
-            unsafe { *value += by };
-        }
+        unsafe { (*counted).seen += by };
+        return Some(counted);
     }
+    let first = Counted { seen: by, held: 0 };
+    if COUNTS.insert(key, first, 0).is_ok() {
+        return COUNTS.get_ptr_mut(key);
+    }
+    lost(|loss| &mut loss.map_full);
+    if let Some(value) = OVERFLOWED.get_ptr_mut(u32::from(key.outcome)) {
+        // SAFETY: as above.
+        unsafe { *value += by };
+    }
+    None
+}
+
+/// Notes that events are in the counts and not in the stream.
+#[inline(always)]
+fn hold(counted: Option<*mut Counted>, by: u32) {
+    if let Some(counted) = counted {
+        // SAFETY: as in `count`.
+        unsafe { (*counted).held += u64::from(by) };
+    }
+}
+
+/// Whether this CPU may send another record: each moves its account forward by the
+/// record's cost, and the account may be ahead of the clock by a burst.
+#[inline(always)]
+fn within_allowance(now: u64) -> bool {
+    let cost = globals::record_cost_ns();
+    if cost == 0 {
+        return true;
+    }
+    let Some(cpu) = CPU.get_ptr_mut(0) else {
+        return true;
+    };
+    // SAFETY: this CPU's copy.
+    let account = unsafe { &mut (*cpu).account_ns };
+    let from = if *account > now { *account } else { now };
+    if from - now > RECORD_BURST_NS {
+        return false;
+    }
+    *account = from + cost;
+    true
 }
 
 /// Adds one to a loss counter.

@@ -72,8 +72,8 @@ pub struct Frame {
     pub outcome: u32,
     /// Nested functions seen; [`saw`].
     pub saw: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// The hook that opened it.
+    pub hook: u32,
     /// The listener.
     pub sk: u64,
     /// The packet.
@@ -96,6 +96,8 @@ pub struct Frame {
 pub struct Cpu {
     /// See [`memory::per_cpu_offset`]; kept, as it never changes.
     pub offset: u64,
+    /// Until when the records sent so far use up the allowance.
+    pub account_ns: u64,
     /// The packet in hand.
     pub frame: Frame,
     /// The half-open request whose timer fired: it may be gone when the timer ends.
@@ -202,7 +204,7 @@ pub fn through(place: &mut u32, outcome: u8) -> u8 {
 
 /// Opens a frame for a packet that passed the filter.
 #[inline(always)]
-pub fn open(call: Call, sk: u64, skb: u64, request: u64, net: u64) {
+pub fn open(call: Call, hook: usize, sk: u64, skb: u64, request: u64, net: u64) {
     let Some(cpu) = cpu() else { return };
     cpu.frame.call = Call::None as u32;
     let Some(counters) = counters_of(net, cpu) else {
@@ -216,6 +218,7 @@ pub fn open(call: Call, sk: u64, skb: u64, request: u64, net: u64) {
         frame.request = request;
         frame.net = net;
         frame.counters = counters;
+        frame.hook = hook as u32;
         frame.call = call as u32;
     }
 }
@@ -228,13 +231,13 @@ pub fn skip() {
     }
 }
 
-/// Closes the frame opened for `call` and gives it with the counters that moved.
-/// `skb` 0: not known at this exit.
+/// Closes the frame that `hook` opened for `call` and gives it with the counters that
+/// moved. `skb` 0: not known at this exit.
 #[inline(always)]
-pub fn close(call: Call, skb: u64) -> Option<(&'static mut Frame, Moved)> {
+pub fn close(call: Call, hook: usize, skb: u64) -> Option<(&'static mut Frame, Moved)> {
     let cpu = cpu()?;
     let frame = &mut cpu.frame;
-    if frame.call != call as u32 {
+    if frame.call != call as u32 || frame.hook != hook as u32 {
         return None;
     }
     frame.call = Call::None as u32;

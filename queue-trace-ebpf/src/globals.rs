@@ -8,7 +8,7 @@ use queue_trace_common::{
     counter, field,
     field::Field,
     hook, outcome,
-    settings::{Address, CountKey, Filter, Kernel, Loss, PORT_WORDS},
+    settings::{Address, CountKey, Counted, Filter, Kernel, Loss, PORT_WORDS},
 };
 
 use crate::evidence::Cpu;
@@ -23,6 +23,7 @@ static FIELDS: [Field; field::COUNT] = [Field { offset: 0, size: 0 }; field::COU
 #[unsafe(no_mangle)]
 static FILTER: Filter = Filter {
     outcomes: 0,
+    record_cost_ns: 0,
     netns: [0; _],
     netns_count: 0,
     ports: 0,
@@ -68,6 +69,12 @@ pub fn field(index: usize) -> Field {
 #[inline(always)]
 pub fn wanted() -> outcome::Set {
     global!(FILTER.outcomes)
+}
+
+/// What a record costs of its CPU's allowance, nanoseconds; 0: no limit.
+#[inline(always)]
+pub fn record_cost_ns() -> u64 {
+    global!(FILTER.record_cost_ns)
 }
 
 /// Which filters are on: ports, addresses, clients.
@@ -147,7 +154,7 @@ pub static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
 
 /// Exact counts by listener and outcome.
 #[map]
-pub static COUNTS: PerCpuHashMap<CountKey, u64> = PerCpuHashMap::with_max_entries(16384, 0);
+pub static COUNTS: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(16384, 0);
 
 /// Records.
 #[map]

@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe},
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
-use queue_trace_common::{counter::DROP, outcome};
+use queue_trace_common::{counter::DROP, hook, outcome};
 
 use crate::{
     evidence::{self, Call},
@@ -14,7 +14,7 @@ use crate::{
 
 #[inline(always)]
 fn exit() {
-    if let Some((frame, moved)) = evidence::close(Call::Icmp, 0)
+    if let Some((frame, moved)) = evidence::close(Call::Icmp, hook::ICMP, 0)
         && moved & DROP != 0
     {
         request::tell(outcome::REQUEST_ABORTED, frame, moved, 0);
@@ -25,7 +25,7 @@ fn exit() {
 
 #[fentry]
 fn icmp_enter(ctx: FEntryContext) -> i32 {
-    request::open(Call::Icmp, ctx.arg(0));
+    request::open(Call::Icmp, hook::ICMP, ctx.arg(0));
     0
 }
 
@@ -38,7 +38,7 @@ fn icmp_exit(_: FExitContext) -> i32 {
 #[kprobe]
 fn icmp_enter_kprobe(ctx: ProbeContext) -> u32 {
     if let Some(request) = ctx.arg(0) {
-        request::open(Call::Icmp, request);
+        request::open(Call::Icmp, hook::ICMP, request);
     }
     0
 }

@@ -29,7 +29,7 @@ pub fn peer_of(sk: u64) -> Option<Peer> {
 
 /// Opens a frame for a request, if its listener and its client pass the filter.
 #[inline(always)]
-pub fn open(call: Call, request: u64) {
+pub fn open(call: Call, hook: usize, request: u64) {
     let Some(sk) = memory::get::<u64>(request, field::REQ_LISTENER) else {
         return;
     };
@@ -45,7 +45,7 @@ pub fn open(call: Call, request: u64) {
     if !filter::netns(net) || !filter::pair(&peer.local, &peer.client) {
         return evidence::skip();
     }
-    evidence::open(call, sk, 0, request, net);
+    evidence::open(call, hook, sk, 0, request, net);
     if let Some(cpu) = evidence::cpu() {
         cpu.request = Request {
             local: peer.local,

@@ -34,27 +34,16 @@ fn enter(hook: usize, sk: u64, skb: u64) {
     if !filter::netns(net) || !filter::addresses(skb) {
         return evidence::skip();
     }
-    evidence::open(Call::Syn, sk, skb, 0, net);
+    evidence::open(Call::Syn, hook, sk, skb, 0, net);
 }
 
 /// It leaves. `sk` and `skb` are 0 where the program does not see them.
 #[inline(always)]
 fn exit(hook: usize, sk: u64, skb: u64) {
-    if sk != 0 {
-        if !filter::port(sk) {
-            return;
-        }
-        if hook != hook::SYN_V6 && hook != hook::SYN_MPTCP6 && listener::is_v6(sk) {
-            return;
-        }
-    } else if let Some(cpu) = evidence::cpu()
-        && hook != hook::SYN_V6
-        && hook != hook::SYN_MPTCP6
-        && listener::is_v6(cpu.frame.sk)
-    {
+    if sk != 0 && !filter::port(sk) {
         return;
     }
-    let Some((frame, moved)) = evidence::close(Call::Syn, skb) else {
+    let Some((frame, moved)) = evidence::close(Call::Syn, hook, skb) else {
         return;
     };
     let outcome = decide(frame, moved);

@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint},
     programs::{FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
-use queue_trace_common::{field, outcome};
+use queue_trace_common::{field, hook, outcome};
 
 use crate::{
     evidence::{self, Call, saw},
@@ -19,12 +19,12 @@ use crate::{
 #[inline(always)]
 fn enter(timer: u64) {
     let enclosing = timer - u64::from(globals::field(field::REQ_TIMER).offset);
-    request::open(Call::Timer, enclosing);
+    request::open(Call::Timer, hook::TIMER, enclosing);
 }
 
 #[inline(always)]
 fn exit() {
-    let Some((frame, moved)) = evidence::close(Call::Timer, 0) else {
+    let Some((frame, moved)) = evidence::close(Call::Timer, hook::TIMER, 0) else {
         return;
     };
     if frame.saw & saw::RETRANSMITTED != 0 {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
-use queue_trace_common::settings::CountKey;
+use queue_trace_common::settings::{CountKey, Counted};
 
 use crate::{
     ledger::{Counters, Ledger, Look},
@@ -56,7 +56,8 @@ impl Books {
             .filter_map(|(id, door)| Some((*id, netns::counters(*id, door).ok()?)))
             .collect();
         let after = seen(&probe.counts()?);
-        let side = |sums: &HashMap<u32, Counters>, id: u32| sums.get(&id).copied().unwrap_or_default();
+        let side =
+            |sums: &HashMap<u32, Counters>, id: u32| sums.get(&id).copied().unwrap_or_default();
         Ok(kernel
             .into_iter()
             .map(|(id, kernel)| {
@@ -135,11 +136,11 @@ impl Books {
 }
 
 /// Our side: what the verdicts so far moved, by namespace.
-fn seen(counts: &HashMap<CountKey, u64>) -> HashMap<u32, Counters> {
+fn seen(counts: &HashMap<CountKey, Counted>) -> HashMap<u32, Counters> {
     let mut sums = HashMap::new();
     for (key, count) in counts {
         let sum: &mut Counters = sums.entry(key.netns).or_default();
-        sum.add(key.moved, *count);
+        sum.add(key.moved, count.seen);
     }
     sums
 }

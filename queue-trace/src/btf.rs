@@ -336,7 +336,12 @@ impl Types {
             .into();
         kernel.kfree_has_sk = self
             .tracepoint("kfree_skb")
-            .is_some_and(|prototype| prototype.arguments.get(3).is_some_and(|kind| kind == "*sock"))
+            .is_some_and(|prototype| {
+                prototype
+                    .arguments
+                    .get(3)
+                    .is_some_and(|kind| kind == "*sock")
+            })
             .into();
         kernel.tcp_established = self.enumerator("TCP_ESTABLISHED")? as u8;
         kernel.tcp_syn_recv = self.enumerator("TCP_SYN_RECV")? as u8;
@@ -364,7 +369,9 @@ impl Types {
         if known {
             Ok(prototype)
         } else {
-            Err(format!("its prototype is not one that is known: {prototype}"))
+            Err(format!(
+                "its prototype is not one that is known: {prototype}"
+            ))
         }
     }
 }
@@ -432,7 +439,9 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_btf_is_refused() {
-        let error = Types::read(Some(Path::new("/proc/self/status"))).err().unwrap();
+        let error = Types::read(Some(Path::new("/proc/self/status")))
+            .err()
+            .unwrap();
         assert!(matches!(error, BtfError::Unreadable { .. }), "{error}");
     }
 }

@@ -93,7 +93,9 @@ fn connect(netns: &Netns, family: Family, listen: Listen) -> Result<()> {
         let listener = listen.on(address)?;
         let clients = connect_each(address, 1, Pace::OneByOne, PATIENCE, None)?;
         ensure!(
-            clients.iter().all(|client| client.ending() == Ending::Connected),
+            clients
+                .iter()
+                .all(|client| client.ending() == Ending::Connected),
             "a client could not connect over {family}"
         );
         listener.accept().context("cannot accept")?;

@@ -91,6 +91,11 @@ pub struct Trace {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub duration: Option<Duration>,
 
+    /// Records a second from each CPU at most; what is held back comes as counts each second.
+    /// 0: no limit
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub rate: u32,
+
     /// Write JSON, one object a line
     #[arg(long)]
     pub json: bool,
@@ -208,7 +213,9 @@ fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
         Some((from, to)) => {
             let (from, to) = (port(from)?, port(to)?);
             if from > to {
-                return Err(format!("the range ends at {to}, before it begins at {from}"));
+                return Err(format!(
+                    "the range ends at {to}, before it begins at {from}"
+                ));
             }
             Ok(from..=to)
         }
@@ -242,7 +249,10 @@ fn outcomes(text: &str) -> Result<Set, String> {
         return Err(if known.is_empty() {
             format!("{verdict} has no causes to tell apart")
         } else {
-            format!("{verdict} has no such cause; there are {}", known.join(", "))
+            format!(
+                "{verdict} has no such cause; there are {}",
+                known.join(", ")
+            )
         });
     }
     Ok(set)
@@ -342,7 +352,10 @@ mod tests {
     fn refusals_are_shown_unless_asked_otherwise() {
         let refusals = outcome::of_kind(Kind::Refusal);
         assert_eq!(parse(&[]).unwrap().wanted(), refusals);
-        assert_eq!(parse(&["--all"]).unwrap().wanted(), (1 << outcome::COUNT) - 1);
+        assert_eq!(
+            parse(&["--all"]).unwrap().wanted(),
+            (1 << outcome::COUNT) - 1
+        );
         let only = parse(&["--event", "queued", "--event", "accepted"]).unwrap();
         assert_eq!(only.wanted(), 1 << outcome::QUEUED | 1 << outcome::ACCEPTED);
     }

@@ -47,7 +47,7 @@ pub fn decode(mut bytes: impl Buf, wall_offset_ns: i128) -> Result<Event, Decode
         mono_ns: record.mono_ns,
         wall_ns: i128::from(record.mono_ns) + wall_offset_ns,
         outcome,
-        count: record.count,
+        count: record.count.into(),
         netns: record.netns,
         listener: Listener {
             addr: known(LISTENER).then(|| address(record.listener_addr)),
@@ -77,7 +77,7 @@ pub fn decode(mut bytes: impl Buf, wall_offset_ns: i128) -> Result<Event, Decode
         }),
         retransmits: (outcome.step == Step::Timer).then_some(record.retransmits),
         moved: record.moved,
-        cpu: record.cpu,
+        cpu: Some(record.cpu),
         sk: record.sk,
     })
 }

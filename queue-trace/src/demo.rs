@@ -26,8 +26,8 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// # Errors
 /// What keeps the case from being played, or traced.
 pub async fn run(args: &cli::Demo) -> Result<()> {
-    let case = scenario::find(&args.case)
-        .with_context(|| format!("there is no case {:?}", args.case))?;
+    let case =
+        scenario::find(&args.case).with_context(|| format!("there is no case {:?}", args.case))?;
     let family = if args.ipv6 { Family::V6 } else { Family::V4 };
     live::fit_to_attach(&Host::look())?;
     let mut stage = case.prepare(family)?;

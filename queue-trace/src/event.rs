@@ -16,7 +16,7 @@ pub struct Event {
     /// What the kernel did and why.
     pub outcome: &'static Outcome,
     /// How many such events it stands for.
-    pub count: u32,
+    pub count: u64,
     /// Inode number of the network namespace.
     pub netns: u32,
     /// The listener concerned.
@@ -36,8 +36,8 @@ pub struct Event {
     /// Counters of the kernel that moved with it, see
     /// [`queue_trace_common::counter`].
     pub moved: u8,
-    /// The CPU that handled it.
-    pub cpu: u32,
+    /// The CPU that handled it; absent for what several held back.
+    pub cpu: Option<u32>,
     /// Identity of the listener's socket within one run.
     pub sk: u64,
 }
@@ -135,7 +135,7 @@ impl Serialize for Event {
         optional!("syn_queue", self.syn_queue);
         optional!("sysctls", self.sysctls);
         optional!("retransmits", self.retransmits);
-        out.serialize_field("cpu", &self.cpu)?;
+        optional!("cpu", self.cpu);
         out.serialize_field("count", &self.count)?;
         out.end()
     }

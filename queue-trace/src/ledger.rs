@@ -21,7 +21,9 @@ impl Counters {
     /// `None` if there is no section `TcpExt`.
     #[must_use]
     pub fn parse(netstat: &str) -> Option<Self> {
-        let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+        let mut lines = netstat
+            .lines()
+            .filter_map(|line| line.strip_prefix("TcpExt:"));
         let (names, values) = (lines.next()?, lines.next()?);
         let columns: BTreeMap<_, _> = names
             .split_whitespace()
@@ -66,7 +68,7 @@ pub struct Ledger {
     pub netns: u32,
     /// Counter by counter.
     pub counters: BTreeMap<&'static str, Line>,
-    /// Records that the stream lacks; the counts are exact all the same.
+    /// Records that found the ring full, and are in the stream as counts only.
     pub lost: u64,
     /// Movements of the kernel's counters that no verdict explains, and verdicts that
     /// no movement backs. Absent where a filter keeps us from seeing all.
@@ -191,7 +193,13 @@ IpExt: 7 8
         seen.add(OVERFLOW | DROP, 5);
         let ledger = Ledger::between(1, &Look::default(), &still(kernel, seen), 0);
         assert_eq!(ledger.unexplained, Some(2));
-        assert_eq!(ledger.counters["ListenOverflows"], Line { kernel: Some(6), seen: 5 });
+        assert_eq!(
+            ledger.counters["ListenOverflows"],
+            Line {
+                kernel: Some(6),
+                seen: 5
+            }
+        );
         assert!(!ledger.counters.contains_key("EmbryonicRsts"));
     }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use queue_trace_common::{
     outcome::Outcome,
-    settings::Loss,
+    settings::{CountKey, Loss},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -24,7 +24,7 @@ use crate::{
     btf::Types,
     canary, cli,
     decode::decode,
-    event::{Listener, rfc3339},
+    event::{Event, Listener, rfc3339},
     host::{Host, OLDEST},
     netns::{self, Door},
     plan::{Offers, Plan, PlanError},
@@ -56,6 +56,8 @@ pub struct Live {
     events: u64,
     /// Records that came during the self-test and are not its own.
     early: Vec<Bytes>,
+    /// What was held back and has been printed as counts.
+    held: HashMap<CountKey, u64>,
 }
 
 /// What the command line asks of the kernel side.
@@ -79,6 +81,7 @@ pub fn wanted(trace: &cli::Trace) -> Result<Wanted> {
         addrs: trace.addrs.clone(),
         clients: trace.clients.clone(),
         netns,
+        rate: trace.rate,
         debug: trace.verbose >= 2,
     })
 }
@@ -170,7 +173,9 @@ fn with_remedy(error: PlanError, host: &Host) -> anyhow::Error {
     if let Some(mode) = &host.lockdown {
         remedy.push_str(&format!("; the kernel is locked down ({mode})"));
     }
-    anyhow::Error::new(error).context(remedy).context("cannot attach")
+    anyhow::Error::new(error)
+        .context(remedy)
+        .context("cannot attach")
 }
 
 impl Live {
@@ -204,6 +209,7 @@ impl Live {
             undecoded: 0,
             events: 0,
             early,
+            held: HashMap::new(),
         })
     }
 
@@ -289,6 +295,7 @@ impl Live {
                         messages.flush();
                     }
                     self.note_loss(sink)?;
+                    self.print_held(sink)?;
                     sink.flush()?;
                     if reader_is_gone() {
                         return Err(ErrorKind::BrokenPipe.into());
@@ -329,6 +336,55 @@ impl Live {
         }
     }
 
+    /// Prints what was held back since the last time, a count for each listener and
+    /// outcome.
+    fn print_held(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
+        let counts = self.probe.counts().map_err(io::Error::other)?;
+        let (mono_ns, wall_ns) = (monotonic_now(), wall_now());
+        for (key, counted) in counts.iter().filter(|(_, counted)| counted.held > 0) {
+            let printed = self.held.entry(*key).or_default();
+            let news = counted.held - *printed;
+            *printed = counted.held;
+            let Some(outcome) = Outcome::of(key.outcome).filter(|_| news > 0) else {
+                continue;
+            };
+            let listener = self.listener(key);
+            sink.event(&Event {
+                mono_ns,
+                wall_ns,
+                outcome,
+                count: news,
+                netns: key.netns,
+                listener,
+                local: None,
+                client: None,
+                accept_queue: None,
+                syn_queue: None,
+                sysctls: None,
+                retransmits: None,
+                moved: key.moved,
+                cpu: None,
+                sk: key.sk,
+            })?;
+            self.events += news;
+        }
+        Ok(())
+    }
+
+    /// What is known of the listener of a count.
+    fn listener(&self, key: &CountKey) -> Listener {
+        let inode = (key.inode != 0).then_some(key.inode);
+        match self.listeners.get(&key.sk) {
+            Some(listener) if listener.inode == inode => *listener,
+            _ => Listener {
+                addr: None,
+                port: key.port,
+                cookie: None,
+                inode,
+            },
+        }
+    }
+
     /// Whether as many events were printed as were asked for.
     fn enough(&self, most: Option<u64>) -> bool {
         most.is_some_and(|most| self.events >= most)
@@ -337,7 +393,7 @@ impl Live {
     fn print_record(&mut self, sink: &mut dyn Sink, record: Bytes, offset: i128) -> io::Result<()> {
         match decode(record, offset) {
             Ok(event) => {
-                self.events += 1;
+                self.events += event.count;
                 self.listeners.insert(event.sk, event.listener);
                 sink.event(&event)
             }
@@ -374,6 +430,7 @@ impl Live {
         self.probe.detach();
         if !self.enough(most) {
             self.print_records(sink, most)?;
+            self.print_held(sink)?;
         }
         let totals = self.totals().map_err(io::Error::other)?;
         sink.summary(&totals)?;
@@ -393,16 +450,8 @@ impl Live {
             if self.wanted.outcomes & outcome.bit() == 0 {
                 continue;
             }
-            let unknown = Listener {
-                addr: None,
-                port: key.port,
-                cookie: None,
-                inode: (key.inode != 0).then_some(key.inode),
-            };
-            let listener = match self.listeners.get(&key.sk) {
-                Some(listener) if listener.inode == unknown.inode => *listener,
-                _ => unknown,
-            };
+            let listener = self.listener(&key);
+            let count = count.seen;
             let same = totals.iter_mut().find(|total| {
                 total.netns == key.netns
                     && total.listener == listener

@@ -54,7 +54,11 @@ pub fn list() -> BTreeMap<u32, Door> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found: BTreeMap<_, _> = mounts.lines().filter_map(mounted).collect();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
             continue;
         };
         if let Ok(link) = fs::read_link(entry.path().join("ns/net"))
@@ -153,7 +157,9 @@ mod tests {
     fn our_own_namespace_is_found_with_its_counters() {
         let own = own().unwrap();
         let all = list();
-        let door = all.get(&own).expect("our own namespace is among those listed");
+        let door = all
+            .get(&own)
+            .expect("our own namespace is among those listed");
         counters(own, door).unwrap();
     }
 

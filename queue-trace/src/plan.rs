@@ -362,7 +362,10 @@ mod tests {
         let limits = plan.limits();
         assert_eq!(limits.len(), 2, "{limits:?}");
         assert!(limits[0].contains("tcp_peer_is_proven"), "{limits:?}");
-        assert!(limits[1].contains("ack_dropped:accept_queue_full"), "{limits:?}");
+        assert!(
+            limits[1].contains("ack_dropped:accept_queue_full"),
+            "{limits:?}"
+        );
     }
 
     #[test]
@@ -391,7 +394,12 @@ mod tests {
         for family in Family::ALL {
             offers.refused(family, None, format!("no {}", family.name()));
         }
-        let error = Plan::make(Attach::Auto, ALL, &offers).unwrap_err().to_string();
-        assert!(error.contains("no fentry") && error.contains("no tracepoint"), "{error}");
+        let error = Plan::make(Attach::Auto, ALL, &offers)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("no fentry") && error.contains("no tracepoint"),
+            "{error}"
+        );
     }
 }

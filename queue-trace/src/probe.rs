@@ -23,7 +23,7 @@ use queue_trace_common::{
     field,
     hook::{self, Hook},
     outcome,
-    settings::{Address, CountKey, Filter, Kernel, Loss, MAX_NETNS, PORT_WORDS},
+    settings::{Address, CountKey, Counted, Filter, Kernel, Loss, MAX_NETNS, PORT_WORDS},
 };
 use tokio::io::unix::AsyncFd;
 
@@ -49,6 +49,8 @@ pub struct Wanted {
     pub clients: Vec<IpNet>,
     /// Namespaces, and the way into those whose way is known; empty: all.
     pub netns: BTreeMap<u32, Option<Door>>,
+    /// Records a second from each CPU at most; 0: no limit.
+    pub rate: u32,
     /// Whether the kernel side's own messages are wanted.
     pub debug: bool,
 }
@@ -78,6 +80,10 @@ impl Wanted {
     fn filter(&self) -> Filter {
         let mut filter = Filter {
             outcomes: self.outcomes,
+            record_cost_ns: match self.rate {
+                0 => 0,
+                rate => NS_PER_SECOND / u64::from(rate),
+            },
             netns_count: self.netns.len().min(MAX_NETNS) as u32,
             ports: (!self.ports.is_empty()).into(),
             addrs: (!self.addrs.is_empty()).into(),
@@ -98,6 +104,8 @@ impl Wanted {
         words
     }
 }
+
+const NS_PER_SECOND: u64 = 1_000_000_000;
 
 /// Why the kernel side could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +131,7 @@ pub struct Probe {
     /// What could not be done and is not needed by all, a sentence each.
     notes: Vec<String>,
     records: AsyncFd<RingBuf<MapData>>,
-    counts: PerCpuHashMap<MapData, Wire<CountKey>, u64>,
+    counts: PerCpuHashMap<MapData, Wire<CountKey>, Wire<Counted>>,
     overflowed: PerCpuArray<MapData, u64>,
     loss: PerCpuArray<MapData, Wire<Loss>>,
 }
@@ -225,12 +233,18 @@ impl Probe {
     ///
     /// # Errors
     /// If the map cannot be read.
-    pub fn counts(&self) -> Result<HashMap<CountKey, u64>> {
+    pub fn counts(&self) -> Result<HashMap<CountKey, Counted>> {
         self.counts
             .iter()
             .map(|entry| {
-                let (key, values) = entry.context("cannot read the counts")?;
-                Ok((key.0, values.iter().sum()))
+                let (Wire(key), values) = entry.context("cannot read the counts")?;
+                let sum = values
+                    .iter()
+                    .fold(Counted::default(), |sum, Wire(cpu)| Counted {
+                        seen: sum.seen + cpu.seen,
+                        held: sum.held + cpu.held,
+                    });
+                Ok((key, sum))
             })
             .collect()
     }
@@ -251,7 +265,10 @@ impl Probe {
     /// # Errors
     /// If the map cannot be read.
     pub fn loss(&self) -> Result<Loss> {
-        let per_cpu = self.loss.get(&0, 0).context("cannot read the loss counters")?;
+        let per_cpu = self
+            .loss
+            .get(&0, 0)
+            .context("cannot read the loss counters")?;
         Ok(per_cpu.iter().fold(Loss::default(), |sum, Wire(cpu)| Loss {
             ring_full: sum.ring_full + cpu.ring_full,
             map_full: sum.map_full + cpu.map_full,
@@ -512,7 +529,10 @@ fn reason(error: &ProgramError) -> String {
             return format!("the kernel refuses the program: {io_error}");
         }
         let tail: Vec<_> = tail.into_iter().rev().collect();
-        return format!("the kernel refuses the program: {io_error}: {}", tail.join(" | "));
+        return format!(
+            "the kernel refuses the program: {io_error}: {}",
+            tail.join(" | ")
+        );
     }
     let mut deepest: &dyn std::error::Error = error;
     while let Some(source) = deepest.source() {

@@ -1,4 +1,437 @@
-//! stub
-fn main() {}
+//! The documentation against the code: every outcome has its section, every line of
+//! JSON its fields and its schema, and what the pages say of them is what is so.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use clap::{CommandFactory, Parser};
+use jsonschema::Validator;
+use queue_trace::{
+    cli::{Attach, Cli},
+    decode::decode,
+    ledger::{Ledger, Look},
+    plan::{Name, Offers, Plan},
+    sink::{AttachPlan, Header, LossNote, SCHEMA, Total},
+};
+use queue_trace_common::{
+    counter::{COUNTERS, Moved},
+    hook,
+    outcome::{self, Kind, OUTCOMES, Outcome},
+    record::{self, Record},
+    settings::Loss,
+};
+use serde_json::{Value, json};
+
+/// A file of the repository.
+fn page(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The sections of docs/verdicts.md that are about an outcome: heading and text, with
+/// single spaces between words.
+fn sections() -> Vec<(String, String)> {
+    let page = page("docs/verdicts.md");
+    page.split("\n### ")
+        .skip(1)
+        .map(|section| {
+            let (heading, text) = section.split_once('\n').unwrap();
+            let text = text.split("\n## ").next().unwrap_or_default();
+            let words: Vec<_> = text.split_whitespace().collect();
+            (heading.trim_matches('`').to_owned(), words.join(" "))
+        })
+        .collect()
+}
+
+/// The outcome and its section, for every outcome.
+fn documented() -> impl Iterator<Item = (&'static Outcome, String)> {
+    let sections = sections();
+    OUTCOMES.iter().map(move |outcome| {
+        let name = Name(outcome).to_string();
+        let mut own = sections.iter().filter(|(heading, _)| *heading == name);
+        let (_, text) = own
+            .next()
+            .unwrap_or_else(|| panic!("{name} has no section"));
+        assert!(own.next().is_none(), "{name} has two sections");
+        (outcome, text.clone())
+    })
+}
+
+#[track_caller]
+fn assert_says(outcome: &Outcome, text: &str, words: &str) {
+    assert!(
+        text.contains(words),
+        "{}: not said: {words}\n{text}",
+        Name(outcome)
+    );
+}
+
 #[test]
-fn x() { let _ = jsonschema::validator_for(&serde_json::json!({})); }
+fn every_outcome_has_one_section_in_order_and_there_is_no_other() {
+    let headings: Vec<_> = sections().into_iter().map(|(heading, _)| heading).collect();
+    let named: Vec<_> = OUTCOMES.iter().map(|o| Name(o).to_string()).collect();
+    let (mut sorted, mut expected) = (headings.clone(), named.clone());
+    sorted.sort();
+    expected.sort();
+    assert_eq!(sorted, expected);
+    assert_eq!(
+        headings, named,
+        "the sections stand in another order than the registry"
+    );
+}
+
+#[test]
+fn a_section_begins_with_what_the_registry_says() {
+    for (outcome, text) in documented() {
+        let says = format!("{}.", outcome.says);
+        assert!(text.starts_with(&says), "{}: {says}\n{text}", Name(outcome));
+    }
+}
+
+#[test]
+fn the_counters_of_a_section_are_those_of_the_registry() {
+    let names = |set: Moved| {
+        let names: Vec<_> = COUNTERS
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| set >> index & 1 == 1)
+            .map(|(_, counter)| format!("`{}`", counter.name))
+            .collect();
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
+    };
+    for (outcome, text) in documented() {
+        let counters = format!(
+            "- Counters: moves {}; may move {}.",
+            names(outcome.moves),
+            names(outcome.may_move)
+        );
+        assert_says(outcome, &text, &counters);
+    }
+}
+
+#[test]
+fn a_section_says_when_its_outcome_is_shown() {
+    for (outcome, text) in documented() {
+        let shown = match outcome.kind {
+            Kind::Refusal => "- Shown: by default.",
+            Kind::Routine => "- Shown: with `--all`.",
+        };
+        assert_says(outcome, &text, shown);
+    }
+}
+
+#[test]
+fn a_section_says_in_which_modes_its_outcome_can_be_told() {
+    let everything = (1 << outcome::COUNT) - 1;
+    let offers = Offers {
+        families: [Ok(()), Ok(()), Ok(())],
+        hooks: vec![Ok(()); hook::COUNT],
+    };
+    let ways = [Attach::Fentry, Attach::Kprobe, Attach::Tracepoint];
+    let plans = ways.map(|attach| Plan::make(attach, everything, &offers).unwrap());
+    for (outcome, text) in documented() {
+        let modes: Vec<_> = plans
+            .iter()
+            .filter(|plan| plan.observable & outcome.bit() != 0)
+            .map(|plan| plan.family.name())
+            .collect();
+        assert_says(outcome, &text, &format!("- Modes: {}.", modes.join(", ")));
+    }
+}
+
+#[test]
+fn every_section_has_all_its_parts() {
+    for (outcome, text) in documented() {
+        for part in ["- Evidence: ", "- Client: ", "- What to do: "] {
+            assert_says(outcome, &text, part);
+        }
+    }
+}
+
+/// `--event` takes a verdict, or a verdict with its cause: those documented, all of
+/// them, and no other.
+#[test]
+fn what_event_takes_is_documented() {
+    let page = page("docs/verdicts.md");
+    let (_, after) = page.split_once("## What `--event` takes\n").unwrap();
+    let (text, _) = after.split_once("\n## ").unwrap();
+    let verdicts: BTreeSet<_> = text
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect();
+    let known: BTreeSet<_> = OUTCOMES.iter().map(|o| o.verdict.to_owned()).collect();
+    assert_eq!(verdicts, known);
+    let headings = sections().into_iter().map(|(heading, _)| heading);
+    for value in verdicts.into_iter().chain(headings) {
+        let cli = Cli::try_parse_from(["queue-trace", "--event", &value]);
+        assert!(cli.is_ok(), "--event {value}: {}", cli.unwrap_err());
+    }
+}
+
+/// Every long option is in the README, and every option in the README exists.
+#[test]
+fn the_options_in_the_readme_are_those_of_the_program() {
+    let mut options: BTreeSet<String> = BTreeSet::new();
+    let command = Cli::command();
+    for command in std::iter::once(&command).chain(command.get_subcommands()) {
+        options.extend(
+            command
+                .get_arguments()
+                .filter_map(|arg| arg.get_long())
+                .map(Into::into),
+        );
+    }
+    let readme = page("README.md");
+    let (_, after) = readme
+        .split_once("\n## Options\n")
+        .expect("README has no Options");
+    let (text, _) = after.split_once("\n## ").unwrap();
+    let written: BTreeSet<String> = text
+        .split("`--")
+        .skip(1)
+        .map(|rest| {
+            rest.chars()
+                .take_while(|c| c.is_ascii_alphabetic() || *c == '-')
+                .collect()
+        })
+        .collect();
+    let own: BTreeSet<_> = options
+        .into_iter()
+        .filter(|name| name != "help" && name != "version")
+        .collect();
+    assert_eq!(written, own);
+}
+
+/// What a page links to inside the repository is there.
+#[test]
+fn links_between_pages_lead_somewhere() {
+    for (folder, name) in [
+        ("", "README.md"),
+        ("", "ARCHITECTURE.md"),
+        ("", "CHANGELOG.md"),
+        ("docs/", "verdicts.md"),
+        ("docs/", "events.md"),
+    ] {
+        let text = page(&format!("{folder}{name}"));
+        for link in text.split("](").skip(1) {
+            let (target, _) = link.split_once(')').unwrap();
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            if file.contains("://") {
+                continue;
+            }
+            let file = if file.is_empty() { name } else { file };
+            let target_text = page(&format!("{folder}{file}"));
+            let anchored = anchor.is_empty()
+                || target_text
+                    .lines()
+                    .filter(|line| line.starts_with('#'))
+                    .any(|line| anchor_of(line) == anchor);
+            assert!(anchored, "{folder}{name} links to {target}");
+        }
+    }
+}
+
+/// The anchor that is made of a heading.
+fn anchor_of(heading: &str) -> String {
+    heading
+        .trim_start_matches('#')
+        .trim()
+        .to_lowercase()
+        .chars()
+        .filter_map(|c| match c {
+            ' ' => Some('-'),
+            c if c.is_alphanumeric() || c == '-' || c == '_' => Some(c),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The lines of the JSON blocks of docs/events.md.
+fn examples() -> Vec<Value> {
+    let page = page("docs/events.md");
+    page.split("```json\n")
+        .skip(1)
+        .flat_map(|block| block.split("```").next().unwrap_or_default().lines())
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
+}
+
+fn schema() -> Value {
+    serde_json::from_str(&page("docs/events.schema.json")).unwrap()
+}
+
+fn validator() -> Validator {
+    jsonschema::options()
+        .should_validate_formats(true)
+        .build(&schema())
+        .unwrap()
+}
+
+#[track_caller]
+fn assert_valid(validator: &Validator, line: &Value) {
+    let faults: Vec<_> = validator.iter_errors(line).map(|e| e.to_string()).collect();
+    assert!(faults.is_empty(), "{line}\n{}", faults.join("\n"));
+}
+
+const TYPES: [&str; 5] = ["header", "event", "loss", "total", "ledger"];
+
+#[test]
+fn the_examples_fit_the_schema_and_show_every_type_of_line() {
+    let validator = validator();
+    let examples = examples();
+    for example in &examples {
+        assert_valid(&validator, example);
+    }
+    let shown: BTreeSet<_> = examples
+        .iter()
+        .filter_map(|line| line["type"].as_str())
+        .collect();
+    assert_eq!(shown, BTreeSet::from(TYPES));
+}
+
+/// One line of each type as the program writes it, with every field that it can have.
+fn full_lines() -> Vec<Value> {
+    let everything = (1 << outcome::COUNT) - 1;
+    let offers = Offers {
+        families: [Err("refused".to_owned()), Ok(()), Ok(())],
+        hooks: vec![Ok(()); hook::COUNT],
+    };
+    let plan = Plan::make(Attach::Auto, everything, &offers).unwrap();
+    let header = Header {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION"),
+        time: queue_trace::event::rfc3339(1),
+        host: "host".to_owned(),
+        kernel: "6.12".to_owned(),
+        attach: AttachPlan::from(&plan),
+    };
+    let loss = LossNote::between(&Loss::default(), &Loss::default(), header.time.clone());
+    let mut lines = vec![json!(header), json!(loss)];
+    for outcome in &OUTCOMES {
+        for present in [0, u16::MAX] {
+            let record = Record {
+                version: record::VERSION,
+                outcome: outcome.tag,
+                present,
+                count: 1,
+                port: 8080,
+                ..Record::default()
+            };
+            let event = decode(bytemuck::bytes_of(&record), 0).unwrap();
+            lines.push(json!(event));
+            lines.push(json!(Total {
+                netns: 1,
+                listener: event.listener,
+                outcome,
+                count: 1,
+            }));
+        }
+    }
+    let seen = Look::default();
+    let ledger = Ledger::between(1, &seen, &seen, 0);
+    lines.push(json!(ledger));
+    lines.push(json!(Ledger {
+        note: Some("why".to_owned()),
+        ..ledger
+    }));
+    lines.push(json!(Ledger::of_gone(1, &seen.kernel, 0)));
+    lines
+}
+
+#[test]
+fn what_the_program_writes_fits_the_schema() {
+    let validator = validator();
+    for line in full_lines() {
+        assert_valid(&validator, &line);
+    }
+}
+
+/// The schema leaves room for fields to come, so that a field it forgot would pass. And
+/// docs/events.md names every one.
+#[test]
+fn every_field_is_in_the_schema_and_on_the_page() {
+    let schema = schema();
+    let page = page("docs/events.md");
+    for line in full_lines().iter().chain(&examples()) {
+        let kind = line["type"].as_str().unwrap();
+        let section = page.split(&format!("\n## {kind}\n")).nth(1).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let shared = page.split("\n## Units and names\n").nth(1).unwrap();
+        let shared = shared.split("\n## ").next().unwrap();
+        let mut fields = Vec::new();
+        fields_of(line, &schema["$defs"][kind], &schema, &mut fields);
+        for field in fields {
+            let word = format!("`{field}`");
+            assert!(
+                section.contains(&word) || shared.contains(&word) || field == "type",
+                "{kind}: {field} is not explained"
+            );
+        }
+    }
+}
+
+/// The names of all fields of a value, each of which its schema must declare.
+fn fields_of(value: &Value, declared: &Value, schema: &Value, names: &mut Vec<String>) {
+    let declared = match declared["$ref"].as_str() {
+        Some(reference) => schema.pointer(reference.trim_start_matches('#')).unwrap(),
+        None => declared,
+    };
+    let Value::Object(fields) = value else { return };
+    for (name, value) in fields {
+        let property = &declared["properties"][name];
+        assert!(
+            property.is_object(),
+            "the schema does not know {name}: {declared}"
+        );
+        names.push(name.clone());
+        fields_of(value, property, schema, names);
+    }
+}
+
+#[test]
+fn the_schema_knows_the_words_of_the_registry_and_no_others() {
+    let schema = schema();
+    let listed = |name: &str| -> BTreeSet<String> {
+        let words = schema["$defs"][name]["enum"].as_array().unwrap();
+        words
+            .iter()
+            .map(|word| word.as_str().unwrap().to_owned())
+            .collect()
+    };
+    let words = |word: fn(&Outcome) -> Option<&'static str>| -> BTreeSet<String> {
+        OUTCOMES
+            .iter()
+            .filter_map(word)
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(listed("step"), words(|o| Some(o.step.name())));
+    assert_eq!(listed("verdict"), words(|o| Some(o.verdict)));
+    assert_eq!(listed("cause"), words(|o| o.cause));
+}
+
+#[test]
+fn the_schema_refuses_what_is_no_such_line() {
+    let validator = validator();
+    for example in examples() {
+        for change in [
+            |line: &mut Value| line["type"] = json!("letter"),
+            |line: &mut Value| {
+                line.as_object_mut().unwrap().remove("type");
+            },
+            |line: &mut Value| match line.get("netns") {
+                Some(_) => line["netns"] = json!(-1),
+                None => line["time"] = json!("yesterday"),
+            },
+        ] {
+            let mut line = example.clone();
+            change(&mut line);
+            assert!(!validator.is_valid(&line), "{line}");
+        }
+    }
+}

@@ -89,7 +89,7 @@ impl From<&Plan> for AttachPlan {
 pub struct LossNote {
     /// When it was noticed, RFC 3339.
     pub time: String,
-    /// Records that found the ring full: the stream lacks them, the counts do not.
+    /// Records that found the ring full: they are in the stream as counts only.
     pub records: u64,
     /// Counts that could not be kept by listener, only by outcome.
     pub uncounted: u64,
@@ -128,7 +128,7 @@ impl LossNote {
     /// The losses by name, those that are not zero.
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         [
-            ("records not delivered", self.records),
+            ("records that found the ring full", self.records),
             ("counts not kept by listener", self.uncounted),
             ("failed reads", self.failed_reads),
             ("unpaired calls", self.unpaired),

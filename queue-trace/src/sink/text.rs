@@ -198,7 +198,11 @@ impl<W: Write> Sink for Text<W> {
             }
             let verdict = format!("{:<VERDICT_WIDTH$}", verdict_words(total.outcome));
             let verdict = self.styled(style_of(total.outcome), &verdict);
-            let line = format!("{:>10}  {verdict}  {}", total.count, cause_words(total.outcome));
+            let line = format!(
+                "{:>10}  {verdict}  {}",
+                total.count,
+                cause_words(total.outcome)
+            );
             writeln!(self.out, "{}", line.trim_end())?;
         }
         Ok(())
@@ -210,14 +214,19 @@ impl<W: Write> Sink for Text<W> {
             Some(count) => self.styled(RED, &format!("unexplained {count}")),
             None => self.styled(YELLOW, "not compared"),
         };
-        let note = ledger.note.as_deref().map_or(String::new(), |note| format!(" ({note})"));
+        let note = ledger
+            .note
+            .as_deref()
+            .map_or(String::new(), |note| format!(" ({note})"));
         writeln!(
             self.out,
             "ledger of netns {}: {result}{note}, {} records lost",
             ledger.netns, ledger.lost
         )?;
         for (name, line) in &ledger.counters {
-            let kernel = line.kernel.map_or("?".to_owned(), |kernel| kernel.to_string());
+            let kernel = line
+                .kernel
+                .map_or("?".to_owned(), |kernel| kernel.to_string());
             if line.kernel.unwrap_or(0) == 0 && line.seen == 0 {
                 continue;
             }
