@@ -44,8 +44,9 @@ pub struct Kernel {
     /// Place of the first counter of each of [`counter::GROUPS`] in the kernel's
     /// array.
     pub counters: [u32; counter::GROUPS.len()],
-    /// Which hooks are attached, a bit per [`hook`] index: without its hook a cause
-    /// cannot be told from `other`.
+    /// Which hooks would have been seen, a bit per [`hook`] index: those attached, and
+    /// those of parts that this kernel lacks. Without its hook a cause cannot be told
+    /// from `other`.
     pub attached: u32,
     /// For each hook (by [`hook`] index) the number of arguments of its function:
     /// the return value that an exit program sees sits after the last one.

@@ -130,7 +130,8 @@ pub fn kfree_has_sk() -> bool {
     global!(KERNEL.kfree_has_sk) != 0
 }
 
-/// Whether a nested hook is attached.
+/// Whether a nested hook would have been seen: it is attached, or this kernel has
+/// nothing there to attach to.
 #[inline(always)]
 pub fn attached(hook: usize) -> bool {
     global!(KERNEL.attached) & (1 << hook) != 0

@@ -9,6 +9,8 @@ use crate::memory;
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
+const IPPROTO_ICMP: u8 = 1;
+const IPPROTO_ICMPV6: u8 = 58;
 
 /// Addresses and ports of a packet from a client to us.
 pub struct Packet {
@@ -22,6 +24,8 @@ pub struct Packet {
     pub client_port: u16,
     /// TCP flags.
     pub flags: u8,
+    /// Whether it is an ICMP error rather than TCP: then ports and flags say nothing.
+    pub icmp: bool,
     /// Whether TCP has had the packet: it strips the headers before its own, and a
     /// packet that only passed by a packet socket keeps them.
     pub at_tcp: bool,
@@ -57,6 +61,7 @@ impl Packet {
             client_port: 0,
             flags: 0,
             at_tcp: false,
+            icmp: false,
         };
         packet.read(skb).then_some(packet)
     }
@@ -71,21 +76,28 @@ impl Packet {
             | memory::fetch_field(&mut data, skb, field::SKB_DATA)
             | memory::fetch_field(&mut protocol, skb, field::SKB_PROTOCOL);
         let ip = head + u64::from(network);
+        let mut carried = 0u8;
         let addresses = match u16::from_be(protocol) {
             ETH_P_IP => {
                 let (mut from, mut to) = (0u32, 0u32);
-                let status = memory::fetch(&mut from, ip + 12) | memory::fetch(&mut to, ip + 16);
+                let status = memory::fetch(&mut carried, ip + 9)
+                    | memory::fetch(&mut from, ip + 12)
+                    | memory::fetch(&mut to, ip + 16);
                 self.client = mapped(from);
                 self.local = mapped(to);
                 status
             }
             ETH_P_IPV6 => {
-                memory::fetch(&mut self.client, ip + 8) | memory::fetch(&mut self.local, ip + 24)
+                // An extension header may come first; then it is taken for TCP.
+                memory::fetch(&mut carried, ip + 6)
+                    | memory::fetch(&mut self.client, ip + 8)
+                    | memory::fetch(&mut self.local, ip + 24)
             }
             _ => return false,
         };
         let tcp = head + u64::from(transport);
-        self.at_tcp = data == tcp;
+        self.icmp = carried == IPPROTO_ICMP || carried == IPPROTO_ICMPV6;
+        self.at_tcp = data == tcp && !self.icmp;
         let (mut from, mut to) = (0u16, 0u16);
         let ports = memory::fetch(&mut from, tcp)
             | memory::fetch(&mut to, tcp + 2)

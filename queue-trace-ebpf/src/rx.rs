@@ -165,6 +165,8 @@ fn freed(skb: u64, how: Freed) {
     };
     baseline.values = baseline.now;
     let sk = match how {
+        // Which request an ICMP error was about is inside it, and not looked for.
+        _ if packet.icmp => 0,
         Freed::Dropped(sk) if sk != 0 => sk,
         _ => listener_of(net, &packet),
     };
@@ -181,10 +183,10 @@ fn freed(skb: u64, how: Freed) {
             count,
             sk,
             net,
-            port: packet.local_port,
+            port: if packet.icmp { 0 } else { packet.local_port },
             retransmits: 0,
         },
-        || Some(Peer::from(packet)),
+        || (!packet.icmp).then(|| Peer::from(packet)),
     );
 }
 
@@ -212,6 +214,9 @@ fn wanted(net: u64, packet: &Packet) -> bool {
 /// The verdict on a packet, from the counters that it moved.
 #[inline(always)]
 fn decide(packet: &Packet, how: Freed, moved: Moved, net: u64) -> Option<u8> {
+    if packet.icmp {
+        return (moved == DROP).then_some(outcome::REQUEST_ABORTED);
+    }
     let syn = packet.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN;
     if syn {
         if moved & OVERFLOW != 0 {
@@ -379,6 +384,7 @@ fn completed(sk: u64, net: u64) {
         client_port: peer.client_port,
         flags: flag::ACK,
         at_tcp: true,
+        icmp: false,
     };
     if !wanted(net, &packet) {
         return;

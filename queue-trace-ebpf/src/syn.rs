@@ -98,7 +98,10 @@ fn decide(frame: &Frame, moved: u8) -> u8 {
     if frame.saw & saw::REFUSED != 0 {
         return outcome::SYN_DROPPED_SECURITY;
     }
-    if !globals::attached(hook::ALLOC) || !globals::attached(hook::PROVEN) {
+    if !globals::attached(hook::ALLOC)
+        || !globals::attached(hook::PROVEN)
+        || !globals::attached(hook::SECURITY)
+    {
         return outcome::SYN_DROPPED_OTHER;
     }
     if frame.saw & saw::ALLOC == 0 && moved & DO_COOKIES == 0 {

@@ -86,6 +86,11 @@ impl Books {
             std::thread::sleep(BETWEEN);
             ledgers = self.compare(probe)?;
         }
+        if probe.loss()?.map_full > 0 {
+            for ledger in &mut ledgers {
+                ledger.note = Some("some counts found no room by listener".to_owned());
+            }
+        }
         if let Some(why) = self.partial {
             for ledger in &mut ledgers {
                 ledger.unexplained = None;

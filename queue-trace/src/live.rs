@@ -27,7 +27,7 @@ use crate::{
     event::{Event, Listener, rfc3339},
     host::{Host, OLDEST},
     netns::{self, Door},
-    plan::{Offers, Plan, PlanError},
+    plan::{Family, Offers, Plan, PlanError},
     privilege,
     probe::{AttachError, Probe, Wanted},
     sink::{AttachPlan, Header, LossNote, SCHEMA, Sink, Total},
@@ -229,13 +229,15 @@ impl Live {
         for limit in self.plan.limits() {
             eprintln!("note: {limit}");
         }
-        match self.plan.hooks.len() {
-            0 => eprintln!("ready: attached by {}", self.plan.family.name()),
-            hooks => eprintln!(
-                "ready: attached by {} to {hooks} kernel functions",
-                self.plan.family.name()
-            ),
-        }
+        let what = match self.plan.family {
+            Family::Tracepoint => "tracepoints",
+            Family::Fentry | Family::Kprobe => "kernel functions",
+        };
+        eprintln!(
+            "ready: attached by {} to {} {what}",
+            self.plan.family.name(),
+            self.plan.attached_to().len()
+        );
     }
 
     /// Prints until told to stop, by a signal, by `until`, or by the future `stop`;

@@ -41,8 +41,24 @@ impl Family {
 pub struct Offers {
     /// For each of [`Family::ALL`], whether it can be had, and if not, why.
     pub families: [Result<(), String>; 3],
-    /// For each hook, whether its function is there as expected, and if not, why.
-    pub hooks: Vec<Result<(), String>>,
+    /// For each hook, whether it can be had, and if not, why.
+    pub hooks: Vec<Result<(), Without>>,
+}
+
+/// Why a hook is not to be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Without {
+    /// The kernel has no such function, or one that is not known.
+    Absent(String),
+    /// It is there, and the kernel refuses the hook.
+    Refused(String),
+}
+
+impl fmt::Display for Without {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Absent(why) | Self::Refused(why)) = self;
+        f.write_str(why)
+    }
 }
 
 impl Offers {
@@ -58,7 +74,7 @@ impl Offers {
             families: [fentry, host.kprobes.clone(), Ok(())],
             hooks: HOOKS
                 .iter()
-                .map(|hook| types.fits(hook).map(|_| ()))
+                .map(|hook| types.fits(hook).map(|_| ()).map_err(Without::Absent))
                 .collect(),
         }
     }
@@ -70,7 +86,9 @@ impl Offers {
     /// The kernel refused a hook. What is needed by all takes its family with it.
     pub fn refused(&mut self, family: Family, hook: Option<&Hook>, why: String) {
         match hook {
-            Some(hook) if hook.need != Need::Main => self.hooks[hook.index] = Err(why),
+            Some(hook) if hook.need != Need::Main => {
+                self.hooks[hook.index] = Err(Without::Refused(why));
+            }
             _ => self.families[family as usize] = Err(why),
         }
     }
@@ -102,7 +120,7 @@ pub struct Plan {
     /// The hooks to attach.
     pub hooks: Vec<&'static Hook>,
     /// Hooks that were wanted and are left out, and why.
-    pub left_out: Vec<(&'static Hook, String)>,
+    pub left_out: Vec<(&'static Hook, Without)>,
     /// The outcomes that can be seen, among those wanted.
     pub observable: Set,
     /// Those that cannot, among those wanted.
@@ -111,8 +129,17 @@ pub struct Plan {
     pub amiss: Vec<String>,
 }
 
+/// The tracepoints of that mode.
+pub const TRACEPOINTS: [&str; 4] = [
+    "inet_sock_set_state",
+    "consume_skb",
+    "kfree_skb",
+    "netif_receive_skb",
+];
+
 /// What tracepoints alone can tell.
-const BY_TRACEPOINTS: [u8; 14] = [
+const BY_TRACEPOINTS: [u8; 15] = [
+    outcome::REQUEST_ABORTED,
     outcome::QUEUED,
     outcome::COOKIE_SENT_FULL,
     outcome::COOKIE_SENT_ALWAYS,
@@ -192,8 +219,8 @@ impl Plan {
                 }
             }
             let seen = plan.hooks.iter().fold(0, |set, hook| set | hook.serves);
-            for (hook, _) in &plan.left_out {
-                if hook.need == Need::Cause {
+            for (hook, why) in &plan.left_out {
+                if is_missed(hook, why) {
                     plan.observable &= !hook.serves | seen;
                 }
             }
@@ -202,10 +229,25 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The hooks as a set.
+    /// The hooks whose silence means something, as a set: those attached, and those of
+    /// parts that this kernel does not have.
     #[must_use]
     pub fn hook_bits(&self) -> u32 {
-        self.hooks.iter().fold(0, |set, hook| set | hook.bit())
+        let not_missed = self
+            .left_out
+            .iter()
+            .filter(|(hook, why)| !is_missed(hook, why));
+        let hooks = self.hooks.iter().chain(not_missed.map(|(hook, _)| hook));
+        hooks.fold(0, |set, hook| set | hook.bit())
+    }
+
+    /// What is attached to, by name.
+    #[must_use]
+    pub fn attached_to(&self) -> Vec<&'static str> {
+        match self.family {
+            Family::Tracepoint => TRACEPOINTS.to_vec(),
+            _ => self.hooks.iter().map(|hook| hook.function).collect(),
+        }
     }
 
     /// What cannot be seen and why, one sentence each.
@@ -231,7 +273,7 @@ impl Plan {
             limits.push(format!("not observable here: {}", names(self.unobservable)));
         }
         for (hook, why) in &self.left_out {
-            if hook.need == Need::Cause {
+            if is_missed(hook, why) {
                 limits.push(format!("not attached: {}: {why}", hook.function));
             }
         }
@@ -287,6 +329,12 @@ impl fmt::Display for Name<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// Whether something goes unseen without the hook: not if it is for a part that this
+/// kernel does not have.
+fn is_missed(hook: &Hook, why: &Without) -> bool {
+    hook.need != Need::Optional || matches!(why, Without::Refused(_))
 }
 
 /// Hooks that only serve outcomes nobody asked for are not attached, unless they
@@ -371,10 +419,17 @@ mod tests {
     #[test]
     fn what_a_kernel_has_no_part_for_is_not_missed() {
         let mut offers = offers();
-        offers.hooks[hook::SYN_MPTCP4] = Err("no such function".into());
+        offers.hooks[hook::SECURITY] = Err(Without::Absent("no such function".into()));
         let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
         assert_eq!(plan.unobservable, 0);
         assert!(plan.limits().is_empty());
+        assert_ne!(plan.hook_bits() & HOOKS[hook::SECURITY].bit(), 0);
+
+        let refused = Err(Without::Refused("EPERM".into()));
+        offers.hooks[hook::SECURITY] = refused;
+        let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
+        assert_eq!(plan.unobservable, 1 << outcome::SYN_DROPPED_SECURITY);
+        assert_eq!(plan.hook_bits() & HOOKS[hook::SECURITY].bit(), 0);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The documentation against the code: every outcome has its section, every line of
 //! JSON its fields and its schema, and what the pages say of them is what is so.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -8,6 +9,7 @@ use jsonschema::Validator;
 use queue_trace::{
     cli::{Attach, Cli},
     decode::decode,
+    event::Event,
     ledger::{Ledger, Look},
     plan::{Name, Offers, Plan},
     sink::{AttachPlan, Header, LossNote, SCHEMA, Total},
@@ -196,7 +198,7 @@ fn the_options_in_the_readme_are_those_of_the_program() {
         .skip(1)
         .map(|rest| {
             rest.chars()
-                .take_while(|c| c.is_ascii_alphabetic() || *c == '-')
+                .take_while(|c| c.is_ascii_alphanumeric() || *c == '-')
                 .collect()
         })
         .collect();
@@ -324,6 +326,11 @@ fn full_lines() -> Vec<Value> {
             };
             let event = decode(bytemuck::bytes_of(&record), 0).unwrap();
             lines.push(json!(event));
+            // As it is written for events that were held back.
+            lines.push(json!(Event {
+                cpu: None,
+                ..event.clone()
+            }));
             lines.push(json!(Total {
                 netns: 1,
                 listener: event.listener,

@@ -2,55 +2,78 @@
 //! families.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
-use live_tests::{Event, Launch, Recording, Room, Shown, Tracer};
-use queue_trace::lab::{Connect, Family};
+use live_tests::{Event, Launch, Room, Shown};
+use queue_trace::lab::Connect;
 
-/// What the kernel did to the clients of one experiment.
+/// Addresses of clients.
+type Clients = BTreeSet<(IpAddr, u16)>;
+
+/// What became of the clients of one experiment.
 struct Told {
-    recording: Recording,
+    /// Everything that was told of it.
+    events: Vec<Event>,
     /// Clients that entered the accept queue.
-    let_in: BTreeSet<(std::net::IpAddr, u16)>,
+    let_in: Clients,
     /// Clients of whom a SYN or a final ACK was refused.
-    refused: BTreeSet<(std::net::IpAddr, u16)>,
+    refused: Clients,
+    /// All that there were.
+    clients: Clients,
 }
 
-impl Told {
-    fn by(tracer: Tracer, room: &Room) -> Self {
-        let recording = tracer.stop();
+/// Lets clients, which send `payload` once they are connected, rush at a listener of
+/// that backlog that never accepts, over each family.
+fn experiment(backlog: i32, clients: usize, payload: Option<&[u8]>) -> [Told; 2] {
+    let rooms = Room::of_each_family(backlog, &[]);
+    let launch = Launch::showing(Shown::All);
+    let tracer = rooms
+        .iter()
+        .fold(launch, |launch, room| launch.on(&room.netns));
+    let tracer = tracer.start();
+    // The clients are gone before those that timed out would try again.
+    let clients = rooms.each_ref().map(|room| {
+        let clients = room.rush(clients, payload);
+        let addresses = clients.iter().filter_map(Connect::local);
+        addresses
+            .map(|address| (address.ip(), address.port()))
+            .collect::<Clients>()
+    });
+    let recording = tracer.stop();
+    let mut clients = clients.into_iter();
+    rooms.map(|room| {
         recording.assert_reconciled(&room.netns, &room.before);
         assert_eq!(
             recording.verdicts(&room.netns),
             recording.counted(&room.netns)
         );
+        let of_it = |event: &&Event| event.netns == room.netns.id();
+        let events: Vec<_> = recording.events().filter(of_it).cloned().collect();
         let clients_of = |verdicts: &[&str]| {
             let wanted = |event: &&Event| verdicts.contains(&event.verdict.as_str());
             let client = |event: &Event| event.client.map(|client| (client.addr, client.port));
-            recording
-                .events()
-                .filter(wanted)
-                .filter_map(client)
-                .collect()
+            events.iter().filter(wanted).filter_map(client).collect()
         };
-        Self {
+        Told {
             let_in: clients_of(&["established"]),
             refused: clients_of(&["syn_dropped", "ack_dropped"]),
-            recording,
+            clients: clients.next().unwrap(),
+            events,
         }
-    }
-
-    fn events<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Event> {
-        self.recording
-            .events()
-            .filter(move |event| event.name() == name)
-    }
+    })
 }
 
-fn addresses(clients: &[Connect]) -> BTreeSet<(std::net::IpAddr, u16)> {
-    let addresses = clients.iter().filter_map(Connect::local);
-    addresses
-        .map(|address| (address.ip(), address.port()))
-        .collect()
+impl Told {
+    /// So many got in, all others were refused, and the accept queue, at most full,
+    /// was seen so.
+    fn assert(&self, let_in: usize, backlog: u32) {
+        assert_eq!(self.let_in.len(), let_in);
+        let refused = self.clients.difference(&self.let_in).copied().collect();
+        assert_eq!(self.refused, refused);
+        let queues = || self.events.iter().filter_map(|event| event.accept_queue);
+        assert_eq!(queues().map(|queue| queue.depth).max(), Some(backlog + 1));
+        assert!(queues().all(|queue| queue.limit == backlog));
+    }
 }
 
 /// A server listens with backlog 10 and never accepts; a client connects 100 times,
@@ -58,27 +81,14 @@ fn addresses(clients: &[Connect]) -> BTreeSet<(std::net::IpAddr, u16)> {
 /// handshake appears.
 #[test]
 fn backlog_10_and_100_clients() {
-    for family in Family::ALL {
-        let room = Room::new(family, 10, &[]);
-        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
-        let clients = room.rush(100, None);
-        let told = Told::by(tracer, &room);
-
-        assert_eq!(told.let_in.len(), 11, "{family}");
-        assert_eq!(told.refused.len(), 89, "{family}");
-        let all: BTreeSet<_> = told.let_in.union(&told.refused).copied().collect();
-        assert_eq!(all, addresses(&clients), "{family}");
-
-        let queues = || {
-            told.recording
-                .events()
-                .filter_map(|event| event.accept_queue)
-        };
-        assert_eq!(queues().map(|queue| queue.depth).max(), Some(11));
-        assert!(queues().all(|queue| queue.limit == 10));
-        for event in told.events("syn_dropped:accept_queue_full") {
-            let queue = event.accept_queue.unwrap();
-            assert_eq!((queue.depth, queue.limit), (11, 10), "{event:?}");
+    for told in experiment(10, 100, None) {
+        told.assert(11, 10);
+        assert_eq!(told.refused.len(), 89);
+        for event in &told.events {
+            if event.name() == "syn_dropped:accept_queue_full" {
+                let queue = event.accept_queue.unwrap();
+                assert_eq!((queue.depth, queue.limit), (11, 10), "{event:?}");
+            }
         }
     }
 }
@@ -87,20 +97,8 @@ fn backlog_10_and_100_clients() {
 /// the final ACK, is refused, as it happens.
 #[test]
 fn backlog_5_and_10_clients_that_send_data() {
-    for family in Family::ALL {
-        let room = Room::new(family, 5, &[]);
-        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
-        let clients = room.rush(10, Some(b"GET / HTTP/1.0\r\n\r\n"));
-        let told = Told::by(tracer, &room);
-
-        assert_eq!(told.let_in.len(), 6, "{family}");
-        assert_eq!(told.refused.len(), 4, "{family}");
-        let all: BTreeSet<_> = told.let_in.union(&told.refused).copied().collect();
-        assert_eq!(all, addresses(&clients), "{family}");
-        let queues = told
-            .recording
-            .events()
-            .filter_map(|event| event.accept_queue);
-        assert_eq!(queues.map(|queue| queue.depth).max(), Some(6), "{family}");
+    for told in experiment(5, 10, Some(b"GET / HTTP/1.0\r\n\r\n")) {
+        told.assert(6, 5);
+        assert_eq!(told.refused.len(), 4);
     }
 }

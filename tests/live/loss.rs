@@ -1,4 +1,5 @@
-//! A reader that is too slow: records are lost, and counted, and no count is wrong.
+//! More records than anybody wants, or than the reader takes: what is not told one by
+//! one is told as counts, or is lost and said to be; no count is wrong.
 
 use live_tests::{Launch, Room, Shown, Tracer, expected};
 use queue_trace::lab::Family;
@@ -7,6 +8,28 @@ use rustix::process::Signal;
 
 /// More than the ring holds: 4 MiB of records of some 140 bytes.
 const SYNS: u32 = 45_000;
+
+/// Beyond `--rate` records are held back, and come as counts: nothing is lost.
+#[test]
+fn beyond_the_rate() {
+    let room = Room::new(Family::V4, 16, &[("net.ipv4.tcp_syncookies", 2)]);
+    let launch = Launch::text().args(["--json", "--rate", "50"]);
+    let tracer = launch.on(&room.netns).start();
+    room.flood(3000);
+    let recording = tracer.stop();
+    let sums = expected(&[(outcome::COOKIE_SENT_ALWAYS, 3000)], Shown::Refusals);
+    recording.assert_exact(&room.netns, &room.before, &sums);
+    let (told, held): (Vec<_>, Vec<_>) = recording.events().partition(|e| e.client.is_some());
+    assert!(
+        told.len() >= 50 && !held.is_empty(),
+        "{}, {held:?}",
+        told.len()
+    );
+    assert!(
+        held.iter().all(|event| event.listener.port == 8080),
+        "{held:?}"
+    );
+}
 
 #[test]
 fn while_the_tracer_stands_still() {

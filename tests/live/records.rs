@@ -106,7 +106,7 @@ fn a_listeners_cookie_is_the_one_that_ss_shows() {
     );
 }
 
-/// Times are in order, and of this very run.
+/// One CPU tells in the order in which it happened.
 #[test]
 fn events_come_in_the_order_of_their_times() {
     let room = Room::new(Family::V6, 4, &[("net.ipv4.tcp_syncookies", 0)]);
@@ -115,6 +115,4 @@ fn events_come_in_the_order_of_their_times() {
     let recording = tracer.stop();
     let times: Vec<_> = recording.events().map(|event| event.mono_ns).collect();
     assert!(!times.is_empty() && times.is_sorted(), "{times:?}");
-    let first = recording.events().next().unwrap();
-    assert!(recording.header().time <= first.time);
 }

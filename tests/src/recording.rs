@@ -56,7 +56,7 @@ pub struct Event {
     pub client: Option<Client>,
     pub accept_queue: Option<AcceptQueue>,
     pub syn_queue: Option<SynQueue>,
-    pub cpu: u32,
+    pub cpu: Option<u32>,
     pub count: u64,
 }
 

@@ -62,10 +62,11 @@ impl Launch {
         Self::plain(["--attach", attach().name()])
     }
 
-    /// The live stream as JSON, attached in the way that is tested.
+    /// The live stream as JSON, attached in the way that is tested, a line for each
+    /// verdict however many there are.
     #[must_use]
     pub fn live() -> Self {
-        Self::text().arg("--json")
+        Self::text().args(["--json", "--rate", "0"])
     }
 
     /// The same, showing refusals, or everything.

@@ -2,6 +2,7 @@
 //! the tests on real kernels. Parses, calls, prints the error; the work is in
 //! the modules.
 
+mod apt;
 mod artifacts;
 mod bpf;
 mod gate;

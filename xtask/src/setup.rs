@@ -1,12 +1,14 @@
-//! `cargo xtask setup`: Debian's packages and the BPF linker. Installs what is
-//! missing and touches nothing else.
+//! `cargo xtask setup`: Debian's packages, QEMU and the BPF linker. Installs what
+//! is missing and touches nothing else.
 
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+use crate::apt::{self, Apt};
 use crate::bpf::LLVM_PREFIX;
-use crate::process;
+use crate::vm::qemu;
+use crate::{process, workspace};
 
 const LINKER_VERSION: &str = "0.13.0";
 
@@ -19,9 +21,7 @@ const PACKAGES: &[&str] = &[
     "libpolly-22-dev",
     "gcc",
     "libc6-dev",
-    // The virtual machines.
-    "qemu-system-x86",
-    "seabios",
+    // The virtual machines, beside QEMU.
     "busybox-static",
     "cpio",
     "kmod",
@@ -32,16 +32,24 @@ const PACKAGES: &[&str] = &[
     "nftables",
 ];
 
+/// With all that it brings along, so that it comes from one suite.
+const QEMU_PACKAGES: &[&str] = &[
+    "qemu-system-x86",
+    "qemu-system-common",
+    "qemu-system-data",
+    "seabios",
+];
+
 pub fn run() -> Result<()> {
     let missing = missing_packages()?;
     if missing.is_empty() {
         println!("all {} packages are installed", PACKAGES.len());
     } else {
         println!("installing {}", missing.join(" "));
-        apt_get(&["update", "--quiet"])?;
-        apt_get(&[&["install", "--yes", "--quiet", "--no-install-recommends"], &missing[..]].concat())
+        apt::install(&missing)
             .context("the packages are those of Debian bookworm and newer; enable its updates and security suites")?;
     }
+    install_qemu()?;
     install_linker()
 }
 
@@ -68,14 +76,30 @@ fn missing(listing: &str) -> Vec<&'static str> {
         .collect()
 }
 
-fn apt_get(args: &[&str]) -> Result<()> {
-    let mut command = process::as_root("env")?;
-    process::run(
-        command
-            .arg("DEBIAN_FRONTEND=noninteractive")
-            .arg("apt-get")
-            .args(args),
-    )
+/// Where the release's own QEMU is too old, the one of its backports.
+fn install_qemu() -> Result<()> {
+    const RELEASE: &str = "bookworm";
+    const BACKPORTS: &str = "bookworm-backports";
+    if let Ok(version @ qemu::OLDEST..) = qemu::installed() {
+        println!("QEMU {version} is installed");
+        return Ok(());
+    }
+    if apt::codename()? == RELEASE {
+        println!("installing QEMU from {BACKPORTS}");
+        let _lock = workspace::lock(&workspace::cache()?)?;
+        Apt::update(&[RELEASE, "bookworm-updates", "bookworm-security", BACKPORTS])?
+            .install(BACKPORTS, QEMU_PACKAGES)?;
+    } else {
+        println!("installing QEMU");
+        apt::install(QEMU_PACKAGES)?;
+    }
+    let (version, oldest) = (qemu::installed()?, qemu::OLDEST);
+    if version < oldest {
+        bail!(
+            "this release has QEMU {version}, and several CPUs need {oldest}: install a newer one"
+        );
+    }
+    Ok(())
 }
 
 fn install_linker() -> Result<()> {

@@ -67,7 +67,7 @@ pub const SCHEMA: u32 = 1;
 pub struct AttachPlan {
     /// `fentry`, `kprobe` or `tracepoint`.
     pub family: &'static str,
-    /// The functions watched.
+    /// The kernel functions or tracepoints attached to.
     pub hooks: Vec<&'static str>,
     /// What cannot be told here, a sentence each.
     pub limits: Vec<String>,
@@ -77,7 +77,7 @@ impl From<&Plan> for AttachPlan {
     fn from(plan: &Plan) -> Self {
         Self {
             family: plan.family.name(),
-            hooks: plan.hooks.iter().map(|hook| hook.function).collect(),
+            hooks: plan.attached_to(),
             limits: plan.limits(),
         }
     }

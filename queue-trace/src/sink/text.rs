@@ -182,7 +182,10 @@ impl<W: Write> Sink for Text<W> {
             writeln!(self.out)?;
         }
         if totals.is_empty() {
-            writeln!(self.out, "No handshake was refused while attached.")?;
+            writeln!(
+                self.out,
+                "None of the outcomes asked for was seen while attached."
+            )?;
         }
         let mut last = None;
         for total in totals {

@@ -1,14 +1,14 @@
-//! Debian's archive, read through apt with lists of our own: which version of a
-//! kernel is the newest, and its packages. Installs nothing and leaves the
-//! machine's own apt alone.
+//! Kernels in Debian's archive: which version of one is the newest, and its
+//! packages. Installs nothing.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use super::kernels::Kernel;
+use crate::apt::Apt;
 use crate::{process, workspace};
 
 /// A kernel's image package, and those it needs where the kernel is split.
@@ -38,33 +38,20 @@ impl Package {
     }
 }
 
-/// apt with a sources list of one kernel's suites.
+/// The suites that have a kernel.
 pub struct Archive {
-    folder: PathBuf,
+    apt: Apt,
 }
 
 impl Archive {
-    /// Writes the sources list and updates the package lists.
+    /// Updates the package lists of `kernel`'s suites.
     pub fn update(kernel: &Kernel) -> Result<Self> {
-        let folder = workspace::cache()?.join("apt");
-        for name in ["lists/partial", "archives/partial"] {
-            let path = folder.join(name);
-            fs::create_dir_all(&path)
-                .with_context(|| format!("cannot create {}", path.display()))?;
-        }
-        let sources = sources(kernel, &configured_bases()?, keyring()?);
-        fs::write(folder.join("sources.list"), sources).context("cannot write a sources list")?;
-        fs::write(folder.join("apt.conf"), configuration(&folder))
-            .context("cannot configure apt")?;
-
-        let archive = Self { folder };
-        process::stdout(archive.apt("apt-get").args(["update", "--quiet"]))
-            .context("the package archive does not answer, or its signature is not trusted")?;
-        Ok(archive)
+        let apt = Apt::update(kernel.suites)?;
+        Ok(Self { apt })
     }
 
     pub fn newest(&self, kernel: &Kernel) -> Result<Package> {
-        let listing = process::stdout(self.apt("apt-cache").arg("dumpavail"))?;
+        let listing = process::stdout(self.apt.command("apt-cache").arg("dumpavail"))?;
         let mut newest: Option<Package> = None;
         for package in packages(&listing, kernel) {
             match &newest {
@@ -91,7 +78,8 @@ impl Archive {
             .into_iter()
             .map(|name| format!("{name}={}", package.version));
         process::stdout(
-            self.apt("apt-get")
+            self.apt
+                .command("apt-get")
                 .args(["download", "--quiet"])
                 .args(wanted)
                 .current_dir(&debs),
@@ -107,114 +95,6 @@ impl Archive {
         }
         fs::remove_dir_all(&debs).context("cannot remove the downloaded packages")
     }
-
-    fn apt(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command
-            .arg("--config-file")
-            .arg(self.folder.join("apt.conf"))
-            .env("LC_ALL", "C");
-        command
-    }
-}
-
-/// Lists, cache and status apart from the machine's own.
-fn configuration(folder: &Path) -> String {
-    let folder = folder.display();
-    format!(
-        r#"Dir::Etc::SourceList "{folder}/sources.list";
-Dir::Etc::SourceParts "-";
-Dir::State::Lists "{folder}/lists";
-Dir::State::Status "/dev/null";
-Dir::Cache "{folder}";
-Dir::Cache::PkgCache "";
-Dir::Cache::SrcPkgCache "";
-Acquire::Languages "none";
-Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
-// The cache is the user's, so apt must not become another one.
-APT::Sandbox::User "root";
-// A suite that cannot be read is an error, not a warning.
-APT::Update::Error-Mode "any";
-// The lists of other kernels' suites stay.
-APT::Get::List-Cleanup "false";
-"#
-    )
-}
-
-/// The base addresses of the main and the security archive.
-#[derive(Debug, PartialEq)]
-struct Bases {
-    main: String,
-    security: String,
-}
-
-/// Those that this machine's own apt is configured with.
-fn configured_bases() -> Result<Bases> {
-    let targets = process::stdout(Command::new("apt-get").args([
-        "indextargets",
-        "--format",
-        "$(REPO_URI) $(RELEASE) $(COMPONENT)",
-        "Created-By: Packages",
-    ]))?;
-    let os = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
-    let codename = os
-        .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
-        .unwrap_or("sid");
-    bases(&targets, codename).with_context(|| {
-        format!("apt has no source for Debian {codename} and its security updates")
-    })
-}
-
-fn bases(targets: &str, codename: &str) -> Option<Bases> {
-    let suites = [
-        codename,
-        "oldstable",
-        "stable",
-        "testing",
-        "sid",
-        "unstable",
-    ];
-    let of = |suffix: &str| {
-        targets.lines().find_map(|line| {
-            let [uri, release, "main"] = line.split(' ').collect::<Vec<_>>()[..] else {
-                return None;
-            };
-            suites
-                .contains(&release.strip_suffix(suffix)?)
-                .then(|| uri.trim_end_matches('/').to_string())
-        })
-    };
-    let main = of("")?;
-    // A machine without security updates: the archive's sibling.
-    let security = of("-security").unwrap_or_else(|| format!("{main}-security"));
-    Some(Bases { main, security })
-}
-
-fn keyring() -> Result<&'static Path> {
-    [
-        "/usr/share/keyrings/debian-archive-keyring.gpg",
-        "/usr/share/keyrings/debian-archive-keyring.pgp",
-    ]
-    .map(Path::new)
-    .into_iter()
-    .find(|path| path.exists())
-    .context("Debian's signing keys are missing: `apt-get install debian-archive-keyring`")
-}
-
-fn sources(kernel: &Kernel, bases: &Bases, keyring: &Path) -> String {
-    let line = |suite: &&str| {
-        let base = if suite.ends_with("-security") {
-            &bases.security
-        } else {
-            &bases.main
-        };
-        format!(
-            "deb [arch=amd64 signed-by={}] {base} {suite} main\n",
-            keyring.display()
-        )
-    };
-    kernel.suites.iter().map(line).collect()
 }
 
 /// The image packages of `kernel`'s series and flavour in apt's listing.
@@ -333,38 +213,5 @@ Depends: dracut | linux-initramfs-tool, linux-base-7.3-cloud-amd64 (= 7.3~rc7-1~
         assert!(is_newer("7.3.4-1~bpo13+1", "7.3~rc7-1~exp1").unwrap());
         assert!(is_newer("6.12.107-1", "6.12.94-1").unwrap());
         assert!(!is_newer("6.12.94-1", "6.12.94-1").unwrap());
-    }
-
-    #[test]
-    fn the_bases_are_debians_own() {
-        let targets = "\
-http://other.example/apt/ cloud-tools-bookworm main
-http://other.example/docker/ bookworm stable
-http://mirror.example/debian/ bookworm-updates main
-http://mirror.example/debian/ bookworm main
-http://security.example/debian-security/ bookworm-security main
-";
-        let expected = Bases {
-            main: "http://mirror.example/debian".into(),
-            security: "http://security.example/debian-security".into(),
-        };
-        assert_eq!(bases(targets, "bookworm"), Some(expected));
-        assert_eq!(bases(targets, "trixie"), None);
-        let main_only = bases("http://m.example/debian/ stable main", "trixie").unwrap();
-        assert_eq!(main_only.security, "http://m.example/debian-security");
-    }
-
-    #[test]
-    fn security_suites_come_from_the_security_archive() {
-        let bases = Bases {
-            main: "http://m".into(),
-            security: "http://s".into(),
-        };
-        let list = sources(kernels::find("6.1").unwrap(), &bases, Path::new("/k.gpg"));
-        assert_eq!(
-            list,
-            "deb [arch=amd64 signed-by=/k.gpg] http://m bookworm main\n\
-             deb [arch=amd64 signed-by=/k.gpg] http://s bookworm-security main\n"
-        );
     }
 }

@@ -57,7 +57,7 @@ struct Plan<'a> {
 
 /// Whether all tests passed.
 pub fn run(args: &Args) -> Result<bool> {
-    args.size.warn()?;
+    args.size.check()?;
     let kernels = kernels::select(&args.kernels, args.all)?;
     for kernel in &kernels {
         // One after the other, before any machine waits for it.

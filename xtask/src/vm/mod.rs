@@ -10,6 +10,7 @@ mod kernels;
 mod machine;
 pub mod matrix;
 mod modules;
+pub mod qemu;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -94,7 +95,7 @@ fn list() -> Result<()> {
 fn boot(args: RunArgs) -> Result<ExitCode> {
     let kernel = kernels::find(&args.kernel)?;
     let image = cache::cached_or_fetched(kernel)?;
-    args.size.warn()?;
+    args.size.check()?;
     let guest = Guest {
         programs: args.programs,
         environment: args.environment,
