@@ -158,12 +158,17 @@ fn freed(skb: u64, how: Freed) {
     };
     let outcome = evidence::through(&mut baseline.outcome, outcome);
     let count = if movement.more_than_once {
-        emit::lost(|loss| &mut loss.ambiguous);
         most(&baseline.values, &baseline.now)
     } else {
         1
     };
     baseline.values = baseline.now;
+    if !wanted(net, &packet) {
+        return;
+    }
+    if movement.more_than_once {
+        emit::lost(|loss| &mut loss.ambiguous);
+    }
     let sk = match how {
         // Which request an ICMP error was about is inside it, and not looked for.
         _ if packet.icmp => 0,
@@ -171,9 +176,6 @@ fn freed(skb: u64, how: Freed) {
         _ => listener_of(net, &packet),
     };
     if outcome == outcome::QUEUED && sk == 0 {
-        return;
-    }
-    if !wanted(net, &packet) {
         return;
     }
     emit::verdict(

@@ -58,6 +58,8 @@ pub struct Live {
     early: Vec<Bytes>,
     /// What was held back and has been printed as counts.
     held: HashMap<CountKey, u64>,
+    signals: StopSignals,
+    began_ns: i128,
 }
 
 /// What the command line asks of the kernel side.
@@ -185,6 +187,9 @@ impl Live {
     /// # Errors
     /// Whatever keeps it from attaching, with what to do about it.
     pub fn begin(kernel: &cli::Kernel, wanted: Wanted) -> Result<Self> {
+        // From here on a signal ends the run in good order.
+        let signals = StopSignals::listen().context("cannot handle signals")?;
+        let began_ns = wall_now();
         let host = Host::look();
         fit_to_attach(&host)?;
         let types = Types::read(kernel.btf.as_deref())?;
@@ -210,6 +215,8 @@ impl Live {
             events: 0,
             early,
             held: HashMap::new(),
+            signals,
+            began_ns,
         })
     }
 
@@ -217,7 +224,7 @@ impl Live {
         Header {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION"),
-            time: rfc3339(wall_now()),
+            time: rfc3339(self.began_ns),
             host: self.host.name.clone(),
             kernel: self.host.release.clone(),
             attach: AttachPlan::from(&self.plan),
@@ -265,7 +272,6 @@ impl Live {
         until: Until,
         stop: impl Future<Output = ()>,
     ) -> io::Result<()> {
-        let mut signals = StopSignals::listen()?;
         let mut messages = if self.wanted.debug {
             Some(self.probe.messages().map_err(io::Error::other)?)
         } else {
@@ -283,7 +289,7 @@ impl Live {
             tokio::select! {
                 // Told to stop goes before more to print.
                 biased;
-                () = signals.any() => return Ok(()),
+                () = self.signals.any() => return Ok(()),
                 () = &mut stop => return Ok(()),
                 () = &mut deadline => return Ok(()),
                 ready = self.probe.ready() => {
