@@ -51,6 +51,15 @@ pub fn live_tests(place: For) -> Result<PathBuf> {
     build(place, &args, "live")
 }
 
+/// The program of the unit tests, which holds the laboratory's own tests.
+pub fn unit_tests() -> Result<PathBuf> {
+    build(
+        For::Here,
+        &["test", "--no-run", "--package", "queue-trace", "--lib"],
+        "queue_trace",
+    )
+}
+
 fn build(place: For, args: &[&str], name: &str) -> Result<PathBuf> {
     let mut cargo = process::cargo();
     cargo

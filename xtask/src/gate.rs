@@ -1,6 +1,8 @@
-//! `cargo xtask test`: every check, the fast ones first, up to the first failure.
+//! `cargo xtask test`: every check, the fast ones first, up to the first failure,
+//! and how long each took.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -11,37 +13,60 @@ type Stage = (&'static str, fn() -> Result<()>);
 
 const STAGES: &[Stage] = &[
     ("formatting", formatting),
-    ("lints", || {
-        cargo(&[
-            "clippy",
-            "--quiet",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-Dwarnings",
-        ])
-    }),
+    ("lints", lints),
+    ("what the rest needs", setup::run),
     ("unit tests", || {
         cargo(&["test", "--quiet", "--workspace", "--exclude", "live-tests"])
     }),
     ("documentation", documentation),
-    ("what the rest needs", setup::run),
     ("BPF object", || bpf::run(&bpf::Args { check: true })),
+    ("laboratory, this kernel", live::laboratory),
     ("live tests, this kernel", || {
         live::run(&live::Args {
             attach: Attach::Tracepoint,
             filters: Vec::new(),
         })
     }),
-    ("live tests, kernel matrix", matrix),
+    ("live tests, kernel matrix", || {
+        matrix(&vm::matrix::Args::default())
+    }),
+    ("live tests, 4 CPUs", || {
+        matrix(&vm::matrix::Args {
+            kernels: ["5.10", "6.12", "7.2"].map(String::from).to_vec(),
+            attach: vec![Attach::Fentry, Attach::Kprobe],
+            size: vm::Size {
+                smp: 4,
+                ..vm::Size::default()
+            },
+            filters: vec!["concurrency".into()],
+        })
+    }),
 ];
 
 pub fn run() -> Result<()> {
+    let mut times = Vec::new();
+    let result = stages(&mut times);
+    show(&times);
+    result
+}
+
+fn stages(times: &mut Vec<(&'static str, Duration)>) -> Result<()> {
     for (number, (name, stage)) in STAGES.iter().enumerate() {
         println!("\n== {}/{} {name}", number + 1, STAGES.len());
-        stage().with_context(|| format!("stage `{name}`"))?;
+        let began = Instant::now();
+        let result = stage().with_context(|| format!("stage `{name}`"));
+        times.push((name, began.elapsed()));
+        result?;
     }
     Ok(())
+}
+
+fn show(times: &[(&str, Duration)]) {
+    println!();
+    let total = times.iter().map(|(_, took)| *took).sum();
+    for (name, took) in times.iter().chain([&("in all", total)]) {
+        println!("{name:<27} {:>7.1} s", took.as_secs_f64());
+    }
 }
 
 fn formatting() -> Result<()> {
@@ -54,6 +79,27 @@ fn formatting() -> Result<()> {
     ])
 }
 
+fn lints() -> Result<()> {
+    cargo(&[
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-Dwarnings",
+    ])?;
+    // The kernel side as if it were a program for this machine: its own compiler
+    // comes without clippy. Without the standard library nothing can unwind.
+    process::run(
+        in_root(&mut process::cargo())
+            .args(["clippy", "--quiet", "--manifest-path"])
+            .args(["queue-trace-ebpf/Cargo.toml", "--target-dir"])
+            .arg(workspace::target().join("lints"))
+            .args(["--", "-Dwarnings"])
+            .env("CARGO_PROFILE_DEV_PANIC", "abort"),
+    )
+}
+
 fn documentation() -> Result<()> {
     process::run(
         in_root(&mut process::cargo())
@@ -62,8 +108,8 @@ fn documentation() -> Result<()> {
     )
 }
 
-fn matrix() -> Result<()> {
-    if !vm::matrix::run(&vm::matrix::Args::default())? {
+fn matrix(args: &vm::matrix::Args) -> Result<()> {
+    if !vm::matrix::run(args)? {
         bail!("tests failed");
     }
     Ok(())

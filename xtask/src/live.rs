@@ -1,4 +1,5 @@
-//! `cargo xtask live`: the live tests on this machine's own kernel.
+//! `cargo xtask live`: the live tests on this machine's own kernel, and the
+//! laboratory's own tests, which need root as well.
 
 use anyhow::{Context, Result};
 
@@ -38,4 +39,11 @@ pub fn run(args: &Args) -> Result<()> {
         .arg("--test-threads=1")
         .args(&args.filters);
     process::run(&mut command).context("the live tests failed")
+}
+
+/// The unit tests that are ignored elsewhere: the laboratory's.
+pub fn laboratory() -> Result<()> {
+    let mut command = process::as_root(artifacts::unit_tests()?)?;
+    process::run(command.args(["--ignored", "--test-threads=1"]))
+        .context("the laboratory's tests failed")
 }

@@ -34,8 +34,6 @@ pub struct Kernel {
     pub suites: &'static [&'static str],
     /// Debian's build of it.
     pub flavour: &'static str,
-    /// Tested if no kernel is named.
-    pub default: bool,
     pub attach: &'static [Attach],
 }
 
@@ -47,7 +45,6 @@ const CLOUD: Kernel = Kernel {
     series: "",
     suites: &[],
     flavour: "cloud-amd64",
-    default: true,
     attach: PROBES,
 };
 
@@ -82,7 +79,6 @@ pub const KERNELS: &[Kernel] = &[
         series: "6.12",
         suites: &["trixie", "trixie-security"],
         flavour: "rt-amd64",
-        default: false,
         ..CLOUD
     },
     Kernel {
@@ -103,7 +99,6 @@ pub const KERNELS: &[Kernel] = &[
         name: "7.3",
         series: "7.3",
         suites: &["trixie-backports", "sid", "experimental"],
-        default: false,
         attach: ALL,
         ..CLOUD
     },
@@ -122,13 +117,10 @@ pub fn find(name: &str) -> Result<&'static Kernel> {
         })
 }
 
-/// The named kernels; without names the default ones, or all.
-pub fn select(names: &[String], all: bool) -> Result<Vec<&'static Kernel>> {
+/// The named kernels; all of them without names.
+pub fn select(names: &[String]) -> Result<Vec<&'static Kernel>> {
     if names.is_empty() {
-        return Ok(KERNELS
-            .iter()
-            .filter(|kernel| all || kernel.default)
-            .collect());
+        return Ok(KERNELS.iter().collect());
     }
     names.iter().map(|name| find(name)).collect()
 }
@@ -150,17 +142,10 @@ mod tests {
     }
 
     #[test]
-    fn selects_the_default_all_or_the_named() {
-        let names = |kernels: Vec<&Kernel>| kernels.iter().map(|k| k.name).collect::<Vec<_>>();
-        let default = names(select(&[], false).unwrap());
-        assert_eq!(default, ["5.10.223", "5.10", "6.1", "6.12", "6.18", "7.2"]);
-        assert_eq!(select(&[], true).unwrap().len(), KERNELS.len());
-        assert_eq!(names(select(&["7.3".into()], false).unwrap()), ["7.3"]);
-        assert!(
-            select(&["2.4".into()], false)
-                .unwrap_err()
-                .to_string()
-                .contains("6.12-rt")
-        );
+    fn selects_the_named_or_all() {
+        assert_eq!(select(&[]).unwrap().len(), KERNELS.len());
+        assert_eq!(select(&["7.3".into()]).unwrap()[0].name, "7.3");
+        let error = select(&["2.4".into()]).unwrap_err().to_string();
+        assert!(error.contains("6.12-rt"), "{error}");
     }
 }

@@ -17,19 +17,16 @@ use crate::live;
 
 #[derive(clap::Args, Default)]
 pub struct Args {
-    /// The kernels; the default ones if none is named.
-    kernels: Vec<String>,
-    /// Every kernel there is.
-    #[arg(long)]
-    all: bool,
+    /// The kernels; all of them if none is named.
+    pub kernels: Vec<String>,
     /// How queue-trace attaches; by default every way that is tested on the kernel.
     #[arg(long, value_enum)]
-    attach: Vec<Attach>,
+    pub attach: Vec<Attach>,
     #[command(flatten)]
-    size: Size,
+    pub size: Size,
     /// Arguments of the test program: names of tests, or its options.
     #[arg(last = true)]
-    filters: Vec<String>,
+    pub filters: Vec<String>,
 }
 
 /// One machine to boot.
@@ -58,7 +55,7 @@ struct Plan<'a> {
 /// Whether all tests passed.
 pub fn run(args: &Args) -> Result<bool> {
     args.size.check()?;
-    let kernels = kernels::select(&args.kernels, args.all)?;
+    let kernels = kernels::select(&args.kernels)?;
     for kernel in &kernels {
         // One after the other, before any machine waits for it.
         cache::cached_or_fetched(kernel)?;
@@ -100,7 +97,7 @@ pub fn run(args: &Args) -> Result<bool> {
     };
     let (passed, failed) = (sum(|outcome| outcome.passed), sum(|outcome| outcome.failed));
     println!("\n{passed} passed, {failed} failed");
-    Ok(failed == 0 && passed > 0)
+    Ok(failed == 0)
 }
 
 impl Plan<'_> {
@@ -149,7 +146,10 @@ impl Plan<'_> {
 
     fn boot(&self, job: &Job) -> Result<(Image, Outcome)> {
         let image = cache::cached_or_fetched(job.kernel)?;
-        let name = format!("{}-{}", job.kernel.name, job.attach.name());
+        let mut name = format!("{}-{}", job.kernel.name, job.attach.name());
+        if self.args.size.smp > 1 {
+            name += &format!("-{}cpu", self.args.size.smp);
+        }
         let run = machine::run(
             &image,
             &self.guest(job.attach),
@@ -205,6 +205,7 @@ fn judge(run: &Run) -> Outcome {
     let (passed, failed) = counts.unwrap_or_default();
     let fault = run.fault().or_else(|| match (counts, &run.end) {
         (None, _) => Some("the tests gave no result".into()),
+        (Some((0, 0)), _) => Some("no test ran".into()),
         (Some((_, 0)), End::Exit(status @ 1..)) => {
             Some(format!("the test program ended with status {status}"))
         }
@@ -249,6 +250,11 @@ mod tests {
         assert_eq!(
             judged(End::Exit(0), ""),
             (0, 1, Some("the tests gave no result".into()))
+        );
+        let none = "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 90 filtered out";
+        assert_eq!(
+            judged(End::Exit(0), none),
+            (0, 1, Some("no test ran".into()))
         );
         assert_eq!(
             judged(End::Exit(3), good),

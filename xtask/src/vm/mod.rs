@@ -3,6 +3,7 @@
 
 mod archive;
 mod cache;
+mod checked;
 mod console;
 mod cpio;
 mod guest;
@@ -11,6 +12,7 @@ mod machine;
 pub mod matrix;
 mod modules;
 pub mod qemu;
+mod survey;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,19 +20,15 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use guest::Guest;
-use machine::{End, Size};
+use machine::End;
 
 pub use kernels::Attach;
+pub use machine::Size;
 
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Fetch the newest version of kernels; of the default ones if none is named.
-    Fetch {
-        kernels: Vec<String>,
-        /// Every kernel there is.
-        #[arg(long)]
-        all: bool,
-    },
+    /// Fetch the newest version of kernels; of all if none is named.
+    Fetch { kernels: Vec<String> },
     /// List the kernels, and which version of each is in the cache.
     List,
     /// Boot a kernel, run a command in it, exit with the command's status (124
@@ -38,6 +36,8 @@ pub enum Command {
     Run(RunArgs),
     /// Run the live tests on kernels; exit with 1 if any fails.
     Test(matrix::Args),
+    /// Ask `queue-trace check` on every kernel, and write docs/kernels.md.
+    Kernels,
 }
 
 #[derive(clap::Args)]
@@ -58,7 +58,7 @@ pub struct RunArgs {
 
 pub fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Fetch { kernels, all } => fetch(&kernels, all).map(|()| ExitCode::SUCCESS),
+        Command::Fetch { kernels } => fetch(&kernels).map(|()| ExitCode::SUCCESS),
         Command::List => list().map(|()| ExitCode::SUCCESS),
         Command::Run(args) => boot(args),
         Command::Test(args) => Ok(if matrix::run(&args)? {
@@ -66,11 +66,12 @@ pub fn run(command: Command) -> Result<ExitCode> {
         } else {
             ExitCode::FAILURE
         }),
+        Command::Kernels => survey::run().map(|()| ExitCode::SUCCESS),
     }
 }
 
-fn fetch(names: &[String], all: bool) -> Result<()> {
-    for kernel in kernels::select(names, all)? {
+fn fetch(names: &[String]) -> Result<()> {
+    for kernel in kernels::select(names)? {
         let image = cache::fetch(kernel).with_context(|| format!("no kernel {}", kernel.name))?;
         println!("{:<10} {}", kernel.name, image.version);
     }
@@ -80,11 +81,9 @@ fn fetch(names: &[String], all: bool) -> Result<()> {
 fn list() -> Result<()> {
     for kernel in kernels::KERNELS {
         let version = cache::cached(kernel)?.map(|image| image.version);
-        let tested = if kernel.default { "default" } else { "" };
         println!(
-            "{:<10} {:<8} {:<12} {}",
+            "{:<10} {:<12} {}",
             kernel.name,
-            tested,
             kernel.flavour,
             version.as_deref().unwrap_or("-")
         );
