@@ -12,10 +12,9 @@ use queue_trace_common::{
 };
 
 use crate::{
-    emit::{self, Peer, Verdict},
+    emit,
     evidence::{self, Call, Frame, saw},
     filter, memory,
-    packet::Packet,
     syn::nested_exit,
 };
 
@@ -46,19 +45,9 @@ fn exit(call: Call, hook: usize, sk: u64, skb: u64, returned: u64) {
     } else {
         decide(frame, moved, returned)
     };
-    let Some(outcome) = outcome else { return };
-    emit::verdict(
-        &Verdict {
-            outcome: evidence::through(&mut frame.outcome, outcome),
-            moved,
-            count: 1,
-            sk: frame.sk,
-            net: frame.net,
-            port: 0,
-            retransmits: 0,
-        },
-        || Packet::of(frame.skb).map(Peer::from),
-    );
+    if let Some(outcome) = outcome {
+        emit::packet(frame, outcome, moved);
+    }
 }
 
 /// `tcp_check_req` returns the new connection, the listener itself (an ACK that

@@ -10,6 +10,7 @@ use queue_trace_common::{
 };
 
 use crate::{
+    evidence::{self, Frame},
     globals::{self, COUNTS, CPU, LOSS, OVERFLOWED, RECORDS},
     listener, memory,
     packet::Packet,
@@ -52,6 +53,24 @@ pub struct Verdict {
     pub port: u16,
     /// SYN-ACKs retransmitted so far.
     pub retransmits: u8,
+}
+
+/// Tells the verdict on the packet of a frame that was closed.
+#[inline(always)]
+pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved) {
+    let skb = frame.skb;
+    verdict(
+        &Verdict {
+            outcome: evidence::through(&mut frame.outcome, outcome),
+            moved,
+            count: 1,
+            sk: frame.sk,
+            net: frame.net,
+            port: 0,
+            retransmits: 0,
+        },
+        || Packet::of(skb).map(Peer::from),
+    );
 }
 
 /// Counts a verdict, and sends a record of it if one is wanted. `peer` is asked

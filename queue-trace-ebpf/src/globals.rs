@@ -190,4 +190,4 @@ pub static BASELINES: PerCpuHashMap<u64, crate::rx::Baseline> =
 
 /// Tracepoint mode: listeners by namespace, port and address.
 #[map]
-pub static LISTENERS: HashMap<crate::rx::ListenerKey, u64> = HashMap::with_max_entries(16384, 0);
+pub static LISTENERS: HashMap<crate::table::ListenerKey, u64> = HashMap::with_max_entries(16384, 0);

@@ -23,6 +23,7 @@ mod packet;
 mod request;
 mod rx;
 mod syn;
+mod table;
 mod timer;
 
 #[panic_handler]

@@ -18,17 +18,16 @@ use queue_trace_common::{
         QUEUE_DROP,
     },
     field, outcome,
-    settings::Address,
 };
 
 use crate::{
     emit::{self, Peer, Verdict},
     evidence::{self, Counters, Movement},
     filter,
-    globals::{self, BASELINES, LISTENERS},
-    listener, memory,
+    globals::{self, BASELINES},
+    memory,
     packet::{Packet, flag},
-    request, syn,
+    request, syn, table,
 };
 
 /// One namespace's counters on this CPU, when last looked at.
@@ -46,23 +45,6 @@ pub struct Baseline {
     /// Padding.
     pub _pad: u32,
 }
-
-/// Where a listener is looked up by a packet's destination.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct ListenerKey {
-    /// The address it is bound to; `0.0.0.0` and `::` take what is sent to any.
-    pub addr: Address,
-    /// `struct net`.
-    pub net: u64,
-    /// Host order.
-    pub port: u16,
-    /// Padding.
-    pub _pad: [u16; 3],
-}
-
-const ANY_V4: Address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
-const ANY_V6: Address = [0; 16];
 
 /// What tells a namespace from all others, also from an earlier one that had its
 /// address.
@@ -173,7 +155,7 @@ fn freed(skb: u64, how: Freed) {
         // Which request an ICMP error was about is inside it, and not looked for.
         _ if packet.icmp => 0,
         Freed::Dropped(sk) if sk != 0 => sk,
-        _ => listener_of(net, &packet),
+        _ => table::find(net, &packet),
     };
     if outcome == outcome::QUEUED && sk == 0 {
         return;
@@ -254,32 +236,6 @@ fn decide(packet: &Packet, how: Freed, moved: Moved, net: u64) -> Option<u8> {
     (moved & DROP != 0).then_some(outcome::ACK_DROPPED_OTHER)
 }
 
-/// The listener that a packet is for: bound to its address, or to any; an IPv6 one
-/// serves IPv4 clients too. A function of its own, for the stack's sake.
-#[inline(never)]
-fn listener_of(net: u64, packet: &Packet) -> u64 {
-    let mut key = ListenerKey {
-        addr: packet.local,
-        net,
-        port: packet.local_port,
-        _pad: [0; 3],
-    };
-    // SAFETY: the value is copied out at once.
-    if let Some(&sk) = unsafe { LISTENERS.get(key) } {
-        return sk;
-    }
-    if packet.local[..12] == ANY_V4[..12] {
-        key.addr = ANY_V4;
-        // SAFETY: as above.
-        if let Some(&sk) = unsafe { LISTENERS.get(key) } {
-            return sk;
-        }
-    }
-    key.addr = ANY_V6;
-    // SAFETY: as above.
-    unsafe { LISTENERS.get(key) }.copied().unwrap_or(0)
-}
-
 #[raw_tracepoint(tracepoint = "netif_receive_skb")]
 fn rx_receive(ctx: RawTracePointContext) -> i32 {
     let skb: u64 = ctx.arg(0);
@@ -319,46 +275,13 @@ fn rx_state(ctx: RawTracePointContext) -> i32 {
         return 0;
     };
     if new == listen {
-        remember(sk, net);
+        table::remember(sk, net);
     } else if old == listen && new != syn_recv {
-        forget(sk, net);
+        table::forget(sk, net);
     } else if old == syn_recv && new == established {
         completed(sk, net);
     }
     0
-}
-
-#[inline(always)]
-fn key_of(sk: u64, net: u64) -> Option<ListenerKey> {
-    let mut key = ListenerKey {
-        addr: ANY_V6,
-        net,
-        port: 0,
-        _pad: [0; 3],
-    };
-    let status = listener::fetch_bound_addr(&mut key.addr, sk)
-        | memory::fetch_field(&mut key.port, sk, field::SK_PORT);
-    status.ok().then_some(key)
-}
-
-#[inline(always)]
-fn remember(sk: u64, net: u64) {
-    if let Some(key) = key_of(sk, net)
-        && LISTENERS.insert(key, sk, 0).is_err()
-    {
-        emit::lost(|loss| &mut loss.map_full);
-    }
-}
-
-#[inline(always)]
-fn forget(sk: u64, net: u64) {
-    if let Some(key) = key_of(sk, net)
-        // SAFETY: the value is compared at once.
-        && unsafe { LISTENERS.get(key) }.copied().unwrap_or(0) == sk
-    {
-        // It may be gone already, which is as well.
-        let _ = LISTENERS.remove(key);
-    }
 }
 
 /// A connection was made. Whether by a cookie, the counters tell.
@@ -402,28 +325,11 @@ fn completed(sk: u64, net: u64) {
             outcome,
             moved,
             count: 1,
-            sk: listener_of(net, &packet),
+            sk: table::find(net, &packet),
             net,
             port: local_port,
             retransmits: 0,
         },
         || Some(peer),
     );
-}
-
-/// Run once over the sockets that exist at start (`iter/tcp`): remembers listeners.
-#[unsafe(link_section = "iter/tcp")]
-#[unsafe(no_mangle)]
-fn rx_listeners(ctx: *const [u64; 2]) -> i32 {
-    // SAFETY: the context of this program type begins with these two pointers
-    // (`struct bpf_iter__tcp`, net/ipv4/tcp_ipv4.c).
-    let sk = unsafe { (*ctx)[1] };
-    let (_, _, listen) = globals::tcp_states();
-    if sk != 0
-        && memory::value::<u8>(sk, field::SK_STATE) == listen
-        && let Some(net) = memory::get::<u64>(sk, field::SK_NET)
-    {
-        remember(sk, net);
-    }
-    0
 }

@@ -12,10 +12,9 @@ use queue_trace_common::{
 };
 
 use crate::{
-    emit::{self, Peer, Verdict},
+    emit,
     evidence::{self, Call, Frame, saw},
     filter, globals, listener, memory,
-    packet::Packet,
 };
 
 /// A SYN enters. The IPv6 functions hand IPv4 packets to the IPv4 ones, which then
@@ -47,18 +46,7 @@ fn exit(hook: usize, sk: u64, skb: u64) {
         return;
     };
     let outcome = decide(frame, moved);
-    emit::verdict(
-        &Verdict {
-            outcome: evidence::through(&mut frame.outcome, outcome),
-            moved,
-            count: 1,
-            sk: frame.sk,
-            net: frame.net,
-            port: 0,
-            retransmits: 0,
-        },
-        || Packet::of(frame.skb).map(Peer::from),
-    );
+    emit::packet(frame, outcome, moved);
 }
 
 /// The verdict. The order is that of the evidence's strength: a request that was

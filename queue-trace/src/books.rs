@@ -12,7 +12,8 @@ use queue_trace_common::settings::{CountKey, Counted};
 use crate::{
     ledger::{Counters, Ledger, Look},
     netns,
-    probe::{Probe, Wanted},
+    probe::Probe,
+    wanted::Wanted,
 };
 
 /// The books as they were when the run began.

@@ -9,12 +9,12 @@ use queue_trace_common::{
 };
 
 use crate::{
+    attach,
     btf::Types,
     cli,
     host::Host,
-    live,
     plan::{Family, Name, Plan},
-    probe::Wanted,
+    wanted::Wanted,
 };
 
 /// How much can be observed; also the exit status.
@@ -58,7 +58,7 @@ pub fn check(args: &cli::Check, out: &mut impl Write) -> io::Result<Verdict> {
     };
     writeln!(out, "types        {}", types.path().display())?;
 
-    if let Err(error) = live::fit_to_attach(&host) {
+    if let Err(error) = attach::fit(&host) {
         hooks(out, &types, None)?;
         writeln!(out, "\n{error:#}")?;
         return nothing(out);
@@ -67,11 +67,11 @@ pub fn check(args: &cli::Check, out: &mut impl Write) -> io::Result<Verdict> {
         outcomes: outcome::of_kind(Kind::Refusal) | outcome::of_kind(Kind::Routine),
         ..Wanted::default()
     };
-    match live::attach(&host, &types, &args.kernel, &everything) {
+    match attach::attach(&host, &types, &args.kernel, &everything) {
         Ok((mut probe, mut plan)) => {
             if !args.kernel.no_canary {
                 // Attached only for this: what else it saw is of no interest here.
-                let _others = live::self_test(&mut probe, &mut plan).map_err(io::Error::other)?;
+                let _others = attach::self_test(&mut probe, &mut plan).map_err(io::Error::other)?;
             }
             drop(probe);
             report(out, &types, &plan)

@@ -9,13 +9,13 @@ use queue_trace_common::outcome::{self, Kind};
 use tokio::sync::oneshot;
 
 use crate::{
-    cli,
+    attach, cli,
     host::Host,
     lab::{Family, scenario},
     live::{self, Live, Until},
     netns::Door,
-    probe::Wanted,
     sink::{Json, Output, Sink, Text},
+    wanted::Wanted,
 };
 
 /// How long records have to arrive once the traffic has ended.
@@ -29,7 +29,7 @@ pub async fn run(args: &cli::Demo) -> Result<()> {
     let case =
         scenario::find(&args.case).with_context(|| format!("there is no case {:?}", args.case))?;
     let family = if args.ipv6 { Family::V6 } else { Family::V4 };
-    live::fit_to_attach(&Host::look())?;
+    attach::fit(&Host::look())?;
     let mut stage = case.prepare(family)?;
     let netns = stage.netns();
     let wanted = Wanted {

@@ -8,11 +8,13 @@
 //! namespace (`netns`). `lab` makes cases of refused handshakes, for the demo and the
 //! tests.
 
+pub mod attach;
 pub mod books;
 pub mod btf;
 pub mod canary;
 pub mod check;
 pub mod cli;
+pub mod clock;
 pub mod decode;
 pub mod demo;
 pub mod event;
@@ -25,6 +27,8 @@ pub mod plan;
 pub mod privilege;
 pub mod probe;
 pub mod sink;
+pub mod stop;
+pub mod wanted;
 
 use std::future;
 
@@ -34,6 +38,7 @@ use jiff::tz::TimeZone;
 use cli::{Cli, Command, Trace};
 use live::{Live, Until};
 use sink::{Json, Output, Sink, Text};
+use wanted::Wanted;
 
 /// Does what the command line says, and gives the exit status.
 ///
@@ -56,8 +61,8 @@ pub fn run(cli: &Cli) -> Result<u8> {
 
 /// The live stream.
 async fn trace(args: &Trace) -> Result<()> {
-    let wanted = live::wanted(args)?;
-    live::fit_to_attach(&host::Host::look())?;
+    let wanted = Wanted::from_cli(args)?;
+    attach::fit(&host::Host::look())?;
     // Before attaching: a file that cannot be written costs nothing yet.
     let output = Output::open(args.output.as_deref())?;
     let name = output.name();

@@ -3,34 +3,31 @@
 use std::{
     collections::HashMap,
     io::{self, ErrorKind},
-    os::fd::AsFd,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use queue_trace_common::{
     outcome::Outcome,
     settings::{CountKey, Loss},
 };
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    time::{ClockId, clock_gettime},
-};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
+    attach,
     books::Books,
     btf::Types,
-    canary, cli,
+    cli,
+    clock::{monotonic_now, wall_now},
     decode::decode,
     event::{Event, Listener, rfc3339},
-    host::{Host, OLDEST},
-    netns::{self, Door},
-    plan::{Family, Offers, Plan, PlanError},
+    host::Host,
+    plan::{Family, Plan},
     privilege,
-    probe::{AttachError, Probe, Wanted},
+    probe::Probe,
     sink::{AttachPlan, Header, LossNote, SCHEMA, Sink, Total},
+    stop::{StopSignals, reader_is_gone},
+    wanted::Wanted,
 };
 
 /// When to stop without being told.
@@ -62,124 +59,6 @@ pub struct Live {
     began_ns: i128,
 }
 
-/// What the command line asks of the kernel side.
-///
-/// # Errors
-/// If a namespace named by its path is not there.
-pub fn wanted(trace: &cli::Trace) -> Result<Wanted> {
-    let netns = trace
-        .netns
-        .iter()
-        .map(|arg| match arg {
-            cli::NetnsArg::Id(id) => Ok((*id, None)),
-            cli::NetnsArg::Path(path) => netns::id(path)
-                .map(|id| (id, Some(Door::Path(path.clone()))))
-                .with_context(|| format!("--netns {}: no network namespace there", path.display())),
-        })
-        .collect::<Result<_>>()?;
-    Ok(Wanted {
-        outcomes: trace.wanted(),
-        ports: trace.ports.clone(),
-        addrs: trace.addrs.clone(),
-        clients: trace.clients.clone(),
-        netns,
-        rate: trace.rate,
-        debug: trace.verbose >= 2,
-    })
-}
-
-/// Refuses to begin where it cannot end well, and says what to do.
-///
-/// # Errors
-/// If the kernel is too old, or privileges are missing.
-pub fn fit_to_attach(host: &Host) -> Result<()> {
-    if host.too_old() {
-        let (major, minor) = OLDEST;
-        bail!(
-            "Linux {} is too old: queue-trace needs {major}.{minor} or newer (BPF ring buffer)",
-            host.release
-        );
-    }
-    if !host.privileges.suffice() {
-        bail!(
-            "attaching to the kernel takes root, or the capabilities CAP_BPF and CAP_PERFMON: \
-             run it with sudo"
-        );
-    }
-    Ok(())
-}
-
-/// Attaches by the best plan that the kernel does not refuse.
-///
-/// # Errors
-/// If none is left, or the one asked for is refused.
-pub fn attach(
-    host: &Host,
-    types: &Types,
-    kernel: &cli::Kernel,
-    wanted: &Wanted,
-) -> Result<(Probe, Plan)> {
-    let mut offers = Offers::look(host, types);
-    loop {
-        let plan = Plan::make(kernel.attach, wanted.outcomes, &offers)
-            .map_err(|error| with_remedy(error, host))?;
-        match Probe::attach(&plan, types, wanted) {
-            Ok(probe) => return Ok((probe, plan)),
-            Err(AttachError::Refused { hook, why }) => {
-                log::debug!("{}: refused: {why}", plan.family.name());
-                offers.refused(plan.family, hook, why);
-            }
-            Err(AttachError::Other(error)) => return Err(error),
-        }
-    }
-}
-
-/// Runs the self-test, notes in the plan what it found, and removes its traces. Gives
-/// the records of others that came meanwhile.
-///
-/// # Errors
-/// If the kernel side's maps cannot be read.
-pub fn self_test(probe: &mut Probe, plan: &mut Plan) -> Result<Vec<Bytes>> {
-    let canary = match canary::sing(probe) {
-        Ok(canary) => canary,
-        Err(error) => {
-            plan.amiss
-                .push(format!("the self-test could not be made: {error:#}"));
-            return Ok(Vec::new());
-        }
-    };
-    plan.heard(&canary.silent);
-    let mut early = Vec::new();
-    loop {
-        let records = probe.take_records();
-        if records.is_empty() {
-            break;
-        }
-        let others = records.into_iter().filter(|record| {
-            decode(record.clone(), 0).map_or(true, |event| event.netns != canary.netns)
-        });
-        early.extend(others);
-    }
-    probe.forget(canary.netns)?;
-    Ok(early)
-}
-
-fn with_remedy(error: PlanError, host: &Host) -> anyhow::Error {
-    let mut remedy = match &error {
-        PlanError::Refused { .. } => {
-            "leave --attach out to use what the kernel allows (queue-trace check shows it)"
-                .to_owned()
-        }
-        PlanError::None(_) => "queue-trace check shows what this kernel offers".to_owned(),
-    };
-    if let Some(mode) = &host.lockdown {
-        remedy.push_str(&format!("; the kernel is locked down ({mode})"));
-    }
-    anyhow::Error::new(error)
-        .context(remedy)
-        .context("cannot attach")
-}
-
 impl Live {
     /// Attaches, opens the books, and lets go of the privileges that were needed only
     /// for that.
@@ -191,14 +70,14 @@ impl Live {
         let signals = StopSignals::listen().context("cannot handle signals")?;
         let began_ns = wall_now();
         let host = Host::look();
-        fit_to_attach(&host)?;
+        attach::fit(&host)?;
         let types = Types::read(kernel.btf.as_deref())?;
-        let (mut probe, mut plan) = attach(&host, &types, kernel, &wanted)?;
+        let (mut probe, mut plan) = attach::attach(&host, &types, kernel, &wanted)?;
         plan.amiss.extend_from_slice(probe.notes());
         let early = if kernel.no_canary {
             Vec::new()
         } else {
-            self_test(&mut probe, &mut plan)?
+            attach::self_test(&mut probe, &mut plan)?
         };
         let books = Books::open(&probe, &wanted)?;
         privilege::keep_only_what_is_needed()?;
@@ -493,54 +372,6 @@ const AUDIT: Duration = Duration::from_secs(10);
 
 /// Longer than any incident.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-
-/// The signals that end a run in good order.
-struct StopSignals([Signal; 3]);
-
-impl StopSignals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self([
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::hangup())?,
-        ]))
-    }
-
-    async fn any(&mut self) {
-        let Self([interrupt, terminate, hangup]) = self;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-    }
-}
-
-/// Whether standard output is a pipe that nobody reads any more. Without this a quiet
-/// listener would keep us attached until the next refusal.
-fn reader_is_gone() -> bool {
-    let stdout = io::stdout();
-    let mut fds = [PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty())];
-    let at_once = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
-        && fds[0].revents().contains(PollFlags::ERR)
-}
-
-/// Nanoseconds since 1970.
-fn wall_now() -> i128 {
-    match SystemTime::now().duration_since(UNIX_EPOCH) {
-        Ok(since) => since.as_nanos() as i128,
-        Err(before) => -(before.duration().as_nanos() as i128),
-    }
-}
-
-fn monotonic_now() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
 
 /// Why the stream ended badly, with what to do. `output` is its name.
 #[must_use]

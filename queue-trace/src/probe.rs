@@ -22,8 +22,7 @@ use ipnet::IpNet;
 use queue_trace_common::{
     field,
     hook::{self, Hook},
-    outcome,
-    settings::{Address, CountKey, Counted, Filter, Kernel, Loss, MAX_NETNS, PORT_WORDS},
+    settings::{Address, CountKey, Counted, Kernel, Loss},
 };
 use tokio::io::unix::AsyncFd;
 
@@ -31,81 +30,11 @@ use crate::{
     btf::Types,
     netns::{self, Door},
     plan::{Family, Plan},
+    wanted::Wanted,
 };
 
 /// The kernel side, built ahead from `queue-trace-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/queue-trace.bpf.o");
-
-/// What the user wants to see, as the kernel side filters it.
-#[derive(Debug, Clone, Default)]
-pub struct Wanted {
-    /// Outcomes for which records are sent.
-    pub outcomes: outcome::Set,
-    /// Ports; empty: all.
-    pub ports: Vec<std::ops::RangeInclusive<u16>>,
-    /// Our own addresses; empty: all.
-    pub addrs: Vec<IpNet>,
-    /// Clients; empty: all.
-    pub clients: Vec<IpNet>,
-    /// Namespaces, and the way into those whose way is known; empty: all.
-    pub netns: BTreeMap<u32, Option<Door>>,
-    /// Records a second from each CPU at most; 0: no limit.
-    pub rate: u32,
-    /// Whether the kernel side's own messages are wanted.
-    pub debug: bool,
-}
-
-impl Wanted {
-    /// Whether whole namespaces are counted, so that the ledger can be closed.
-    #[must_use]
-    pub fn counts_all(&self) -> bool {
-        self.ports.is_empty() && self.addrs.is_empty() && self.clients.is_empty()
-    }
-
-    /// The namespaces to look into.
-    #[must_use]
-    pub fn namespaces(&self) -> BTreeMap<u32, Door> {
-        let mut all = netns::list();
-        for (id, door) in &self.netns {
-            if let Some(door) = door {
-                all.insert(*id, door.clone());
-            }
-        }
-        if !self.netns.is_empty() {
-            all.retain(|id, _| self.netns.contains_key(id));
-        }
-        all
-    }
-
-    fn filter(&self) -> Filter {
-        let mut filter = Filter {
-            outcomes: self.outcomes,
-            record_cost_ns: match self.rate {
-                0 => 0,
-                rate => NS_PER_SECOND / u64::from(rate),
-            },
-            netns_count: self.netns.len().min(MAX_NETNS) as u32,
-            ports: (!self.ports.is_empty()).into(),
-            addrs: (!self.addrs.is_empty()).into(),
-            clients: (!self.clients.is_empty()).into(),
-            ..Filter::default()
-        };
-        for (place, id) in filter.netns.iter_mut().zip(self.netns.keys()) {
-            *place = *id;
-        }
-        filter
-    }
-
-    fn port_bits(&self) -> Vec<u64> {
-        let mut words = vec![0u64; PORT_WORDS];
-        for port in self.ports.iter().cloned().flatten() {
-            words[usize::from(port >> 6)] |= 1 << (port & 63);
-        }
-        words
-    }
-}
-
-const NS_PER_SECOND: u64 = 1_000_000_000;
 
 /// Why the kernel side could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -543,8 +472,6 @@ fn reason(error: &ProgramError) -> String {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
@@ -553,17 +480,5 @@ mod tests {
         assert_eq!(info_value(info, "run_cnt"), Some(7));
         assert_eq!(info_value(info, "recursion_misses"), Some(3));
         assert_eq!(info_value(info, "run"), None);
-    }
-
-    proptest! {
-        #[test]
-        fn the_port_bits_are_the_ports_asked_for(ranges in proptest::collection::vec((1u16.., 1u16..), 0..5), port in 1u16..) {
-            let ports: Vec<_> = ranges.iter().map(|(a, b)| *a.min(b)..=*a.max(b)).collect();
-            let wanted = Wanted { ports: ports.clone(), ..Wanted::default() };
-            let bits = wanted.port_bits();
-            let set = bits[usize::from(port >> 6)] >> (port & 63) & 1 == 1;
-            prop_assert_eq!(set, ports.iter().any(|range| range.contains(&port)));
-            prop_assert_eq!(wanted.filter().ports != 0, !ports.is_empty());
-        }
     }
 }

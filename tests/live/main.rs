@@ -7,8 +7,11 @@
 // What is not there is a failure, and says so; in helpers of tests as in tests.
 #![expect(clippy::unwrap_used)]
 
+mod audit;
 mod bad_input;
+mod bench;
 mod check;
+mod concurrency;
 mod demo;
 mod ending;
 mod environment;
@@ -17,8 +20,11 @@ mod filters;
 mod floods;
 mod handshakes;
 mod ledger;
+mod listeners;
 mod loss;
+mod namespaces;
 mod output;
 mod overflow;
+mod rare;
 mod records;
 mod scenarios;

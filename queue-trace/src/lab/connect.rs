@@ -97,6 +97,28 @@ pub fn connect_each(
     }
 }
 
+/// Connects to `address` by TCP fast open, with `data` in the SYN if the kernel has a
+/// cookie of the listener; if it has none, this handshake gets it one. Returns when the
+/// client believes that it is connected.
+pub fn connect_fast(address: SocketAddr, data: &[u8], timeout: Duration) -> Result<Connect> {
+    let started = Instant::now();
+    let socket = Socket::new(Family::of(address).domain(), Type::STREAM, None).context("socket")?;
+    socket
+        .set_write_timeout(Some(timeout))
+        .context("SO_SNDTIMEO")?;
+    let ending = match socket.send_to_with_flags(data, &address.into(), libc::MSG_FASTOPEN) {
+        Ok(_) => Ending::Connected,
+        Err(error) => ending_of(error)?,
+    };
+    let local = socket.local_addr().ok().and_then(|a| a.as_socket());
+    Ok(Connect {
+        socket,
+        ending,
+        local,
+        took: started.elapsed(),
+    })
+}
+
 fn connect_together(
     address: SocketAddr,
     count: usize,

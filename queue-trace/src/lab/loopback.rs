@@ -25,6 +25,7 @@ pub(super) const TEST_RANGE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0,
 
 const DEVICE: &CStr = c"lo";
 const SET_FLAGS: Opcode = libc::SIOCSIFFLAGS as Opcode;
+const SET_ADDRESS: Opcode = libc::SIOCSIFADDR as Opcode;
 const ADD_ROUTE: Opcode = libc::SIOCADDRT as Opcode;
 /// `RTF_ANYCAST` of linux/ipv6_route.h.
 const RTF_ANYCAST: u32 = 0x0010_0000;
@@ -45,6 +46,14 @@ struct RouteV6 {
     interface: libc::c_int,
 }
 
+/// `struct in6_ifreq` of linux/ipv6.h.
+#[repr(C)]
+struct AddressV6 {
+    address: [u8; 16],
+    prefix_length: u32,
+    interface: libc::c_int,
+}
+
 /// Brings `lo` up, which also gives it its addresses 127.0.0.1 and ::1.
 pub(super) fn bring_up() -> Result<()> {
     // SAFETY: ifreq is plain data, for which all zeroes is a value.
@@ -60,7 +69,7 @@ pub(super) fn bring_up() -> Result<()> {
 pub(super) fn route_test_range(family: Family) -> Result<()> {
     let result = match family {
         Family::V4 => route_v4(),
-        Family::V6 => route_v6(),
+        Family::V6 => route_v6(TEST_RANGE_V6, 64),
     };
     match result {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -83,13 +92,13 @@ fn route_v4() -> io::Result<()> {
 /// An ordinary IPv6 route to `lo` becomes an "unreachable" one, and a local one
 /// would make the range ours. Flagged as anycast it is neither: packets go out
 /// on `lo`, and coming back are up for forwarding, which is off.
-fn route_v6() -> io::Result<()> {
+fn route_v6(range: Ipv6Addr, length: u16) -> io::Result<()> {
     let route = RouteV6 {
-        destination: TEST_RANGE_V6.octets(),
+        destination: range.octets(),
         source: [0; 16],
         gateway: [0; 16],
         kind: 0,
-        destination_length: 64,
+        destination_length: length,
         source_length: 0,
         metric: 1,
         info: 0,
@@ -97,6 +106,61 @@ fn route_v6() -> io::Result<()> {
         interface: loopback_index()?,
     };
     set::<ADD_ROUTE, _>(Domain::IPV6, route)
+}
+
+/// Routes what is sent to the family's multicast addresses to `lo`, so that it is
+/// delivered here; IPv4 needs no route for that.
+pub(super) fn route_multicast(family: Family) -> Result<()> {
+    if family == Family::V4 {
+        return Ok(());
+    }
+    let range = Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0);
+    match route_v6(range, 8) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.context("cannot route multicast to lo (SIOCADDRT)"),
+    }
+}
+
+/// Gives `lo` one more IPv6 address, in the calling thread's namespace.
+pub fn add_address(address: Ipv6Addr) -> Result<()> {
+    let add = || {
+        let request = AddressV6 {
+            address: address.octets(),
+            prefix_length: 128,
+            interface: loopback_index()?,
+        };
+        set::<SET_ADDRESS, _>(Domain::IPV6, request)
+    };
+    add().with_context(|| format!("cannot give lo the address {address} (SIOCSIFADDR)"))
+}
+
+/// The scope of link-local addresses on `lo`, in the calling thread's namespace.
+pub fn scope() -> Result<u32> {
+    Ok(loopback_index().context("cannot find lo")?.cast_unsigned())
+}
+
+/// The address, for a packet socket, of this very host on `lo`.
+pub(super) fn link_address(family: Family) -> io::Result<SockAddr> {
+    let protocol = match family {
+        Family::V4 => libc::ETH_P_IP,
+        Family::V6 => libc::ETH_P_IPV6,
+    };
+    let interface = loopback_index()?;
+    // SAFETY: the storage is zeroed and has room and alignment for any address; the
+    // length given is that of the sockaddr_ll written into it.
+    let ((), address) = unsafe {
+        SockAddr::try_init(|storage, length| {
+            let address = storage.cast::<libc::sockaddr_ll>();
+            (*address).sll_family = libc::AF_PACKET as libc::c_ushort;
+            (*address).sll_protocol = (protocol as u16).to_be();
+            (*address).sll_ifindex = interface;
+            // That of lo is all zeroes.
+            (*address).sll_halen = 6;
+            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            Ok(())
+        })
+    }?;
+    Ok(address)
 }
 
 fn loopback_index() -> io::Result<libc::c_int> {

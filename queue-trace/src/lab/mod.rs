@@ -18,8 +18,9 @@ mod socket_table;
 #[cfg(test)]
 mod tests;
 
-pub use connect::{Connect, Ending, Pace, connect_each};
+pub use connect::{Connect, Ending, Pace, connect_each, connect_fast};
 pub use family::Family;
 pub use listen::{Listen, listen};
+pub use loopback::{add_address, scope};
 pub use netns::Netns;
 pub use socket_table::half_open;

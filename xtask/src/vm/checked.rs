@@ -78,7 +78,12 @@ fn state(text: &str) -> State {
     match text.split_once(' ') {
         Some(("fentry" | "kprobe", prototype)) => present(true, prototype),
         Some(("present", prototype)) => present(false, prototype),
-        _ => State::LeftOut(text.to_string()),
+        _ => {
+            let optional = text
+                .strip_prefix("- (")
+                .and_then(|why| why.strip_suffix(')'));
+            State::LeftOut(optional.unwrap_or(text).to_string())
+        }
     }
 }
 
@@ -136,7 +141,7 @@ Only some of the main verdicts are observable.
             ),
             (
                 "subflow_v4_conn_request",
-                left_out("- (the kernel has no such function)"),
+                left_out("the kernel has no such function"),
             ),
             ("tcp_req_err", left_out("REFUSED: not supported")),
         ];

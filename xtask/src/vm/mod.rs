@@ -11,6 +11,7 @@ mod kernels;
 mod machine;
 pub mod matrix;
 mod modules;
+mod page;
 pub mod qemu;
 mod survey;
 

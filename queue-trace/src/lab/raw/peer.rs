@@ -35,13 +35,17 @@ impl Peer {
             "the wire is {}, the listener {listener}",
             wire.family()
         );
-        let address = wire.next_address();
-        Ok(Self {
+        Ok(Self::at(wire.next_address(), listener))
+    }
+
+    /// A client with any address, which may be nobody's, and need not be routed.
+    pub fn at(address: SocketAddr, listener: SocketAddr) -> Self {
+        Self {
             address,
             listener,
             isn: 0x1000_0000 + (u32::from(address.port()) << 8),
             listener_isn: None,
-        })
+        }
     }
 
     /// Its address and port.
@@ -49,7 +53,7 @@ impl Peer {
         self.address
     }
 
-    /// Sends its SYN; again, it is a retransmission.
+    /// Sends its SYN; sent again, it is a retransmission.
     pub fn syn(&self, wire: &Wire) -> Result<()> {
         wire.send(&self.segment(Flags::SYN, self.isn, 0), &[])
     }
@@ -81,14 +85,26 @@ impl Peer {
 
     /// Sends the third packet of the handshake with data in it.
     pub fn ack_with_data(&self, wire: &Wire, data: &[u8]) -> Result<()> {
-        let listener_isn = self.listener_isn.with_context(|| {
-            format!(
-                "{} has had no SYN-ACK that it could acknowledge",
-                self.address
-            )
-        })?;
-        let (sequence, acknowledgment) = (self.isn.wrapping_add(1), listener_isn.wrapping_add(1));
+        let acknowledgment = self.heard()?.wrapping_add(1);
+        let sequence = self.isn.wrapping_add(1);
         wire.send(&self.segment(Flags::ACK, sequence, acknowledgment), data)
+    }
+
+    /// Says by an ICMP error that the SYN-ACK did not reach it.
+    pub fn unreachable(&self, wire: &Wire) -> Result<()> {
+        wire.send_unreachable(&Segment {
+            source: self.listener,
+            destination: self.address,
+            sequence: self.heard()?,
+            acknowledgment: self.isn.wrapping_add(1),
+            flags: Flags::SYN_ACK,
+        })
+    }
+
+    fn heard(&self) -> Result<u32> {
+        let address = self.address;
+        self.listener_isn
+            .with_context(|| format!("{address} has had no SYN-ACK that it could refer to"))
     }
 
     /// Acknowledges a SYN-ACK that no listener ever sent, as a forged cookie does.

@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
 use etherparse::{
-    NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TcpOptionElement, TransportSlice,
+    Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TcpOptionElement,
+    TransportSlice, icmpv4, icmpv6,
 };
 
 const HOP_LIMIT: u8 = 64;
@@ -23,9 +24,15 @@ pub struct Flags {
 }
 
 impl Flags {
-    pub(super) const SYN: Self = Self {
+    /// The first packet of a handshake.
+    pub const SYN: Self = Self {
         syn: true,
         ack: false,
+        rst: false,
+    };
+    pub(super) const SYN_ACK: Self = Self {
+        syn: true,
+        ack: true,
         rst: false,
     };
     pub(super) const ACK: Self = Self {
@@ -84,6 +91,30 @@ impl Segment {
             .context("cannot build a TCP packet")
     }
 
+    /// Writes over `packet` the ICMP error by which the destination of this segment
+    /// says that it cannot be reached: of the codes that end a half-open request.
+    pub(super) fn write_unreachable(&self, packet: &mut Vec<u8>) -> Result<()> {
+        let mut quoted = Vec::new();
+        self.write(&mut quoted, &[])?;
+        packet.clear();
+        match (self.destination.ip(), self.source.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let code = icmpv4::DestUnreachableHeader::Host;
+                PacketBuilder::ipv4(from.octets(), to.octets(), HOP_LIMIT)
+                    .icmpv4(Icmpv4Type::DestinationUnreachable(code))
+                    .write_to_vec(packet, &quoted)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let code = icmpv6::DestUnreachableCode::Port;
+                PacketBuilder::ipv6(from.octets(), to.octets(), HOP_LIMIT)
+                    .icmpv6(Icmpv6Type::DestinationUnreachable(code))
+                    .write_to_vec(packet, &quoted)
+            }
+            (from, to) => bail!("a segment from {to} to {from} mixes address families"),
+        }
+        .context("cannot build an ICMP error")
+    }
+
     /// Reads a segment from an IP packet; `None` if it is anything else.
     pub(super) fn parse(packet: &[u8]) -> Option<Self> {
         let packet = SlicedPacket::from_ip(packet).ok()?;
@@ -139,6 +170,23 @@ mod tests {
             let mut packet = vec![1, 2, 3];
             segment.write(&mut packet, b"data").unwrap();
             assert_eq!(Segment::parse(&packet), Some(segment));
+        }
+    }
+
+    #[test]
+    fn an_error_quotes_its_segment_and_is_none_itself() {
+        for (family, header) in [(Family::V4, 20 + 8), (Family::V6, 40 + 8)] {
+            let segment = Segment {
+                source: SocketAddr::new(family.loopback(), 8080),
+                destination: peer_client(family, 3),
+                sequence: 7,
+                acknowledgment: 9,
+                flags: Flags::SYN_ACK,
+            };
+            let mut packet = Vec::new();
+            segment.write_unreachable(&mut packet).unwrap();
+            assert_eq!(Segment::parse(&packet), None);
+            assert_eq!(Segment::parse(&packet[header..]), Some(segment));
         }
     }
 

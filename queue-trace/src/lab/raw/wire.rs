@@ -52,6 +52,30 @@ impl Wire {
         self.sender.send(&packet, segment.destination.ip())
     }
 
+    /// Sends an ICMP error about `quoted`, a segment that was sent from here, from the
+    /// host that it was for: the kind that aborts a half-open request.
+    pub fn send_unreachable(&self, quoted: &Segment) -> Result<()> {
+        let mut packet = Vec::new();
+        quoted.write_unreachable(&mut packet)?;
+        self.sender.send(&packet, quoted.source.ip())
+    }
+
+    /// Puts a segment on `lo` as if the link had brought it to this very host,
+    /// whatever its destination: a listener sees one that was sent to a multicast
+    /// address only then. Multicast destinations are routed to `lo` for it.
+    pub fn inject(&self, segment: &Segment) -> Result<()> {
+        loopback::route_multicast(self.family)?;
+        let mut packet = Vec::new();
+        segment.write(&mut packet, &[])?;
+        let to = loopback::link_address(self.family)?;
+        let sent = self
+            .sniffer
+            .send_to(&packet, &to)
+            .context("cannot put a packet on lo (packet socket)")?;
+        ensure!(sent == packet.len(), "a packet was sent in part");
+        Ok(())
+    }
+
     /// The next segment from `from` to `to` that is `wanted`, if one has been heard
     /// already or is within `timeout`.
     pub fn receive(
@@ -164,6 +188,7 @@ impl Sender {
         let protocol = Protocol::from(libc::IPPROTO_RAW);
         let socket = Socket::new(family.domain(), Type::RAW, Some(protocol))
             .context("cannot open a raw socket: it takes root or CAP_NET_RAW")?;
+        socket.set_broadcast(true).context("SO_BROADCAST")?;
         Ok(Self(socket))
     }
 

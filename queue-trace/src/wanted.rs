@@ -1,0 +1,138 @@
+//! What the user wants to see, checked against the machine: from the command line to
+//! the filters of the kernel side.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use queue_trace_common::{
+    outcome,
+    settings::{Filter, MAX_NETNS, PORT_WORDS},
+};
+
+use crate::{
+    cli,
+    netns::{self, Door},
+};
+
+/// What the user wants to see, as the kernel side filters it.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Outcomes for which records are sent.
+    pub outcomes: outcome::Set,
+    /// Ports; empty: all.
+    pub ports: Vec<std::ops::RangeInclusive<u16>>,
+    /// Our own addresses; empty: all.
+    pub addrs: Vec<IpNet>,
+    /// Clients; empty: all.
+    pub clients: Vec<IpNet>,
+    /// Namespaces, and the way into those whose way is known; empty: all.
+    pub netns: BTreeMap<u32, Option<Door>>,
+    /// Records a second from each CPU at most; 0: no limit.
+    pub rate: u32,
+    /// Whether the kernel side's own messages are wanted.
+    pub debug: bool,
+}
+
+impl Wanted {
+    /// What the command line asks of the kernel side.
+    ///
+    /// # Errors
+    /// If a namespace named by its path is not there.
+    pub fn from_cli(trace: &cli::Trace) -> Result<Self> {
+        let netns = trace
+            .netns
+            .iter()
+            .map(|arg| match arg {
+                cli::NetnsArg::Id(id) => Ok((*id, None)),
+                cli::NetnsArg::Path(path) => netns::id(path)
+                    .map(|id| (id, Some(Door::Path(path.clone()))))
+                    .with_context(|| {
+                        format!("--netns {}: no network namespace there", path.display())
+                    }),
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            outcomes: trace.wanted(),
+            ports: trace.ports.clone(),
+            addrs: trace.addrs.clone(),
+            clients: trace.clients.clone(),
+            netns,
+            rate: trace.rate,
+            debug: trace.verbose >= 2,
+        })
+    }
+
+    /// Whether whole namespaces are counted, so that the ledger can be closed.
+    #[must_use]
+    pub fn counts_all(&self) -> bool {
+        self.ports.is_empty() && self.addrs.is_empty() && self.clients.is_empty()
+    }
+
+    /// The namespaces to look into.
+    #[must_use]
+    pub fn namespaces(&self) -> BTreeMap<u32, Door> {
+        let mut all = netns::list();
+        for (id, door) in &self.netns {
+            if let Some(door) = door {
+                all.insert(*id, door.clone());
+            }
+        }
+        if !self.netns.is_empty() {
+            all.retain(|id, _| self.netns.contains_key(id));
+        }
+        all
+    }
+
+    /// The filters as the kernel side takes them.
+    #[must_use]
+    pub fn filter(&self) -> Filter {
+        let mut filter = Filter {
+            outcomes: self.outcomes,
+            record_cost_ns: match self.rate {
+                0 => 0,
+                rate => NS_PER_SECOND / u64::from(rate),
+            },
+            netns_count: self.netns.len().min(MAX_NETNS) as u32,
+            ports: (!self.ports.is_empty()).into(),
+            addrs: (!self.addrs.is_empty()).into(),
+            clients: (!self.clients.is_empty()).into(),
+            ..Filter::default()
+        };
+        for (place, id) in filter.netns.iter_mut().zip(self.netns.keys()) {
+            *place = *id;
+        }
+        filter
+    }
+
+    /// The ports as a bit each.
+    #[must_use]
+    pub fn port_bits(&self) -> Vec<u64> {
+        let mut words = vec![0u64; PORT_WORDS];
+        for port in self.ports.iter().cloned().flatten() {
+            words[usize::from(port >> 6)] |= 1 << (port & 63);
+        }
+        words
+    }
+}
+
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_port_bits_are_the_ports_asked_for(ranges in proptest::collection::vec((1u16.., 1u16..), 0..5), port in 1u16..) {
+            let ports: Vec<_> = ranges.iter().map(|(a, b)| *a.min(b)..=*a.max(b)).collect();
+            let wanted = Wanted { ports: ports.clone(), ..Wanted::default() };
+            let bits = wanted.port_bits();
+            let set = bits[usize::from(port >> 6)] >> (port & 63) & 1 == 1;
+            prop_assert_eq!(set, ports.iter().any(|range| range.contains(&port)));
+            prop_assert_eq!(wanted.filter().ports != 0, !ports.is_empty());
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Several CPUs refuse at once, on the same listener and on others, SYNs and final ACKs
+//! and cookies mixed: no cause blurs into another, and every sum is that of its listener.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::Result;
+use live_tests::{Counters, Launch, Recording, Room, Shown, Sums, expected};
+use queue_trace::lab::raw::{Flood, Peer, Wire, flood};
+use queue_trace::lab::{Family, Listen};
+use queue_trace_common::outcome;
+
+use crate::bench::{cpus, drain, half_open, inode, let_in, listen, pin, totals_of};
+
+const COOKIES: &str = "net.ipv4.tcp_syncookies";
+/// Large enough that its last quarter is never touched.
+const MAX_SYN_BACKLOG: (&str, u32) = ("net.ipv4.tcp_max_syn_backlog", 16_384);
+
+/// SYNs, or ACKs, from one thread. Few enough that an emulated machine can do it too.
+const EACH: u32 = 1000;
+/// Threads of one kind: more than one CPU each where there are.
+const THREADS: u32 = 2;
+/// The backlog of the listener that refuses.
+const BACKLOG: i32 = 5;
+/// Half-open requests at it, which wait for a place. They do not fill the SYN queue.
+const LATE: usize = 3;
+
+/// A job for one thread.
+type Job<'a> = Box<dyn Fn() -> Result<()> + Send + Sync + 'a>;
+
+/// Does all jobs at once in a room, each on one CPU, all CPUs in turn.
+fn storm(room: &Room, jobs: &[Job<'_>]) {
+    let cpus = cpus();
+    let start = Barrier::new(jobs.len());
+    thread::scope(|scope| {
+        for (job, &cpu) in jobs.iter().zip(cpus.iter().cycle()) {
+            let start = &start;
+            scope.spawn(move || {
+                let work = || {
+                    pin(cpu);
+                    start.wait();
+                    job()
+                };
+                room.netns.run(work).unwrap();
+            });
+        }
+    });
+    room.settle();
+}
+
+/// Floods a listener with `EACH` SYNs of clients of its own.
+fn syns(to: SocketAddr, thread: u32) -> Result<()> {
+    let what = Flood {
+        first: thread * EACH,
+        ..Flood::of(EACH)
+    };
+    assert_eq!(flood(to, &what)?.lost, 0, "lo lost packets");
+    Ok(())
+}
+
+/// Sends `EACH` ACKs in turn of peers.
+fn acks(peers: &[Peer], family: Family) -> Result<()> {
+    let wire = Wire::open(family)?;
+    let mut turns = peers.iter().cycle().take(EACH as usize);
+    turns.try_for_each(|peer| peer.ack(&wire))
+}
+
+/// A room whose listener has a full accept queue and late peers.
+fn crowded(family: Family, cookies: u32) -> (Room, Vec<Peer>) {
+    let room = Room::new(family, BACKLOG, &[(COOKIES, cookies), MAX_SYN_BACKLOG]);
+    let crowd = || {
+        let mut wire = Wire::open(family)?;
+        let late = half_open(&mut wire, room.address, LATE)?;
+        // One by one, for the SYN queue's sake.
+        for _ in 0..=BACKLOG {
+            for peer in half_open(&mut wire, room.address, 1)? {
+                peer.ack(&wire)?;
+            }
+            wire.settle()?;
+        }
+        Ok(late)
+    };
+    let late = room.netns.run(crowd).unwrap();
+    (room, late)
+}
+
+/// Another listener in the room.
+fn beside(room: &Room, port: u16, backlog: i32) -> (SocketAddr, TcpListener) {
+    let address = SocketAddr::new(room.family.loopback(), port);
+    let how = Listen {
+        backlog,
+        ..Listen::default()
+    };
+    (address, listen(&room.netns, address, &how))
+}
+
+fn refused_at_the_crowded() -> Sums {
+    let each = u64::from(THREADS * EACH);
+    expected(
+        &[
+            (outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL, each),
+            (outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL, each),
+        ],
+        Shown::All,
+    )
+}
+
+/// Each listener's share of the totals is all there is.
+fn assert_complete(recording: &Recording, room: &Room, before: &Counters, parts: &[&Sums]) {
+    let mut sums = Sums::new();
+    for (name, count) in parts.iter().flat_map(|part| part.iter()) {
+        *sums.entry(name.clone()).or_default() += count;
+    }
+    recording.assert_exact(&room.netns, before, &sums);
+}
+
+/// Cookies are on: SYNs and final ACKs refused on one listener, a flood answered with
+/// cookies on another, cookies that come back to a full queue and forged ones on a third.
+fn mixed(launch: impl Fn() -> Launch) {
+    const COOKIE_PEERS: u64 = 20;
+    const FORGED: u64 = 200;
+    for family in Family::ALL {
+        let (room, late) = crowded(family, 1);
+        let (flooded, flooded_listener) = beside(&room, 8081, 16);
+        let (cookies, cookies_listener) = beside(&room, 8082, 2);
+        // The third's SYN queue is full of silent clients, so that others get cookies;
+        // the first three of them then fill its accept queue.
+        let room_flood = || {
+            flood(cookies, &Flood::of(4))?;
+            let mut wire = Wire::open(family)?;
+            wire.settle()?;
+            let peers = half_open(&mut wire, cookies, 3 + COOKIE_PEERS as usize)?;
+            for peer in &peers[..3] {
+                peer.ack(&wire)?;
+                wire.settle()?;
+            }
+            Ok(peers[3..].to_vec())
+        };
+        let with_cookies = room.netns.run(room_flood).unwrap();
+        let before = Counters::of(&room.netns);
+
+        let tracer = launch().on(&room.netns).start();
+        let forged = || {
+            let mut wire = Wire::open(family)?;
+            for _ in 0..FORGED {
+                Peer::new(&mut wire, cookies)?.bogus_ack(&wire)?;
+            }
+            Ok(())
+        };
+        let mut jobs: Vec<Job<'_>> = Vec::new();
+        for thread in 0..THREADS {
+            jobs.push(Box::new(move || syns(room_address(family), thread)));
+            jobs.push(Box::new(|| acks(&late, family)));
+            jobs.push(Box::new(move || syns(flooded, thread)));
+            jobs.push(Box::new(|| acks(&with_cookies, family)));
+        }
+        jobs.push(Box::new(forged));
+        storm(&room, &jobs);
+        let recording = tracer.stop();
+
+        let after = Counters::of(&room.netns);
+        let sent = after.since(&before, "SyncookiesSent");
+        let each = u64::from(THREADS * EACH);
+        let at_crowded = refused_at_the_crowded();
+        let at_flooded = expected(
+            &[
+                (outcome::QUEUED, each - sent),
+                (outcome::COOKIE_SENT_FULL, sent),
+            ],
+            Shown::All,
+        );
+        assert!((16..=17).contains(&(each - sent)), "{sent} cookies");
+        let at_cookies = expected(
+            &[
+                (outcome::COOKIE_DROPPED_ACCEPT_QUEUE_FULL, each),
+                (outcome::COOKIE_FAILED_INVALID, FORGED),
+            ],
+            Shown::All,
+        );
+        let parts = [&at_crowded, &at_flooded, &at_cookies];
+        assert_complete(&recording, &room, &before, &parts);
+        let listeners = [&room.listener, &flooded_listener, &cookies_listener];
+        for (listener, sums) in listeners.into_iter().zip(parts) {
+            let told = without_timers(totals_of(&recording, inode(listener)));
+            assert_eq!(told, *sums, "{family}");
+        }
+    }
+}
+
+fn room_address(family: Family) -> SocketAddr {
+    SocketAddr::new(family.loopback(), 8080)
+}
+
+/// Half-open requests are asked again while the storm lasts, however long that is.
+fn without_timers(mut sums: Sums) -> Sums {
+    sums.remove("synack_retransmitted");
+    sums.remove("request_expired");
+    sums
+}
+
+#[test]
+fn syns_acks_and_cookies_at_once() {
+    mixed(|| Launch::showing(Shown::All));
+}
+
+/// The same with the stream limited, as it is by default: what is held back comes as
+/// counts.
+#[test]
+fn syns_acks_and_cookies_at_once_with_a_limited_stream() {
+    mixed(|| Launch::text().args(["--json", "--all", "--rate", "100"]));
+}
+
+/// `tcp_syncookies` is switched to and fro meanwhile. What a SYN queue refuses depends on
+/// it from one SYN to the next; what an accept queue refuses does not.
+#[test]
+fn while_cookies_are_switched() {
+    for family in Family::ALL {
+        let (room, late) = crowded(family, 0);
+        let (flooded, flooded_listener) = beside(&room, 8081, 16);
+        let before = Counters::of(&room.netns);
+        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+        let mut jobs: Vec<Job<'_>> = Vec::new();
+        for thread in 0..THREADS {
+            jobs.push(Box::new(move || syns(room_address(family), thread)));
+            jobs.push(Box::new(|| acks(&late, family)));
+            jobs.push(Box::new(move || syns(flooded, thread)));
+        }
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for cookies in [1, 2, 0, 2, 1, 0].into_iter().cycle() {
+                    room.netns.set_sysctl(COOKIES, cookies).unwrap();
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+            storm(&room, &jobs);
+            over.store(true, Ordering::Relaxed);
+        });
+        let recording = tracer.stop();
+
+        let at_crowded = refused_at_the_crowded();
+        let told = without_timers(totals_of(&recording, inode(&room.listener)));
+        assert_eq!(told, at_crowded, "{family}");
+        let at_flooded = without_timers(totals_of(&recording, inode(&flooded_listener)));
+        assert_complete(&recording, &room, &before, &[&at_crowded, &at_flooded]);
+        println!("{family}: {at_flooded:?}");
+        let after = Counters::of(&room.netns);
+        let count = |names: &[&str]| -> u64 {
+            let counts = names.iter().filter_map(|&name| at_flooded.get(name));
+            counts.sum()
+        };
+        let cookies = count(&["cookie_sent:syn_queue_full", "cookie_sent:always"]);
+        assert_eq!(cookies, after.since(&before, "SyncookiesSent"));
+        let dropped = count(&["syn_dropped:syn_queue_full"]);
+        assert_eq!(dropped, after.since(&before, "TCPReqQFullDrop"));
+        let queued = count(&["queued"]);
+        assert_eq!(queued + cookies + dropped, u64::from(THREADS * EACH));
+        assert_eq!(at_flooded.values().sum::<u64>(), queued + cookies + dropped);
+    }
+}
+
+/// Listeners are refusing on every CPU while one of them fills and is emptied: a place
+/// that comes free is taken by one of the ACKs, and each of them is told once.
+#[test]
+fn while_the_application_accepts() {
+    const CLIENTS: usize = 60;
+    for family in Family::ALL {
+        let room = Room::new(family, BACKLOG, &[(COOKIES, 0), MAX_SYN_BACKLOG]);
+        let (address, listener) = beside(&room, 8081, 100);
+        let peers = room
+            .netns
+            .run(|| half_open(&mut Wire::open(family)?, address, CLIENTS))
+            .unwrap();
+        // From here on it has room for six.
+        rustix::net::listen(&listener, BACKLOG).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let before = Counters::of(&room.netns);
+        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+        let (one, other) = peers.split_at(CLIENTS / 2);
+        let sent = THREADS as usize * EACH as usize;
+        let jobs: [Job<'_>; 2] = [
+            Box::new(|| acks(one, family)),
+            Box::new(|| acks(other, family)),
+        ];
+        let over = AtomicBool::new(false);
+        let mut accepted = 0;
+        thread::scope(|scope| {
+            let application = scope.spawn(|| {
+                let mut accepted = 0;
+                while accepted < CLIENTS as u64 / 2 && !over.load(Ordering::Relaxed) {
+                    match listener.accept() {
+                        Ok(_) => accepted += 1,
+                        Err(_) => thread::yield_now(),
+                    }
+                }
+                accepted
+            });
+            storm(&room, &jobs);
+            over.store(true, Ordering::Relaxed);
+            accepted = application.join().unwrap();
+        });
+        let recording = tracer.stop();
+        let overflows = Counters::of(&room.netns).since(&before, "ListenOverflows");
+        let waiting = drain(&listener) as u64;
+        let established = accepted + waiting;
+        println!("{family}: {sent} ACKs: {established} established, {overflows} refused");
+        let sums = expected(
+            &[
+                (outcome::ESTABLISHED_HANDSHAKE, established),
+                (outcome::ACCEPTED, accepted),
+                (outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL, overflows),
+            ],
+            Shown::All,
+        );
+        recording.assert_exact(&room.netns, &before, &sums);
+    }
+}
+
+/// A peer is let in on one CPU while its listener drops SYNs on the others.
+#[test]
+fn handshakes_among_refusals() {
+    for family in Family::ALL {
+        let (room, _late) = crowded(family, 0);
+        let (open, open_listener) = beside(&room, 8081, 512);
+        let before = Counters::of(&room.netns);
+        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+        let handshakes = || {
+            let mut wire = Wire::open(family)?;
+            let_in(&mut wire, open, 300)?;
+            Ok(())
+        };
+        let jobs: [Job<'_>; 3] = [
+            Box::new(|| syns(room_address(family), 0)),
+            Box::new(handshakes),
+            Box::new(|| syns(room_address(family), 1)),
+        ];
+        storm(&room, &jobs);
+        let recording = tracer.stop();
+        let refused = expected(
+            &[(outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL, 2 * u64::from(EACH))],
+            Shown::All,
+        );
+        let let_in = expected(
+            &[
+                (outcome::QUEUED, 300),
+                (outcome::ESTABLISHED_HANDSHAKE, 300),
+            ],
+            Shown::All,
+        );
+        let told = totals_of(&recording, inode(&open_listener));
+        assert_eq!(without_timers(told), let_in);
+        assert_complete(&recording, &room, &before, &[&refused, &let_in]);
+    }
+}

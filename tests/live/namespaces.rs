@@ -1,0 +1,161 @@
+//! Namespaces that come and go while the tracer watches all there are.
+
+use std::net::SocketAddr;
+use std::thread;
+
+use live_tests::{
+    Counters, Inhabitant, Launch, Ledger, Recording, Room, Shown, expected, listener_beside,
+};
+use queue_trace::lab::raw::{Flood, Wire, flood};
+use queue_trace::lab::{Family, Netns};
+use queue_trace_common::outcome;
+
+use crate::bench::{totals, wait_until};
+
+const ALWAYS: [(&str, u32); 1] = [("net.ipv4.tcp_syncookies", 2)];
+const SENT: u8 = outcome::COOKIE_SENT_ALWAYS;
+
+/// The ledger of a namespace that may be gone.
+fn ledger(recording: &Recording, netns: u32) -> &Ledger {
+    let mut of_it = recording.ledgers().filter(|ledger| ledger.netns == netns);
+    let ledger = of_it.next().expect("there is no ledger of the namespace");
+    assert!(of_it.next().is_none(), "a namespace has two ledgers");
+    ledger
+}
+
+/// Made while the tracer is attached, each is told apart, and its ledger begins at zero.
+#[test]
+fn made_while_attached() {
+    let tracer = Launch::live().start();
+    let rooms = Room::of_each_family(10, &ALWAYS);
+    let _inhabitants = rooms.each_ref().map(|room| Inhabitant::of(&room.netns));
+    for (room, syns) in rooms.iter().zip([31, 47]) {
+        room.flood(syns);
+    }
+    let recording = tracer.stop();
+    for (room, syns) in rooms.iter().zip([31, 47]) {
+        let sums = expected(&[(SENT, syns)], Shown::Refusals);
+        recording.assert_exact(&room.netns, &room.before, &sums);
+    }
+}
+
+/// Two overflow at the same time, on the same port.
+#[test]
+fn two_at_once() {
+    let rooms = [(); 2].map(|()| Room::new(Family::V4, 10, &ALWAYS));
+    let _inhabitants = rooms.each_ref().map(|room| Inhabitant::of(&room.netns));
+    let tracer = Launch::live().start();
+    thread::scope(|scope| {
+        for (room, syns) in rooms.iter().zip([1500, 1100]) {
+            scope.spawn(move || room.flood(syns));
+        }
+    });
+    let recording = tracer.stop();
+    for (room, syns) in rooms.iter().zip([1500, 1100]) {
+        let sums = expected(&[(SENT, syns)], Shown::Refusals);
+        recording.assert_exact(&room.netns, &room.before, &sums);
+    }
+}
+
+/// What was told of a namespace stays when it is gone, and its ledger says that the
+/// kernel's side is gone with it.
+#[test]
+fn gone_while_attached() {
+    let before = Room::new(Family::V4, 10, &ALWAYS);
+    let known = Inhabitant::of(&before.netns);
+    let tracer = Launch::live().start();
+    let after = Room::new(Family::V6, 10, &ALWAYS);
+    let also_known = Inhabitant::of(&after.netns);
+    let told = [(before, known, 23), (after, also_known, 29)].map(|(room, inhabitant, syns)| {
+        room.flood(syns);
+        drop(inhabitant);
+        (room.netns.id(), syns)
+    });
+    let recording = tracer.stop();
+    for (netns, syns) in told {
+        let sums = expected(&[(SENT, syns.into())], Shown::Refusals);
+        assert_eq!(totals(&recording, netns), sums);
+        let ledger = ledger(&recording, netns);
+        let sides = ledger.counters["SyncookiesSent"];
+        assert_eq!(
+            (sides.kernel, sides.seen),
+            (None, syns.into()),
+            "{ledger:?}"
+        );
+        assert_eq!(ledger.unexplained, None, "{ledger:?}");
+        let note = ledger.note.as_deref().unwrap_or_default();
+        assert!(note.contains("gone"), "{ledger:?}");
+    }
+}
+
+/// The kernel gives the number of a namespace that is gone to the next one. What was
+/// counted in the first is not the second's.
+#[test]
+fn a_number_used_again() {
+    let tracer = Launch::live().start();
+    let first = Room::new(Family::V4, 10, &ALWAYS);
+    first.flood(40);
+    let number = first.netns.id();
+    drop(first);
+    let mut others = Vec::new();
+    let mut second = None;
+    wait_until("the number to be used again", || {
+        let netns = Netns::new().unwrap();
+        if netns.id() == number {
+            second = Some(netns);
+            return true;
+        }
+        // Kept, so that the number is the lowest once it is free.
+        others.push(netns);
+        false
+    });
+    let netns = second.unwrap();
+    drop(others);
+    netns.set_sysctl(ALWAYS[0].0, ALWAYS[0].1).unwrap();
+    let address = SocketAddr::new(Family::V4.loopback(), 8080);
+    let _listener = listener_beside(&netns, address, 10);
+    let _inhabitant = Inhabitant::of(&netns);
+    let send = || {
+        flood(address, &Flood::of(15))?;
+        Wire::open(Family::V4)?.settle()
+    };
+    netns.run(send).unwrap();
+    let recording = tracer.stop();
+    let ledgers: Vec<_> = recording
+        .ledgers()
+        .filter(|ledger| ledger.netns == number)
+        .collect();
+    println!("{ledgers:?}");
+    let present: Vec<_> = ledgers
+        .iter()
+        .filter(|ledger| ledger.counters["SyncookiesSent"].kernel.is_some())
+        .collect();
+    assert_eq!(present.len(), 1, "{ledgers:?}");
+    let sides = present[0].counters["SyncookiesSent"];
+    assert_eq!((sides.kernel, sides.seen), (Some(15), 15), "{ledgers:?}");
+    assert_eq!(present[0].unexplained, Some(0), "{ledgers:?}");
+}
+
+/// Many come and go with traffic in each: every one of them is told exactly, whether
+/// its number was another's before or not.
+#[test]
+fn many_that_come_and_go() {
+    const NAMESPACES: u64 = 30;
+    let tracer = Launch::live().start();
+    let mut numbers = Vec::new();
+    for _ in 0..NAMESPACES {
+        let room = Room::new(Family::V4, 10, &ALWAYS);
+        room.flood(10);
+        assert_eq!(Counters::of(&room.netns).get("SyncookiesSent"), 10);
+        numbers.push(room.netns.id());
+    }
+    let recording = tracer.stop();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let sum = |netns: &u32| {
+        let sums = totals(&recording, *netns);
+        sums.values().sum::<u64>()
+    };
+    assert_eq!(numbers.iter().map(sum).sum::<u64>(), 10 * NAMESPACES);
+    assert_eq!(recording.lost(), Default::default());
+}

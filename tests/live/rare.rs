@@ -1,0 +1,491 @@
+//! Outcomes that are rare outside: each is made to happen, and told exactly.
+//!
+//! Two are left out. `no_memory` takes a kernel that injects faults, which those of the
+//! matrix cannot. `last_quarter` is a case of the laboratory, played in [`scenarios`].
+//!
+//! [`scenarios`]: super::scenarios
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use live_tests::{Attach, Launch, Room, Shown, Sums, attach, expected};
+use queue_trace::lab::raw::{Answer, Flags, Peer, Segment, Wire};
+use queue_trace::lab::{self, Family, Listen, connect_fast};
+use queue_trace_common::outcome;
+
+use crate::bench::{self, PATIENCE, cpus, half_open, let_in, listen, pin, totals, wait_until};
+
+const COOKIES: &str = "net.ipv4.tcp_syncookies";
+const MAX_SYN_BACKLOG: (&str, u32) = ("net.ipv4.tcp_max_syn_backlog", 4096);
+
+type Outcomes = Vec<(u8, u64)>;
+
+/// Plays in a room of each family with one tracer attached, and expects what the play
+/// says that it imposed.
+fn told(backlog: i32, sysctls: &[(&str, u32)], play: impl Fn(&Room) -> Outcomes) {
+    let rooms = Room::of_each_family(backlog, sysctls);
+    let launch = Launch::showing(Shown::All);
+    let tracer = rooms
+        .iter()
+        .fold(launch, |launch, room| launch.on(&room.netns))
+        .start();
+    let outcomes = rooms.each_ref().map(play);
+    let recording = tracer.stop();
+    for (room, outcomes) in rooms.iter().zip(&outcomes) {
+        let sums = expected(outcomes, Shown::All);
+        recording.assert_exact(&room.netns, &room.before, &sums);
+    }
+}
+
+/// All addresses of a family, for a listener.
+fn unspecified(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// A documentation address that nothing is routed to.
+fn unreachable(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(203, 0, 113, 7).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0xbad, 0, 0, 0, 0, 7).into(),
+    }
+}
+
+#[test]
+fn a_client_to_which_no_route_leads() {
+    for cookies in [0, 1, 2] {
+        told(10, &[(COOKIES, cookies)], |room| {
+            let play = || {
+                let mut wire = Wire::open(room.family)?;
+                for port in 0..20 {
+                    let client = SocketAddr::new(unreachable(room.family), 61_000 + port);
+                    Peer::at(client, room.address).syn(&wire)?;
+                }
+                wire.settle()
+            };
+            room.netns.run(play).unwrap();
+            vec![(outcome::SYN_DROPPED_NO_ROUTE, 20)]
+        });
+    }
+}
+
+/// To a broadcast address over IPv4, to a multicast one over both.
+#[test]
+fn a_syn_to_many() {
+    told(10, &[], |room| {
+        let anywhere = SocketAddr::new(unspecified(room.family), 8081);
+        let listener = listen(&room.netns, anywhere, &Listen::default());
+        let multicast: IpAddr = match room.family {
+            Family::V4 => Ipv4Addr::new(224, 0, 0, 1).into(),
+            Family::V6 => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).into(),
+        };
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            let mut syn = |to: IpAddr| {
+                let to = SocketAddr::new(to, 8081);
+                anyhow::Ok(Segment {
+                    source: Peer::new(&mut wire, to)?.address(),
+                    destination: to,
+                    sequence: 1,
+                    acknowledgment: 0,
+                    flags: Flags::SYN,
+                })
+            };
+            let injected = (0..10)
+                .map(|_| syn(multicast))
+                .collect::<anyhow::Result<Vec<_>>>()?;
+            let sent = match room.family {
+                Family::V4 => (0..10)
+                    .map(|_| syn(Ipv4Addr::new(127, 255, 255, 255).into()))
+                    .collect::<anyhow::Result<Vec<_>>>()?,
+                Family::V6 => Vec::new(),
+            };
+            for segment in &injected {
+                wire.inject(segment)?;
+            }
+            for segment in &sent {
+                wire.send(segment, &[])?;
+            }
+            wire.settle()?;
+            Ok((injected.len() + sent.len()) as u64)
+        };
+        let count = room.netns.run(play).unwrap();
+        drop(listener);
+        vec![(outcome::SYN_DROPPED_NOT_UNICAST, count)]
+    });
+}
+
+/// The same SYN comes in on two CPUs at the same moment. Each pair leaves one request;
+/// the other SYN is a duplicate, if both were under way, else a retransmission, which is
+/// no verdict. Kernels whose `inet_csk_reqsk_queue_hash_add` does not tell queue both.
+#[test]
+fn the_same_syn_on_two_cpus() {
+    const PAIRS: usize = 1000;
+    let cpus = cpus();
+    if cpus.len() < 2 {
+        println!("one CPU cannot race with itself");
+        return;
+    }
+    for family in Family::ALL {
+        let room = Room::new(
+            family,
+            4096,
+            &[(COOKIES, 0), ("net.ipv4.tcp_max_syn_backlog", 16_384)],
+        );
+        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+        let turn = [AtomicUsize::new(0), AtomicUsize::new(0)];
+        let race = |me: usize| {
+            pin(cpus[me]);
+            let mut wire = Wire::open(family)?;
+            for pair in 1..=PAIRS {
+                let peer = Peer::new(&mut wire, room.address)?;
+                turn[me].store(pair, Ordering::SeqCst);
+                while turn[1 - me].load(Ordering::SeqCst) < pair {
+                    std::hint::spin_loop();
+                }
+                peer.syn(&wire)?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            for me in 0..2 {
+                let (room, race) = (&room, &race);
+                scope.spawn(move || room.netns.run(|| race(me)).unwrap());
+            }
+        });
+        room.settle();
+        let recording = tracer.stop();
+        recording.assert_reconciled(&room.netns, &room.before);
+        let mut sums = recording.verdicts(&room.netns);
+        assert_eq!(sums, recording.counted(&room.netns));
+        let queued = sums.remove("queued").unwrap();
+        let duplicates = sums.remove("syn_dropped:duplicate").unwrap_or(0);
+        assert_eq!(sums, Sums::new());
+        println!("{family}: {PAIRS} pairs: {queued} queued, {duplicates} duplicates");
+        let pairs = PAIRS as u64;
+        assert!((pairs..=2 * pairs).contains(&queued));
+        assert!(queued + duplicates <= 2 * pairs);
+        if duplicates > 0 {
+            assert_eq!(queued, pairs);
+        }
+    }
+}
+
+/// Final ACKs come in while the listener is closed. Each either established a
+/// connection, which was then discarded, or came while the listener was closing, or
+/// found no listener any more, which is no verdict.
+#[test]
+fn a_listener_closed_under_final_acks() {
+    const TRIALS: u64 = 60;
+    const PEERS: usize = 32;
+    let cpus = cpus();
+    let (here, there) = (cpus[0], cpus[cpus.len() - 1]);
+    for family in Family::ALL {
+        let room = Room::new(family, 4, &[(COOKIES, 0), MAX_SYN_BACKLOG]);
+        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+        let address = SocketAddr::new(family.loopback(), 8081);
+        let wide = Listen {
+            backlog: 128,
+            ..Listen::default()
+        };
+        let play = || {
+            let mut wire = Wire::open(family)?;
+            for _ in 0..TRIALS {
+                let listener = wide.on(address)?;
+                let peers = half_open(&mut wire, address, PEERS)?;
+                let sent = AtomicUsize::new(0);
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        pin(there);
+                        while sent.load(Ordering::SeqCst) < PEERS / 4 {
+                            thread::yield_now();
+                        }
+                        drop(listener);
+                    });
+                    let acks = scope.spawn(|| {
+                        pin(here);
+                        peers.iter().try_for_each(|peer| {
+                            sent.fetch_add(1, Ordering::SeqCst);
+                            peer.ack(&wire)
+                        })
+                    });
+                    acks.join().unwrap()
+                })?;
+                wire.settle()?;
+            }
+            Ok(())
+        };
+        room.netns.run(play).unwrap();
+        let recording = tracer.stop();
+        recording.assert_reconciled(&room.netns, &room.before);
+        let mut sums = recording.verdicts(&room.netns);
+        assert_eq!(sums, recording.counted(&room.netns));
+        println!("{family}: {TRIALS} trials of {PEERS}: {sums:?}");
+        let mut take = |name: &str| sums.remove(name).unwrap_or(0);
+        let begun = TRIALS * PEERS as u64;
+        assert_eq!(take("queued"), begun);
+        let established = take("established:handshake");
+        let closing = take("ack_dropped:listener_closing");
+        let discarded = take("queue_discarded");
+        assert!(established + closing <= begun);
+        if attach() != Attach::Tracepoint {
+            assert_eq!(established, discarded);
+        }
+        assert_eq!(sums, Sums::new());
+    }
+}
+
+/// A client that has a cookie of the listener sends data with its SYN. Tracepoints show
+/// the SYN as queued, and the connection when its ACK comes.
+#[test]
+fn fast_open() {
+    const FAST: u64 = 7;
+    told(20, &[("net.ipv4.tcp_fastopen", 3)], |room| {
+        let address = SocketAddr::new(room.family.loopback(), 8081);
+        let fast = Listen {
+            backlog: 20,
+            fast_open: Some(20),
+            ..Listen::default()
+        };
+        let listener = listen(&room.netns, address, &fast);
+        let play = || {
+            // The first gets the cookie.
+            let connect = |_| connect_fast(address, b"GET / HTTP/1.0\r\n\r\n", PATIENCE);
+            let clients = (0..=FAST)
+                .map(connect)
+                .collect::<anyhow::Result<Vec<_>>>()?;
+            assert!(clients.iter().all(|c| c.ending() == lab::Ending::Connected));
+            Wire::open(room.family)?.settle()?;
+            Ok(clients)
+        };
+        let _clients = room.netns.run(play).unwrap();
+        for _ in 0..=FAST {
+            listener.accept().unwrap();
+        }
+        if attach() == Attach::Tracepoint {
+            vec![
+                (outcome::QUEUED, 1 + FAST),
+                (outcome::ESTABLISHED_HANDSHAKE, 1 + FAST),
+            ]
+        } else {
+            vec![
+                (outcome::QUEUED, 1),
+                (outcome::ESTABLISHED_HANDSHAKE, 1),
+                (outcome::ESTABLISHED_FAST_OPEN, FAST),
+                (outcome::ACCEPTED, 1 + FAST),
+            ]
+        }
+    });
+}
+
+/// An ACK of what was never sent: to a listener that has sent cookies it is a cookie
+/// that does not validate, to another it is nothing.
+#[test]
+fn a_forged_cookie() {
+    told(10, &[(COOKIES, 2)], |room| {
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            let forge = |wire: &mut Wire| {
+                let mut peer = Peer::new(wire, room.address)?;
+                peer.bogus_ack(wire)?;
+                assert_eq!(peer.answer(wire, PATIENCE)?, Some(Answer::Reset));
+                anyhow::Ok(())
+            };
+            for _ in 0..3 {
+                forge(&mut wire)?;
+            }
+            half_open(&mut wire, room.address, 1)?;
+            for _ in 0..12 {
+                forge(&mut wire)?;
+            }
+            wire.settle()
+        };
+        room.netns.run(play).unwrap();
+        vec![
+            (outcome::COOKIE_SENT_ALWAYS, 1),
+            (outcome::COOKIE_FAILED_INVALID, 12),
+        ]
+    });
+}
+
+/// Half-open requests whose clients stay silent are asked again as often as
+/// `tcp_synack_retries` says, and then given up; those of a listener that was closed are
+/// given up when their timer fires. Nothing of a packet received tells of a timer.
+#[test]
+fn silent_clients() {
+    const SILENT: u64 = 5;
+    let retries = [0, 1];
+    let rooms = retries.map(|retries| {
+        let sysctls = [(COOKIES, 0), ("net.ipv4.tcp_synack_retries", retries)];
+        Room::of_each_family(64, &sysctls)
+    });
+    let launch = Launch::showing(Shown::All);
+    let tracer = rooms
+        .iter()
+        .flatten()
+        .fold(launch, |launch, room| launch.on(&room.netns))
+        .start();
+    let closed = SocketAddr::new(Family::V4.loopback(), 8081).port();
+    for room in rooms.iter().flatten() {
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            half_open(&mut wire, room.address, SILENT as usize)?;
+            let_in(&mut wire, room.address, 2)?;
+            let closed = SocketAddr::new(room.address.ip(), closed);
+            let listener = Listen::default().on(closed)?;
+            half_open(&mut wire, closed, SILENT as usize)?;
+            drop(listener);
+            Ok(())
+        };
+        room.netns.run(play).unwrap();
+    }
+    for room in rooms.iter().flatten() {
+        for port in [room.address.port(), closed] {
+            let address = SocketAddr::new(room.address.ip(), port);
+            wait_until("half-open requests to expire", || {
+                room.netns.run(|| lab::half_open(address)).unwrap() == 0
+            });
+        }
+        room.settle();
+    }
+    let recording = tracer.stop();
+    for (rooms, retries) in rooms.iter().zip(retries) {
+        for room in rooms {
+            recording.assert_reconciled(&room.netns, &room.before);
+            let outcomes = [
+                (outcome::QUEUED, 2 * SILENT + 2),
+                (outcome::ESTABLISHED_HANDSHAKE, 2),
+                (outcome::SYNACK_RETRANSMITTED, SILENT * u64::from(retries)),
+                (outcome::REQUEST_EXPIRED, 2 * SILENT),
+            ];
+            let sums = expected(&outcomes, Shown::All);
+            assert_eq!(totals(&recording, room.netns.id()), sums);
+        }
+    }
+}
+
+/// The process that owns a listener is killed, with connections in its queue.
+#[test]
+fn the_server_is_killed() {
+    told(10, &[], |room| {
+        let address = SocketAddr::new(room.family.loopback(), 8081);
+        let listener = listen(&room.netns, address, &Listen::default());
+        let mut server = Command::new("sleep")
+            .arg("600")
+            .stdin(OwnedFd::from(listener))
+            .spawn()
+            .unwrap();
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            let mut peers = let_in(&mut wire, address, 4)?;
+            server.kill()?;
+            server.wait()?;
+            for peer in &mut peers {
+                assert_eq!(peer.answer(&mut wire, PATIENCE)?, Some(Answer::Reset));
+            }
+            Ok(())
+        };
+        room.netns.run(play).unwrap();
+        vec![
+            (outcome::QUEUED, 4),
+            (outcome::ESTABLISHED_HANDSHAKE, 4),
+            (outcome::QUEUE_DISCARDED, 4),
+        ]
+    });
+}
+
+/// The client's host says that it cannot be reached. Tracepoints tell of it, though not
+/// of whom.
+#[test]
+fn an_icmp_error_aborts_a_request() {
+    const ABORTED: u64 = 6;
+    let rooms = Room::of_each_family(20, &[(COOKIES, 0)]);
+    let launch = Launch::showing(Shown::All);
+    let tracer = rooms
+        .iter()
+        .fold(launch, |launch, room| launch.on(&room.netns))
+        .start();
+    for room in &rooms {
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            let peers = half_open(&mut wire, room.address, 10)?;
+            for peer in &peers[..ABORTED as usize] {
+                peer.unreachable(&wire)?;
+                // The request is gone: this is about nothing.
+                peer.unreachable(&wire)?;
+            }
+            wire.settle()?;
+            for peer in &peers[ABORTED as usize..] {
+                peer.ack(&wire)?;
+            }
+            wire.settle()?;
+            assert_eq!(lab::half_open(room.address)?, 0);
+            Ok(())
+        };
+        room.netns.run(play).unwrap();
+    }
+    let recording = tracer.stop();
+    let mut sums = expected(
+        &[
+            (outcome::QUEUED, 10),
+            (outcome::ESTABLISHED_HANDSHAKE, 10 - ABORTED),
+        ],
+        Shown::All,
+    );
+    sums.insert("request_aborted:icmp_error".into(), ABORTED);
+    for room in &rooms {
+        recording.assert_exact(&room.netns, &room.before, &sums);
+    }
+}
+
+/// What happens on the way to a handshake and decides nothing: SYNs sent again, bare
+/// ACKs under TCP_DEFER_ACCEPT, resets of half-open requests, stray ACKs.
+#[test]
+fn what_decides_nothing_is_no_verdict() {
+    told(50, &[(COOKIES, 1), MAX_SYN_BACKLOG], |room| {
+        let address = SocketAddr::new(room.family.loopback(), 8081);
+        let deferring = Listen {
+            defer_accept: Some(30),
+            ..Listen::default()
+        };
+        let listener = listen(&room.netns, address, &deferring);
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            let deferred = half_open(&mut wire, address, 8)?;
+            for peer in &deferred {
+                peer.ack(&wire)?;
+            }
+            wire.settle()?;
+            for peer in &deferred[..3] {
+                peer.ack_with_data(&wire, b"here it is")?;
+            }
+            let mut again = half_open(&mut wire, room.address, 8)?;
+            for peer in &mut again {
+                peer.syn(&wire)?;
+                let answer = peer.answer(&mut wire, PATIENCE)?;
+                assert!(matches!(answer, Some(Answer::SynAck(_))), "{answer:?}");
+            }
+            for peer in half_open(&mut wire, room.address, 8)? {
+                peer.rst(&wire)?;
+            }
+            for _ in 0..8 {
+                let mut stray = Peer::new(&mut wire, room.address)?;
+                stray.bogus_ack(&wire)?;
+                assert_eq!(stray.answer(&mut wire, PATIENCE)?, Some(Answer::Reset));
+            }
+            wire.settle()
+        };
+        room.netns.run(play).unwrap();
+        bench::accept_all(&listener, 3);
+        vec![
+            (outcome::QUEUED, 24),
+            (outcome::ESTABLISHED_HANDSHAKE, 3),
+            (outcome::ACCEPTED, 3),
+        ]
+    });
+}
