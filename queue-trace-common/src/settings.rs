@@ -92,6 +92,9 @@ pub struct CountKey {
     pub sk: u64,
     /// Its inode number, which tells it from an earlier socket at that address.
     pub inode: u64,
+    /// What tells the network namespace from an earlier one of its number
+    /// (`net->net_cookie`); 0 on kernels that do not have it.
+    pub netns_cookie: u64,
     /// Inode number of the network namespace.
     pub netns: u32,
     /// Listening port, host order.
@@ -120,4 +123,4 @@ pub const RECORD_BURST_NS: u64 = 1_000_000_000;
 /// Key of a prefix of the tries `ADDRS` and `CLIENTS`; IPv4 as `::ffff:a.b.c.d`.
 pub type Address = [u8; 16];
 
-const _: () = assert!(size_of::<CountKey>() == 24);
+const _: () = assert!(size_of::<CountKey>() == 32);

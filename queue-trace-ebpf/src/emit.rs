@@ -85,6 +85,7 @@ pub fn verdict(verdict: &Verdict, peer: impl FnOnce() -> Option<Peer>) {
         inode = listener::inode(verdict.sk);
     }
     let key = CountKey {
+        netns_cookie: memory::value(verdict.net, field::NET_COOKIE),
         sk: verdict.sk,
         inode,
         netns,

@@ -18,13 +18,44 @@ use crate::{
 
 /// The books as they were when the run began.
 pub struct Books {
-    start: BTreeMap<u32, Look>,
+    start: BTreeMap<Identity, Look>,
     /// Says which namespaces they are about.
     wanted: Wanted,
     /// Why the two sides cannot be compared, if they cannot.
     partial: Option<&'static str>,
     /// What an audit has reported already, by namespace.
     reported: BTreeMap<u32, u64>,
+}
+
+/// A namespace and not another one that had its number before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Identity {
+    netns: u32,
+    /// `None` on kernels that do not tell; then the number has to do.
+    cookie: Option<u64>,
+}
+
+impl Identity {
+    /// Whether counts of these are counts of this namespace.
+    fn is(self, seen: Seen) -> bool {
+        self.netns == seen.netns && self.cookie.is_none_or(|cookie| cookie == seen.cookie)
+    }
+
+    /// Our side of it.
+    fn side(self, sums: &HashMap<Seen, Counters>) -> Counters {
+        let mut side = Counters::default();
+        for (_, sum) in sums.iter().filter(|(seen, _)| self.is(**seen)) {
+            side.add_all(sum);
+        }
+        side
+    }
+}
+
+/// A namespace as the kernel side names it in its counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Seen {
+    netns: u32,
+    cookie: u64,
 }
 
 /// How often a difference is looked at again before it is believed: a packet in
@@ -48,26 +79,30 @@ impl Books {
         Ok(books)
     }
 
-    fn look(&self, probe: &Probe) -> Result<BTreeMap<u32, Look>> {
+    fn look(&self, probe: &Probe) -> Result<BTreeMap<Identity, Look>> {
         let doors = self.wanted.namespaces();
         let before = seen(&probe.counts()?);
         let kernel: BTreeMap<_, _> = doors
             .iter()
             // A namespace that vanishes meanwhile is not there to look at.
-            .filter_map(|(id, door)| Some((*id, netns::counters(*id, door).ok()?)))
+            .filter_map(|(id, door)| {
+                let identity = Identity {
+                    netns: *id,
+                    cookie: netns::cookie(*id, door),
+                };
+                Some((identity, netns::counters(*id, door).ok()?))
+            })
             .collect();
         let after = seen(&probe.counts()?);
-        let side =
-            |sums: &HashMap<u32, Counters>, id: u32| sums.get(&id).copied().unwrap_or_default();
         Ok(kernel
             .into_iter()
-            .map(|(id, kernel)| {
+            .map(|(identity, kernel)| {
                 let look = Look {
-                    seen_before: side(&before, id),
+                    seen_before: identity.side(&before),
                     kernel,
-                    seen_after: side(&after, id),
+                    seen_after: identity.side(&after),
                 };
-                (id, look)
+                (identity, look)
             })
             .collect())
     }
@@ -121,9 +156,9 @@ impl Books {
         let own = netns::own().ok();
         let mut ledgers: Vec<_> = end
             .iter()
-            .map(|(id, look)| {
-                let start = self.start.get(id).copied().unwrap_or_default();
-                Ledger::between(*id, &start, look, lost)
+            .map(|(identity, look)| {
+                let start = self.start.get(identity).copied().unwrap_or_default();
+                Ledger::between(identity.netns, &start, look, lost)
             })
             .filter(|ledger| {
                 !ledger.is_still()
@@ -133,8 +168,8 @@ impl Books {
             .collect();
         let gone = seen(&probe.counts()?)
             .into_iter()
-            .filter(|(id, _)| !end.contains_key(id))
-            .map(|(id, seen)| Ledger::of_gone(id, &seen, lost))
+            .filter(|(seen, _)| !end.keys().any(|identity| identity.is(*seen)))
+            .map(|(seen, sums)| Ledger::of_gone(seen.netns, &sums, lost))
             .filter(|ledger| !ledger.is_still());
         ledgers.extend(gone);
         Ok(ledgers)
@@ -142,10 +177,14 @@ impl Books {
 }
 
 /// Our side: what the verdicts so far moved, by namespace.
-fn seen(counts: &HashMap<CountKey, Counted>) -> HashMap<u32, Counters> {
+fn seen(counts: &HashMap<CountKey, Counted>) -> HashMap<Seen, Counters> {
     let mut sums = HashMap::new();
     for (key, count) in counts {
-        let sum: &mut Counters = sums.entry(key.netns).or_default();
+        let seen = Seen {
+            netns: key.netns,
+            cookie: key.netns_cookie,
+        };
+        let sum: &mut Counters = sums.entry(seen).or_default();
         sum.add(key.moved, count.seen);
     }
     sums

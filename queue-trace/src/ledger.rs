@@ -38,6 +38,13 @@ impl Counters {
         Some(counters)
     }
 
+    /// Adds other counters, one by one.
+    pub fn add_all(&mut self, others: &Self) {
+        for (value, other) in self.0.iter_mut().zip(others.0) {
+            *value = value.wrapping_add(other);
+        }
+    }
+
     /// Adds `count` to each counter of the set.
     pub fn add(&mut self, moved: Moved, count: u64) {
         for (index, value) in self.0.iter_mut().enumerate() {

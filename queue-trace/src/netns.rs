@@ -14,6 +14,7 @@ use std::{
 };
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use socket2::{Domain, Socket, Type};
 
 use crate::ledger::Counters;
 
@@ -126,6 +127,32 @@ pub fn inside<R: Send>(
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
     })
+}
+
+/// What tells a namespace from an earlier one that had its number; `None` before Linux
+/// 5.14, which does not tell.
+#[must_use]
+pub fn cookie(netns: u32, door: &Door) -> Option<u64> {
+    inside(netns, door, || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        let mut cookie = 0u64;
+        let mut size = size_of_val(&cookie) as libc::socklen_t;
+        // SAFETY: writes at most `size` bytes, which `cookie` has, and the socket is open.
+        let failed = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut size,
+            )
+        } != 0;
+        if failed {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(cookie)
+    })
+    .ok()
 }
 
 /// The counters of a namespace.

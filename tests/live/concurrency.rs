@@ -144,8 +144,13 @@ fn mixed(launch: impl Fn() -> Launch) {
         let tracer = launch().on(&room.netns).start();
         let forged = || {
             let mut wire = Wire::open(family)?;
-            for _ in 0..FORGED {
-                Peer::new(&mut wire, cookies)?.bogus_ack(&wire)?;
+            // The first addresses are those of the peers above.
+            let known = 3 + COOKIE_PEERS;
+            for number in 0..known + FORGED {
+                let peer = Peer::new(&mut wire, cookies)?;
+                if number >= known {
+                    peer.bogus_ack(&wire)?;
+                }
             }
             Ok(())
         };
