@@ -84,7 +84,7 @@ fn prime(net: u64) {
         return;
     }
     // Sets this CPU's copy alone, also where the entry exists.
-    if BASELINES.insert(identity(net), &baseline, 0).is_err() {
+    if BASELINES.insert(identity(net), baseline, 0).is_err() {
         emit::lost(|loss| &mut loss.map_full);
     }
 }

@@ -32,7 +32,7 @@ const STAGES: &[Stage] = &[
     }),
     ("live tests, 4 CPUs", || {
         matrix(&vm::matrix::Args {
-            kernels: ["5.10", "6.12", "7.2"].map(String::from).to_vec(),
+            kernels: ["5.10", "7.2"].map(String::from).to_vec(),
             attach: vec![Attach::Fentry, Attach::Kprobe],
             size: vm::Size {
                 smp: 4,

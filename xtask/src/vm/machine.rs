@@ -34,7 +34,7 @@ impl Default for Size {
         Self {
             smp: 1,
             mem: "1G".into(),
-            timeout: 600,
+            timeout: 1200,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -27,8 +28,10 @@ pub struct Wire {
     /// Heard while waiting for something else.
     kept: Vec<Segment>,
     peers: u32,
-    markers: u32,
 }
+
+/// Numbers the markers of all wires: each hears those of the others too.
+static MARKERS: AtomicU32 = AtomicU32::new(0);
 
 impl Wire {
     /// Opens the wire in the calling thread's namespace, and routes the family's
@@ -41,7 +44,6 @@ impl Wire {
             sniffer: sniffer(family).context("cannot listen on lo (packet socket)")?,
             kept: Vec::new(),
             peers: 0,
-            markers: 0,
         })
     }
 
@@ -132,13 +134,12 @@ impl Wire {
         Ok(())
     }
 
-    fn next_marker(&mut self) -> Segment {
-        self.markers += 1;
+    fn next_marker(&self) -> Segment {
         let host = SocketAddr::new(test_host(self.family, MARKER_HOST), FIRST_PEER_PORT);
         Segment {
             source: host,
             destination: host,
-            sequence: self.markers,
+            sequence: MARKERS.fetch_add(1, Ordering::Relaxed),
             acknowledgment: 0,
             flags: Flags::RST,
         }
