@@ -28,12 +28,17 @@ const STAGES: &[Stage] = &[
         })
     }),
     ("live tests, kernel matrix", || {
-        matrix(&vm::matrix::Args::default())
+        matrix(&vm::matrix::Args {
+            kernels: ["5.10.223", "5.10", "6.1", "6.12", "6.18", "7.2"]
+                .map(String::from)
+                .to_vec(),
+            ..vm::matrix::Args::default()
+        })
     }),
     ("live tests, 4 CPUs", || {
         matrix(&vm::matrix::Args {
             kernels: ["5.10", "7.2"].map(String::from).to_vec(),
-            attach: vec![Attach::Fentry, Attach::Kprobe],
+            attach: vec![Attach::Fentry],
             size: vm::Size {
                 smp: 4,
                 ..vm::Size::default()
