@@ -35,17 +35,6 @@ const STAGES: &[Stage] = &[
             ..vm::matrix::Args::default()
         })
     }),
-    ("live tests, 4 CPUs", || {
-        matrix(&vm::matrix::Args {
-            kernels: ["5.10", "7.2"].map(String::from).to_vec(),
-            attach: vec![Attach::Fentry],
-            size: vm::Size {
-                smp: 4,
-                ..vm::Size::default()
-            },
-            filters: vec!["concurrency".into()],
-        })
-    }),
 ];
 
 pub fn run() -> Result<()> {

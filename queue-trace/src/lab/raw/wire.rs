@@ -3,7 +3,6 @@
 
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -28,10 +27,8 @@ pub struct Wire {
     /// Heard while waiting for something else.
     kept: Vec<Segment>,
     peers: u32,
+    markers: u32,
 }
-
-/// Numbers the markers of all wires: each hears those of the others too.
-static MARKERS: AtomicU32 = AtomicU32::new(0);
 
 impl Wire {
     /// Opens the wire in the calling thread's namespace, and routes the family's
@@ -44,6 +41,7 @@ impl Wire {
             sniffer: sniffer(family).context("cannot listen on lo (packet socket)")?,
             kept: Vec::new(),
             peers: 0,
+            markers: 0,
         })
     }
 
@@ -134,12 +132,13 @@ impl Wire {
         Ok(())
     }
 
-    fn next_marker(&self) -> Segment {
+    fn next_marker(&mut self) -> Segment {
+        self.markers += 1;
         let host = SocketAddr::new(test_host(self.family, MARKER_HOST), FIRST_PEER_PORT);
         Segment {
             source: host,
             destination: host,
-            sequence: MARKERS.fetch_add(1, Ordering::Relaxed),
+            sequence: self.markers,
             acknowledgment: 0,
             flags: Flags::RST,
         }
