@@ -90,10 +90,13 @@ impl Room {
 
     /// Connects real clients all at once, each of which sends `payload` as soon as it
     /// believes that it is connected. Those that are not let in give up before they
-    /// would try again.
+    /// would try again, and nothing is delivered in the room any more: clients that take
+    /// themselves for connected would go on sending.
     pub fn rush(&self, count: usize, payload: Option<&[u8]>) -> Vec<Connect> {
         let connect = || connect_each(self.address, count, Pace::AllAtOnce, SHORT, payload);
-        self.netns.run(connect).unwrap()
+        let clients = self.netns.run(connect).unwrap();
+        self.netns.silence().unwrap();
+        clients
     }
 
     /// Waits until the kernel has dealt with all that was sent.

@@ -56,13 +56,22 @@ struct AddressV6 {
 
 /// Brings `lo` up, which also gives it its addresses 127.0.0.1 and ::1.
 pub(super) fn bring_up() -> Result<()> {
+    set_flags(libc::IFF_UP).context("cannot bring lo up (SIOCSIFFLAGS)")
+}
+
+/// Takes `lo` down: from now on the namespace delivers no packet.
+pub(super) fn take_down() -> Result<()> {
+    set_flags(0).context("cannot take lo down (SIOCSIFFLAGS)")
+}
+
+fn set_flags(flags: libc::c_int) -> io::Result<()> {
     // SAFETY: ifreq is plain data, for which all zeroes is a value.
     let mut request: libc::ifreq = unsafe { zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(DEVICE.to_bytes()) {
         *to = from.cast_signed() as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-    set::<SET_FLAGS, _>(Domain::IPV4, request).context("cannot bring lo up (SIOCSIFFLAGS)")
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    set::<SET_FLAGS, _>(Domain::IPV4, request)
 }
 
 /// Routes the family's test range to `lo`; doing so twice does no harm.

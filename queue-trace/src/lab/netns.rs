@@ -70,6 +70,12 @@ impl Netns {
         })
     }
 
+    /// Ends all traffic in the namespace for good: what clients and timers send from now
+    /// on arrives nowhere.
+    pub fn silence(&self) -> Result<()> {
+        self.run(loopback::take_down)
+    }
+
     /// Sets a sysctl of the namespace, for example `net.ipv4.tcp_syncookies`.
     pub fn set_sysctl(&self, name: &str, value: impl ToString) -> Result<()> {
         let (path, value) = (sysctl_path(name), value.to_string());
