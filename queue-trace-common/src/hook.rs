@@ -82,6 +82,7 @@ const ACK_STEP: Set = bits(&[
 const COOKIE: Set = bits(&[
     outcome::ESTABLISHED_COOKIE,
     outcome::COOKIE_FAILED_INVALID,
+    outcome::COOKIE_FAILED_OPTIONS,
     outcome::COOKIE_DROPPED_ACCEPT_QUEUE_FULL,
     outcome::COOKIE_DROPPED_OTHER,
 ]);
@@ -112,7 +113,7 @@ hooks! {
         bits(&[outcome::QUEUED, outcome::SYN_DROPPED_DUPLICATE]);
     ACK "ack" "tcp_check_req" ["*sock", "*sk_buff", "*request_sock", "bool"] (5, 6), Main, ACK_STEP;
     CHILD "child" "tcp_create_openreq_child" [] (3, 3), Cause,
-        bits(&[outcome::ACK_DROPPED_NO_MEMORY]);
+        bits(&[outcome::ACK_DROPPED_NO_MEMORY, outcome::ACK_DROPPED_LISTENER_CLOSING]);
     HASHDANCE "hashdance" "inet_csk_complete_hashdance" [] (4, 4), Cause,
         bits(&[outcome::ACK_DROPPED_LISTENER_CLOSING]);
     COOKIE_V4 "cookie_v4" "cookie_v4_check" ["*sock", "*sk_buff"] (2, 2), Main, COOKIE;

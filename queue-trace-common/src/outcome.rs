@@ -135,12 +135,14 @@ outcomes! {
         "The accept queue was full and tcp_abort_on_overflow=1, so the client was reset";
     ACK_DROPPED_NO_MEMORY Ack "ack_dropped" Some("no_memory"), Refusal, DROP, EMBRYONIC_RST,
         "The kernel could not allocate the connection";
-    ACK_DROPPED_LISTENER_CLOSING Ack "ack_dropped" Some("listener_closing"), Refusal, NONE, NONE,
+    ACK_DROPPED_LISTENER_CLOSING Ack "ack_dropped" Some("listener_closing"), Refusal, NONE, DROP | EMBRYONIC_RST,
         "The listener was closed while the connection was entering its accept queue";
     ACK_DROPPED_OTHER Ack "ack_dropped" Some("other"), Refusal, DROP, EMBRYONIC_RST,
         "The final ACK was dropped and the evidence does not tell why";
     COOKIE_FAILED_INVALID Ack "cookie_failed" Some("invalid"), Refusal, COOKIE_FAILED, NONE,
         "An ACK came back with a cookie that does not validate, so it was answered with a reset";
+    COOKIE_FAILED_OPTIONS Ack "cookie_failed" Some("options"), Refusal, COOKIE_RECV, NONE,
+        "A valid cookie came back for TCP options that are switched off here, so it was answered with a reset";
     COOKIE_DROPPED_ACCEPT_QUEUE_FULL Ack "cookie_dropped" Some("accept_queue_full"), Refusal, OVERFLOW | DROP, COOKIE_RECV,
         "A valid cookie came back and the accept queue was full: the client believes it is connected";
     COOKIE_DROPPED_OTHER Ack "cookie_dropped" Some("other"), Refusal, NONE, COOKIE_RECV | DROP,

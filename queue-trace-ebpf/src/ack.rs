@@ -67,17 +67,19 @@ fn decide(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
             outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL
         });
     }
-    if moved & DROP != 0 {
-        return Some(if frame.saw & saw::NO_CHILD != 0 {
-            outcome::ACK_DROPPED_NO_MEMORY
-        } else {
-            outcome::ACK_DROPPED_OTHER
-        });
+    let dropped = moved & DROP != 0;
+    if dropped && frame.saw & saw::NO_CHILD != 0 {
+        return Some(outcome::ACK_DROPPED_NO_MEMORY);
     }
-    // The connection was made and not added: either another CPU completed the same
-    // request (the packet is looked up again), or the listener left LISTEN.
-    if frame.saw & saw::NOT_ADDED != 0 && !is_listening(frame.sk) {
+    // The connection was made, and either dropped, as the listener had given back its
+    // port, or not added: then the listener left LISTEN, or another CPU completed the
+    // same request (the packet is looked up again).
+    let unwanted = frame.saw & saw::NOT_ADDED != 0 || dropped && frame.saw & saw::CHILD != 0;
+    if unwanted && !is_listening(frame.sk) {
         return Some(outcome::ACK_DROPPED_LISTENER_CLOSING);
+    }
+    if dropped {
+        return Some(outcome::ACK_DROPPED_OTHER);
     }
     // A retransmitted SYN, a bare ACK under TCP_DEFER_ACCEPT, a packet out of
     // window, a reset: no verdict on the handshake.
@@ -95,7 +97,10 @@ fn is_listening(sk: u64) -> bool {
 #[inline(always)]
 fn decide_cookie(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
     if returned == frame.sk {
-        return (moved & COOKIE_FAILED != 0).then_some(outcome::COOKIE_FAILED_INVALID);
+        if moved & COOKIE_FAILED != 0 {
+            return Some(outcome::COOKIE_FAILED_INVALID);
+        }
+        return (moved & COOKIE_RECV != 0).then_some(outcome::COOKIE_FAILED_OPTIONS);
     }
     if returned != 0 {
         return Some(outcome::ESTABLISHED_COOKIE);
@@ -177,7 +182,7 @@ cookie_check!(COOKIE_V4 cookie_v4_enter cookie_v4_exit cookie_v4_enter_kprobe co
 cookie_check!(COOKIE_V6 cookie_v6_enter cookie_v6_exit cookie_v6_enter_kprobe cookie_v6_exit_kprobe);
 
 nested_exit!(CHILD child_exit child_exit_kprobe |returned| {
-    if returned == 0 { saw::NO_CHILD } else { 0 }
+    if returned == 0 { saw::NO_CHILD } else { saw::CHILD }
 });
 nested_exit!(HASHDANCE hashdance_exit hashdance_exit_kprobe |returned| {
     if returned == 0 { saw::NOT_ADDED } else { 0 }

@@ -56,6 +56,8 @@ pub mod saw {
     pub const DUPLICATE: u32 = 1 << 5;
     /// The connection could not be allocated.
     pub const NO_CHILD: u32 = 1 << 6;
+    /// It was made.
+    pub const CHILD: u32 = 1 << 9;
     /// `inet_csk_complete_hashdance` gave nothing back.
     pub const NOT_ADDED: u32 = 1 << 7;
     /// The SYN-ACK was sent again.

@@ -167,6 +167,14 @@ impl Types {
         Some(prototype)
     }
 
+    /// A function's number among the types; `None` if the kernel's BTF does not have it.
+    #[must_use]
+    pub fn function(&self, name: &str) -> Option<u32> {
+        let is_function = |id: &u32| matches!(self.btf.resolve_type_by_id(*id), Ok(Type::Func(_)));
+        let ids = self.btf.resolve_ids_by_name(name).ok()?;
+        ids.into_iter().find(is_function)
+    }
+
     fn prototype_of(&self, owner: &dyn BtfType) -> Option<Prototype> {
         let Type::FuncProto(prototype) = self.btf.resolve_chained_type(owner).ok()? else {
             return None;
@@ -205,8 +213,9 @@ impl Types {
         }
     }
 
-    /// Where a field is; `None` if this kernel does not have it.
-    fn locate(&self, path: &str) -> Option<(usize, usize)> {
+    /// Where a field is, in bytes, and its size; `None` if this kernel does not have it.
+    #[must_use]
+    pub fn locate(&self, path: &str) -> Option<(usize, usize)> {
         let mut names = path.split('.');
         let holder = names.next()?;
         let mut kind = self

@@ -51,12 +51,7 @@ fn the_self_test_leaves_nothing_behind() {
 #[test]
 fn two_tracers_at_once() {
     let rooms = Room::of_each_family(10, &ALWAYS);
-    let launch = || {
-        let launch = Launch::showing(Shown::All);
-        rooms
-            .iter()
-            .fold(launch, |launch, room| launch.on(&room.netns))
-    };
+    let launch = || Launch::showing(Shown::All).on_all(&rooms);
     let first = launch().start();
     rooms[0].flood(40);
     let second = launch().start();

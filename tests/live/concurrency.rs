@@ -3,7 +3,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::Result;
@@ -359,5 +359,58 @@ fn handshakes_among_refusals() {
         let told = totals_of(&recording, inode(&open_listener));
         assert_eq!(without_timers(told), let_in);
         assert_complete(&recording, &room, &before, &[&refused, &let_in]);
+    }
+}
+
+/// The same SYN comes in on two CPUs at the same moment. Each pair leaves one request;
+/// the other SYN is a duplicate, if both were under way, else a retransmission, which is
+/// no verdict. Kernels whose `inet_csk_reqsk_queue_hash_add` does not tell queue both.
+#[test]
+fn the_same_syn_on_two_cpus() {
+    const PAIRS: usize = 1000;
+    let cpus = cpus();
+    assert!(cpus.len() >= 2, "one CPU cannot race with itself");
+    for family in Family::ALL {
+        let room = Room::new(
+            family,
+            4096,
+            &[(COOKIES, 0), ("net.ipv4.tcp_max_syn_backlog", 16_384)],
+        );
+        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+        let turn = [AtomicUsize::new(0), AtomicUsize::new(0)];
+        let race = |me: usize| {
+            pin(cpus[me]);
+            let mut wire = Wire::open(family)?;
+            for pair in 1..=PAIRS {
+                let peer = Peer::new(&mut wire, room.address)?;
+                turn[me].store(pair, Ordering::SeqCst);
+                while turn[1 - me].load(Ordering::SeqCst) < pair {
+                    std::hint::spin_loop();
+                }
+                peer.syn(&wire)?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            for me in 0..2 {
+                let (room, race) = (&room, &race);
+                scope.spawn(move || room.netns.run(|| race(me)).unwrap());
+            }
+        });
+        room.settle();
+        let recording = tracer.stop();
+        recording.assert_reconciled(&room.netns, &room.before);
+        let mut sums = recording.verdicts(&room.netns);
+        assert_eq!(sums, recording.counted(&room.netns));
+        let queued = sums.remove("queued").unwrap();
+        let duplicates = sums.remove("syn_dropped:duplicate").unwrap_or(0);
+        assert_eq!(sums, Sums::new());
+        println!("{family}: {PAIRS} pairs: {queued} queued, {duplicates} duplicates");
+        let pairs = PAIRS as u64;
+        assert!((pairs..=2 * pairs).contains(&queued));
+        assert!(queued + duplicates <= 2 * pairs);
+        if duplicates > 0 {
+            assert_eq!(queued, pairs);
+        }
     }
 }

@@ -26,11 +26,7 @@ struct Told {
 /// that backlog that never accepts, over each family.
 fn experiment(backlog: i32, clients: usize, payload: Option<&[u8]>) -> [Told; 2] {
     let rooms = Room::of_each_family(backlog, &[]);
-    let launch = Launch::showing(Shown::All);
-    let tracer = rooms
-        .iter()
-        .fold(launch, |launch, room| launch.on(&room.netns));
-    let tracer = tracer.start();
+    let tracer = Launch::showing(Shown::All).on_all(&rooms).start();
     // The clients are gone before those that timed out would try again.
     let clients = rooms.each_ref().map(|room| {
         let clients = room.rush(clients, payload);

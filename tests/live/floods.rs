@@ -48,11 +48,7 @@ fn cookies_always_means_always() {
 /// as the backlog, or one more.
 fn flood(cookies: u32, outcomes: impl Fn(u64) -> Vec<(u8, u64)>) {
     let rooms = Room::of_each_family(16, &[(COOKIES, cookies), MAX_SYN_BACKLOG]);
-    let launch = Launch::showing(Shown::All);
-    let tracer = rooms
-        .iter()
-        .fold(launch, |launch, room| launch.on(&room.netns))
-        .start();
+    let tracer = Launch::showing(Shown::All).on_all(&rooms).start();
     let half_open = rooms.each_ref().map(|room| room.flood(SYNS));
     let recording = tracer.stop();
     for (room, half_open) in rooms.iter().zip(half_open) {

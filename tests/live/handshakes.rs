@@ -36,11 +36,7 @@ fn a_handshake_by_cookie_is_established_and_accepted() {
 
 fn accepting(cookies: u32, outcomes: &[(u8, u64)]) {
     let rooms = Room::of_each_family(64, &[("net.ipv4.tcp_syncookies", cookies)]);
-    let launch = Launch::showing(Shown::All);
-    let tracer = rooms
-        .iter()
-        .fold(launch, |launch, room| launch.on(&room.netns))
-        .start();
+    let tracer = Launch::showing(Shown::All).on_all(&rooms).start();
     for room in &rooms {
         let _clients = room.connect(CLIENTS as usize);
         for _ in 0..CLIENTS {

@@ -16,6 +16,7 @@ mod demo;
 mod ending;
 mod environment;
 mod experiments;
+mod faults;
 mod filters;
 mod floods;
 mod handshakes;

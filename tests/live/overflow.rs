@@ -27,11 +27,7 @@ fn overflow(abort: u32, refusal: u8) {
         ("net.ipv4.tcp_abort_on_overflow", abort),
     ];
     let rooms = Room::of_each_family(5, &sysctls);
-    let launch = Launch::showing(Shown::All);
-    let tracer = rooms
-        .iter()
-        .fold(launch, |launch, room| launch.on(&room.netns))
-        .start();
+    let tracer = Launch::showing(Shown::All).on_all(&rooms).start();
     for room in &rooms {
         let play = || {
             let mut wire = Wire::open(room.family)?;

@@ -1,8 +1,11 @@
 //! Outcomes that are rare outside: each is made to happen, and told exactly.
 //!
-//! Two are left out. `no_memory` takes a kernel that injects faults, which those of the
-//! matrix cannot. `last_quarter` is a case of the laboratory, played in [`scenarios`].
+//! Others are elsewhere: those that take a fault of the kernel in [`faults`], the one that
+//! takes two CPUs in [`concurrency`], and `last_quarter` is a case of the laboratory,
+//! played in [`scenarios`].
 //!
+//! [`faults`]: super::faults
+//! [`concurrency`]: super::concurrency
 //! [`scenarios`]: super::scenarios
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -27,11 +30,7 @@ type Outcomes = Vec<(u8, u64)>;
 /// says that it imposed.
 fn told(backlog: i32, sysctls: &[(&str, u32)], play: impl Fn(&Room) -> Outcomes) {
     let rooms = Room::of_each_family(backlog, sysctls);
-    let launch = Launch::showing(Shown::All);
-    let tracer = rooms
-        .iter()
-        .fold(launch, |launch, room| launch.on(&room.netns))
-        .start();
+    let tracer = Launch::showing(Shown::All).on_all(&rooms).start();
     let outcomes = rooms.each_ref().map(play);
     let recording = tracer.stop();
     for (room, outcomes) in rooms.iter().zip(&outcomes) {
@@ -118,62 +117,6 @@ fn a_syn_to_many() {
         drop(listener);
         vec![(outcome::SYN_DROPPED_NOT_UNICAST, count)]
     });
-}
-
-/// The same SYN comes in on two CPUs at the same moment. Each pair leaves one request;
-/// the other SYN is a duplicate, if both were under way, else a retransmission, which is
-/// no verdict. Kernels whose `inet_csk_reqsk_queue_hash_add` does not tell queue both.
-#[test]
-fn the_same_syn_on_two_cpus() {
-    const PAIRS: usize = 1000;
-    let cpus = cpus();
-    if cpus.len() < 2 {
-        println!("one CPU cannot race with itself");
-        return;
-    }
-    for family in Family::ALL {
-        let room = Room::new(
-            family,
-            4096,
-            &[(COOKIES, 0), ("net.ipv4.tcp_max_syn_backlog", 16_384)],
-        );
-        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
-        let turn = [AtomicUsize::new(0), AtomicUsize::new(0)];
-        let race = |me: usize| {
-            pin(cpus[me]);
-            let mut wire = Wire::open(family)?;
-            for pair in 1..=PAIRS {
-                let peer = Peer::new(&mut wire, room.address)?;
-                turn[me].store(pair, Ordering::SeqCst);
-                while turn[1 - me].load(Ordering::SeqCst) < pair {
-                    std::hint::spin_loop();
-                }
-                peer.syn(&wire)?;
-            }
-            Ok(())
-        };
-        thread::scope(|scope| {
-            for me in 0..2 {
-                let (room, race) = (&room, &race);
-                scope.spawn(move || room.netns.run(|| race(me)).unwrap());
-            }
-        });
-        room.settle();
-        let recording = tracer.stop();
-        recording.assert_reconciled(&room.netns, &room.before);
-        let mut sums = recording.verdicts(&room.netns);
-        assert_eq!(sums, recording.counted(&room.netns));
-        let queued = sums.remove("queued").unwrap();
-        let duplicates = sums.remove("syn_dropped:duplicate").unwrap_or(0);
-        assert_eq!(sums, Sums::new());
-        println!("{family}: {PAIRS} pairs: {queued} queued, {duplicates} duplicates");
-        let pairs = PAIRS as u64;
-        assert!((pairs..=2 * pairs).contains(&queued));
-        assert!(queued + duplicates <= 2 * pairs);
-        if duplicates > 0 {
-            assert_eq!(queued, pairs);
-        }
-    }
 }
 
 /// Final ACKs come in while the listener is closed. Each either established a
@@ -313,6 +256,34 @@ fn a_forged_cookie() {
     });
 }
 
+/// A cookie is valid, but the options that its client took over with it are not allowed
+/// (any more).
+#[test]
+fn a_cookie_for_options_that_are_off() {
+    // The timestamp holds the options as they are, and says "selective acknowledgment".
+    const SACK: u32 = 1 << 4;
+    let sysctls = [
+        (COOKIES, 2),
+        ("net.ipv4.tcp_timestamps", 2),
+        ("net.ipv4.tcp_sack", 0),
+    ];
+    told(10, &sysctls, |room| {
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            for mut peer in half_open(&mut wire, room.address, 4)? {
+                peer.ack_with_timestamp(&wire, SACK)?;
+                assert_eq!(peer.answer(&mut wire, PATIENCE)?, Some(Answer::Reset));
+            }
+            wire.settle()
+        };
+        room.netns.run(play).unwrap();
+        vec![
+            (outcome::COOKIE_SENT_ALWAYS, 4),
+            (outcome::COOKIE_FAILED_OPTIONS, 4),
+        ]
+    });
+}
+
 /// Half-open requests whose clients stay silent are asked again as often as
 /// `tcp_synack_retries` says, and then given up; those of a listener that was closed are
 /// given up when their timer fires. Nothing of a packet received tells of a timer.
@@ -324,11 +295,8 @@ fn silent_clients() {
         let sysctls = [(COOKIES, 0), ("net.ipv4.tcp_synack_retries", retries)];
         Room::of_each_family(64, &sysctls)
     });
-    let launch = Launch::showing(Shown::All);
-    let tracer = rooms
-        .iter()
-        .flatten()
-        .fold(launch, |launch, room| launch.on(&room.netns))
+    let tracer = Launch::showing(Shown::All)
+        .on_all(rooms.iter().flatten())
         .start();
     let closed = SocketAddr::new(Family::V4.loopback(), 8081).port();
     for room in rooms.iter().flatten() {
@@ -405,11 +373,7 @@ fn the_server_is_killed() {
 fn an_icmp_error_aborts_a_request() {
     const ABORTED: u64 = 6;
     let rooms = Room::of_each_family(20, &[(COOKIES, 0)]);
-    let launch = Launch::showing(Shown::All);
-    let tracer = rooms
-        .iter()
-        .fold(launch, |launch, room| launch.on(&room.netns))
-        .start();
+    let tracer = Launch::showing(Shown::All).on_all(&rooms).start();
     for room in &rooms {
         let play = || {
             let mut wire = Wire::open(room.family)?;

@@ -61,6 +61,7 @@ fn seen_as(tag: u8, attach: Attach) -> Option<u8> {
         | outcome::SYN_DROPPED_SECURITY
         | outcome::SYN_DROPPED_NOT_UNICAST => Some(outcome::SYN_DROPPED_OTHER),
         outcome::ACK_DROPPED_NO_MEMORY => Some(outcome::ACK_DROPPED_OTHER),
+        outcome::COOKIE_FAILED_OPTIONS => Some(outcome::COOKIE_DROPPED_OTHER),
         outcome::SYNACK_RETRANSMITTED
         | outcome::REQUEST_EXPIRED
         | outcome::REQUEST_ABORTED

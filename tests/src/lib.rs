@@ -17,6 +17,7 @@ mod mounts;
 mod recording;
 mod room;
 mod scratch;
+mod security;
 mod setting;
 mod tracer;
 
@@ -26,5 +27,6 @@ pub use mounts::{Mounts, in_private_mounts};
 pub use recording::{Event, Ledger, Line, Recording};
 pub use room::{Inhabitant, Room, listener_beside};
 pub use scratch::Scratch;
+pub use security::SecurityModule;
 pub use setting::{Attach, attach, program};
 pub use tracer::{Finished, Launch, Tracer};

@@ -18,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use crate::attached;
 use crate::expected::Shown;
 use crate::recording::Recording;
+use crate::room::Room;
 use crate::setting::{self, attach};
 
 /// Within it even an emulated machine attaches, or detaches.
@@ -96,6 +97,13 @@ impl Launch {
     #[must_use]
     pub fn on(self, netns: &Netns) -> Self {
         self.arg("--netns").arg(netns.path())
+    }
+
+    /// In all these rooms and nowhere else.
+    #[must_use]
+    pub fn on_all<'a>(self, rooms: impl IntoIterator<Item = &'a Room>) -> Self {
+        let on = |launch: Self, room: &Room| launch.on(&room.netns);
+        rooms.into_iter().fold(self, on)
     }
 
     /// With a variable set.

@@ -85,9 +85,18 @@ impl Peer {
 
     /// Sends the third packet of the handshake with data in it.
     pub fn ack_with_data(&self, wire: &Wire, data: &[u8]) -> Result<()> {
+        wire.send(&self.final_ack()?, data)
+    }
+
+    /// Sends the third packet of the handshake with a timestamp that echoes `echoed`, in
+    /// which a SYN cookie keeps the options of the SYN.
+    pub fn ack_with_timestamp(&self, wire: &Wire, echoed: u32) -> Result<()> {
+        wire.send_with_timestamp(&self.final_ack()?, 1, echoed)
+    }
+
+    fn final_ack(&self) -> Result<Segment> {
         let acknowledgment = self.heard()?.wrapping_add(1);
-        let sequence = self.isn.wrapping_add(1);
-        wire.send(&self.segment(Flags::ACK, sequence, acknowledgment), data)
+        Ok(self.segment(Flags::ACK, self.isn.wrapping_add(1), acknowledgment))
     }
 
     /// Says by an ICMP error that the SYN-ACK did not reach it.

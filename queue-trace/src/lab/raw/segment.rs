@@ -65,6 +65,17 @@ pub struct Segment {
 impl Segment {
     /// Writes the IP packet that carries this segment and `data` over `packet`.
     pub(super) fn write(&self, packet: &mut Vec<u8>, data: &[u8]) -> Result<()> {
+        let mss = [TcpOptionElement::MaximumSegmentSize(MSS)];
+        self.write_with(packet, if self.flags.syn { &mss } else { &[] }, data)
+    }
+
+    /// The same with those TCP options.
+    pub(super) fn write_with(
+        &self,
+        packet: &mut Vec<u8>,
+        options: &[TcpOptionElement],
+        data: &[u8],
+    ) -> Result<()> {
         let ip = match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 PacketBuilder::ipv4(from.octets(), to.octets(), HOP_LIMIT)
@@ -81,10 +92,8 @@ impl Segment {
         tcp.ack = self.flags.ack;
         tcp.rst = self.flags.rst;
         tcp.psh = !data.is_empty();
-        if self.flags.syn {
-            tcp.set_options(&[TcpOptionElement::MaximumSegmentSize(MSS)])
-                .context("cannot write the MSS option")?;
-        }
+        tcp.set_options(options)
+            .context("cannot write the TCP options")?;
         packet.clear();
         ip.tcp_header(tcp)
             .write_to_vec(packet, data)

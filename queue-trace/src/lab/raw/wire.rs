@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use etherparse::TcpOptionElement;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
@@ -49,6 +50,18 @@ impl Wire {
     pub fn send(&self, segment: &Segment, data: &[u8]) -> Result<()> {
         let mut packet = Vec::new();
         segment.write(&mut packet, data)?;
+        self.sender.send(&packet, segment.destination.ip())
+    }
+
+    /// Sends one segment that carries a timestamp: the sender's own, and the one that it
+    /// echoes.
+    pub fn send_with_timestamp(&self, segment: &Segment, own: u32, echoed: u32) -> Result<()> {
+        let mut packet = Vec::new();
+        segment.write_with(
+            &mut packet,
+            &[TcpOptionElement::Timestamp(own, echoed)],
+            &[],
+        )?;
         self.sender.send(&packet, segment.destination.ip())
     }
 
