@@ -63,6 +63,10 @@ struct Seen {
 const TRIES: usize = 10;
 const BETWEEN: Duration = Duration::from_millis(20);
 
+/// What to know of verdicts that no movement backs, where namespaces have only numbers.
+const NUMBER_ONLY: &str = "more was seen than this namespace's counters say: some of it may be of an earlier \
+     namespace that had its number, which kernels before 5.14 do not tell";
+
 impl Books {
     /// Opens the books.
     ///
@@ -157,8 +161,17 @@ impl Books {
         let mut ledgers: Vec<_> = end
             .iter()
             .map(|(identity, look)| {
-                let start = self.start.get(identity).copied().unwrap_or_default();
-                Ledger::between(identity.netns, &start, look, lost)
+                let mut start = self.start.get(identity).copied().unwrap_or_default();
+                if look.kernel.is_behind(&start.kernel) {
+                    // Another namespace has the number now.
+                    start.kernel = Counters::default();
+                }
+                let mut ledger = Ledger::between(identity.netns, &start, look, lost);
+                if identity.cookie.is_none() && ledger.is_ahead() {
+                    ledger.unexplained = None;
+                    ledger.note = Some(NUMBER_ONLY.to_owned());
+                }
+                ledger
             })
             .filter(|ledger| {
                 !ledger.is_still()

@@ -45,6 +45,15 @@ impl Counters {
         }
     }
 
+    /// Whether one of them stands lower than it stood before.
+    #[must_use]
+    pub fn is_behind(&self, before: &Self) -> bool {
+        self.0
+            .iter()
+            .zip(before.0)
+            .any(|(now, before)| *now < before)
+    }
+
     /// Adds `count` to each counter of the set.
     pub fn add(&mut self, moved: Moved, count: u64) {
         for (index, value) in self.0.iter_mut().enumerate() {
@@ -152,6 +161,15 @@ impl Ledger {
         ledger
     }
 
+    /// Whether our side is ahead of the kernel's somewhere, and behind it nowhere.
+    #[must_use]
+    pub fn is_ahead(&self) -> bool {
+        let lines = || self.counters.values();
+        let ahead = |line: &Line| line.kernel.is_some_and(|kernel| line.seen > kernel);
+        let behind = |line: &Line| line.kernel.is_some_and(|kernel| line.seen < kernel);
+        lines().any(ahead) && !lines().any(behind)
+    }
+
     /// Whether nothing moved at all.
     #[must_use]
     pub fn is_still(&self) -> bool {
@@ -174,6 +192,29 @@ TcpExt: 3 20 99 19
 IpExt: InNoRoutes ListenDrops
 IpExt: 7 8
 ";
+
+    #[test]
+    fn a_ledger_is_ahead_only_if_it_is_nowhere_behind() {
+        let look = |kernel: [u64; 2], seen: [u64; 2]| {
+            let of = |values: [u64; 2]| {
+                let mut counters = Counters::default();
+                counters.add(OVERFLOW, values[0]);
+                counters.add(DROP, values[1]);
+                counters
+            };
+            Look {
+                seen_before: of(seen),
+                kernel: of(kernel),
+                seen_after: of(seen),
+            }
+        };
+        let is_ahead =
+            |kernel, seen| Ledger::between(1, &Look::default(), &look(kernel, seen), 0).is_ahead();
+        assert!(is_ahead([3, 3], [3, 5]));
+        assert!(!is_ahead([3, 3], [3, 3]));
+        assert!(!is_ahead([3, 3], [2, 5]));
+        assert!(!is_ahead([3, 3], [2, 3]));
+    }
 
     #[test]
     fn columns_are_found_by_name_in_their_section() {

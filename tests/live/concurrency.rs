@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use anyhow::Result;
-use live_tests::{Counters, Launch, Recording, Room, Shown, Sums, expected};
+use live_tests::{Attach, Counters, Launch, Recording, Room, Shown, Sums, attach, expected};
 use queue_trace::lab::raw::{Flood, Peer, Wire, flood};
 use queue_trace::lab::{Family, Listen};
 use queue_trace_common::outcome;
@@ -412,5 +412,69 @@ fn the_same_syn_on_two_cpus() {
         if duplicates > 0 {
             assert_eq!(queued, pairs);
         }
+    }
+}
+
+/// Final ACKs come in while the listener is closed. Each either established a
+/// connection, which was then discarded, or came while the listener was closing, or
+/// found no listener any more, which is no verdict.
+#[test]
+fn a_listener_closed_under_final_acks() {
+    const TRIALS: u64 = 60;
+    const PEERS: usize = 32;
+    let cpus = cpus();
+    let (here, there) = (cpus[0], cpus[cpus.len() - 1]);
+    for family in Family::ALL {
+        let room = Room::new(family, 4, &[(COOKIES, 0), MAX_SYN_BACKLOG]);
+        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+        let address = SocketAddr::new(family.loopback(), 8081);
+        let wide = Listen {
+            backlog: 128,
+            ..Listen::default()
+        };
+        let play = || {
+            let mut wire = Wire::open(family)?;
+            for _ in 0..TRIALS {
+                let listener = wide.on(address)?;
+                let peers = half_open(&mut wire, address, PEERS)?;
+                let sent = AtomicUsize::new(0);
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        pin(there);
+                        while sent.load(Ordering::SeqCst) < PEERS / 4 {
+                            thread::yield_now();
+                        }
+                        drop(listener);
+                    });
+                    let acks = scope.spawn(|| {
+                        pin(here);
+                        peers.iter().try_for_each(|peer| {
+                            sent.fetch_add(1, Ordering::SeqCst);
+                            peer.ack(&wire)
+                        })
+                    });
+                    acks.join().unwrap()
+                })?;
+                wire.settle()?;
+            }
+            Ok(())
+        };
+        room.netns.run(play).unwrap();
+        let recording = tracer.stop();
+        recording.assert_reconciled(&room.netns, &room.before);
+        let mut sums = recording.verdicts(&room.netns);
+        assert_eq!(sums, recording.counted(&room.netns));
+        println!("{family}: {TRIALS} trials of {PEERS}: {sums:?}");
+        let mut take = |name: &str| sums.remove(name).unwrap_or(0);
+        let begun = TRIALS * PEERS as u64;
+        assert_eq!(take("queued"), begun);
+        let established = take("established:handshake");
+        let closing = take("ack_dropped:listener_closing");
+        let discarded = take("queue_discarded");
+        assert!(established + closing <= begun);
+        if attach() != Attach::Tracepoint {
+            assert_eq!(established, discarded);
+        }
+        assert_eq!(sums, Sums::new());
     }
 }

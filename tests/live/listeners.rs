@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
 use std::time::Duration;
 
-use live_tests::{Attach, Counters, Event, Launch, Recording, Shown, Sums, attach, expected};
+use live_tests::{
+    Attach, Counters, Event, Launch, Recording, Shown, Sums, attach, expected, kernel,
+};
 use queue_trace::lab::raw::{Peer, Wire};
 use queue_trace::lab::{self, Connect, Ending, Family, Listen, Netns, Pace, connect_each};
 use queue_trace_common::outcome;
@@ -322,16 +324,18 @@ fn a_multipath_listener() {
 }
 
 /// With `tcp_migrate_req` the half-open requests of a listener that closes go to another
-/// of its group, and so do the verdicts on them: eight find a place there.
+/// of its group, and so do the verdicts on them: eight find a place there. Kernels before
+/// 5.14 forget them: their clients are reset, which is no verdict.
 #[test]
 fn requests_move_to_another_listener() {
     const PEERS: u64 = 40;
     const CAPACITY: u64 = 8;
     for family in Family::ALL {
         let (netns, before) = namespace(&[(COOKIES, 0), ("net.ipv4.tcp_max_syn_backlog", 4096)]);
-        if netns.set_sysctl("net.ipv4.tcp_migrate_req", 1).is_err() {
-            println!("this kernel has no request migration");
-            return;
+        // Late 5.10 kernels show the setting, where it does nothing.
+        let migrates = kernel() >= (5, 14);
+        if migrates {
+            netns.set_sysctl("net.ipv4.tcp_migrate_req", 1).unwrap();
         }
         let address = SocketAddr::new(family.loopback(), PORT);
         let shared = Listen {
@@ -355,26 +359,35 @@ fn requests_move_to_another_listener() {
         };
         netns.run(play).unwrap();
         let recording = tracer.stop();
-        let late = PEERS - CAPACITY;
+        if attach() == Attach::Tracepoint && !migrates {
+            // Which of them had chosen which listener, nothing tells.
+            recording.assert_reconciled(&netns, &before);
+            continue;
+        }
+        let at_first = totals_of(&recording, from);
+        let at_last = totals_of(&recording, to);
+        // All come to the last, or those that had chosen it.
+        let came = if migrates { PEERS } else { at_last["queued"] };
+        let late = came - CAPACITY;
         let sums = all(&[
             (outcome::QUEUED, PEERS),
             (outcome::ESTABLISHED_HANDSHAKE, CAPACITY),
             (outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL, late),
         ]);
         recording.assert_exact(&netns, &before, &sums);
-        let after = Counters::of(&netns);
-        let moved = after.since(&before, "TCPMigrateReqSuccess");
-        let failed = after.since(&before, "TCPMigrateReqFailure");
-        println!("{family}: {moved} moved, {failed} failed to");
-        assert!(moved + failed > 0);
         if attach() == Attach::Tracepoint {
             continue;
         }
-        let at_first = totals_of(&recording, from);
-        let at_last = totals_of(&recording, to);
-        assert_eq!(at_first["queued"] + at_last["queued"], PEERS);
-        assert_eq!(at_first["queued"], moved + failed);
         assert_eq!(at_first.len(), 1, "{at_first:?}");
+        assert_eq!(at_first["queued"] + at_last["queued"], PEERS);
+        if migrates {
+            let after = Counters::of(&netns);
+            let moved = after.since(&before, "TCPMigrateReqSuccess");
+            let failed = after.since(&before, "TCPMigrateReqFailure");
+            println!("{family}: {moved} moved, {failed} failed to");
+            // One whose timer fires meanwhile moves twice, itself and by its ACK.
+            assert!(moved + failed >= at_first["queued"]);
+        }
         assert_eq!(at_last["established:handshake"], CAPACITY);
         assert_eq!(at_last["ack_dropped:accept_queue_full"], late);
     }

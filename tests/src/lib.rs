@@ -28,5 +28,5 @@ pub use recording::{Event, Ledger, Line, Recording};
 pub use room::{Inhabitant, Room, listener_beside};
 pub use scratch::Scratch;
 pub use security::SecurityModule;
-pub use setting::{Attach, attach, program};
+pub use setting::{Attach, attach, kernel, program};
 pub use tracer::{Finished, Launch, Tracer};

@@ -50,6 +50,16 @@ pub fn attach() -> Attach {
         })
 }
 
+/// The running kernel's version, its first two numbers.
+#[must_use]
+pub fn kernel() -> (u32, u32) {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_str().unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().unwrap().parse().unwrap();
+    (number(), number())
+}
+
 fn variable(name: &str) -> String {
     env::var(name)
         .unwrap_or_else(|_| panic!("{name} is not set: run the live tests by `cargo xtask live`"))
