@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use queue_trace_common::counter::{self, COUNTERS, EMBRYONIC_RST, Moved};
+use queue_trace_common::counter::{
+    self, COUNTERS, DO_COOKIES, EMBRYONIC_RST, Moved, OVERFLOW, QUEUE_DROP,
+};
 use serde::Serialize;
 
 /// Values of the counters, in the order of [`COUNTERS`].
@@ -14,6 +16,9 @@ pub struct Counters(pub [u64; counter::COUNT]);
 /// The counters that the ledger compares. `EmbryonicRsts` is only evidence: the
 /// kernel moves it for every reset of a half-open connection.
 const COMPARED: Moved = !EMBRYONIC_RST;
+
+const PAST_TCP: &str = "full queues were counted that dropped nothing: a BPF program makes SYN cookies \
+     for these listeners (bpf_tcp_gen_syncookie), of which TCP sees no packet";
 
 impl Counters {
     /// From the text of `/proc/net/netstat`: a line of names and a line of values, by
@@ -134,13 +139,36 @@ impl Ledger {
                 },
             );
         }
-        Self {
+        let mut ledger = Self {
             netns,
             counters,
             lost,
             unexplained: Some(unexplained),
             note: None,
+        };
+        if ledger.cookies_were_made_past_tcp() {
+            ledger.note = Some(PAST_TCP.to_owned());
         }
+        ledger
+    }
+
+    /// Whether the kernel's side is ahead as it is where a BPF program makes SYN cookies:
+    /// full queues are counted, and no drop (`tcp_get_syncookie_mss`,
+    /// net/ipv4/tcp_input.c).
+    fn cookies_were_made_past_tcp(&self) -> bool {
+        const MOVED: Moved = DO_COOKIES | QUEUE_DROP | OVERFLOW;
+        let mut past = 0;
+        for (index, counter) in COUNTERS.iter().enumerate() {
+            let Some(line) = self.counters.get(counter.name) else {
+                continue;
+            };
+            match line.kernel {
+                Some(kernel) if kernel > line.seen && MOVED >> index & 1 == 1 => past += 1,
+                Some(kernel) if kernel != line.seen => return false,
+                _ => {}
+            }
+        }
+        past > 0
     }
 
     /// What is left of the ledger of a namespace that is gone: our side.

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 
-use live_tests::{Inhabitant, Launch, Room, Shown, expected};
+use live_tests::{Inhabitant, Launch, Room, Shown, expected, make_cookies};
 use queue_trace::lab::Family;
 use queue_trace_common::outcome;
 
@@ -94,4 +95,36 @@ fn one_tracer_watches_another_begin() {
     let refusals = expected(&[(outcome::COOKIE_SENT_ALWAYS, 20)], Shown::Refusals);
     second.assert_exact(&room.netns, &room.before, &refusals);
     first.assert_exact(&room.netns, &room.before, &refusals);
+}
+
+/// A counter moves without any packet that reaches a listener. The ledger does not hide it,
+/// and names what does so.
+#[test]
+fn a_counter_that_something_else_moves() {
+    const MADE: u64 = 17;
+    const SYNS: u32 = 20;
+    let room = Room::new(Family::V4, 10, &ALWAYS);
+    let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+    let SocketAddr::V4(listener) = room.address else {
+        panic!("an IPv4 room has the address {}", room.address);
+    };
+    room.flood(SYNS);
+    room.netns
+        .run(|| make_cookies(listener, MADE as u32))
+        .unwrap();
+    let recording = tracer.stop();
+    let sums = expected(&[(outcome::COOKIE_SENT_ALWAYS, SYNS.into())], Shown::All);
+    assert_eq!(recording.verdicts(&room.netns), sums);
+    let ledger = recording.ledger(&room.netns);
+    for (name, sides) in &ledger.counters {
+        let past = if name == "TCPReqQFullDoCookies" {
+            MADE
+        } else {
+            0
+        };
+        assert_eq!(sides.kernel, Some(sides.seen + past), "{name}");
+    }
+    assert_eq!(ledger.unexplained, Some(MADE), "{ledger:?}");
+    let note = ledger.note.as_deref().unwrap_or_default();
+    assert!(note.contains("bpf_tcp_gen_syncookie"), "{ledger:?}");
 }

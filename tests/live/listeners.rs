@@ -1,9 +1,9 @@
 //! Listeners of every kind: each verdict is told once, of the right socket and the right
 //! client.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use live_tests::{
     Attach, Counters, Event, Launch, Recording, Shown, Sums, attach, expected, kernel,
@@ -440,5 +440,44 @@ fn listeners_that_come_and_go() {
             let of_it = totals_of(&recording, inode);
             assert_eq!(of_it, all(&outcomes(1, refused)), "inode {inode}");
         }
+    }
+}
+
+/// Listeners come and go as fast as they can be made, a thousand in some second, each of
+/// which answers one SYN with a cookie: every one of them has its total.
+#[test]
+fn a_thousand_listeners() {
+    const LISTENERS: usize = 1000;
+    for family in Family::ALL {
+        let (netns, before) = namespace(&[(COOKIES, 2)]);
+        let address = SocketAddr::new(family.loopback(), PORT);
+        let tracer = Launch::showing(Shown::All).on(&netns).start();
+        let play = || {
+            let mut wire = Wire::open(family)?;
+            let peers: Vec<_> = (0..LISTENERS)
+                .map(|_| Peer::new(&mut wire, address))
+                .collect::<anyhow::Result<_>>()?;
+            let began = Instant::now();
+            let mut inodes = BTreeSet::new();
+            for peer in &peers {
+                let listener = Listen::default().on(address)?;
+                peer.syn(&wire)?;
+                inodes.insert(inode(&listener));
+            }
+            let rate = LISTENERS as f64 / began.elapsed().as_secs_f64();
+            println!("{family}: {rate:.0} listeners a second");
+            // The first wire has heard more answers than it keeps.
+            Wire::open(family)?.settle()?;
+            Ok(inodes)
+        };
+        let inodes = netns.run(play).unwrap();
+        let recording = tracer.stop();
+        let sums = all(&[(outcome::COOKIE_SENT_ALWAYS, LISTENERS as u64)]);
+        recording.assert_exact(&netns, &before, &sums);
+        let told: BTreeSet<_> = recording
+            .totals()
+            .filter_map(|total| total.listener.inode)
+            .collect();
+        assert_eq!(told, inodes);
     }
 }

@@ -11,6 +11,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod attached;
+mod bpf;
+mod cookies;
 mod counters;
 mod expected;
 mod mounts;
@@ -21,6 +23,7 @@ mod security;
 mod setting;
 mod tracer;
 
+pub use cookies::make_cookies;
 pub use counters::Counters;
 pub use expected::{Shown, Sums, expected, imposed};
 pub use mounts::{Mounts, in_private_mounts};
