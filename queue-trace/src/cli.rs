@@ -8,17 +8,18 @@ use std::{
     time::Duration,
 };
 
-use clap::{
-    Args, Parser, Subcommand, ValueEnum,
-    builder::{PossibleValue, PossibleValuesParser},
-};
+#[cfg(target_os = "linux")]
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use queue_trace_common::{
     outcome::{self, Kind, OUTCOMES, Set},
     settings::MAX_NETNS,
 };
 
+#[cfg(target_os = "linux")]
 use crate::lab::scenario::SCENARIOS;
+use crate::sink::{Limit, Rotation};
 
 /// Tells which TCP listener refuses connections, what the kernel did to each packet,
 /// and why.
@@ -31,7 +32,8 @@ use crate::lab::scenario::SCENARIOS;
         queue-trace                          refused handshakes on every port, in every namespace\n  \
         queue-trace -p 8080 --duration 30s   one port, for half a minute\n  \
         queue-trace --event cookie_sent      only the SYN cookies that were sent\n  \
-        queue-trace --json -o incident.jsonl record for later\n  \
+        queue-trace --all --json -o incident.jsonl.zst   record for later\n  \
+        queue-trace diagnose --for 30s       what is wrong, and what to change\n  \
         queue-trace demo accept-overflow     see it work, without an incident"
 )]
 pub struct Cli {
@@ -46,19 +48,36 @@ pub struct Cli {
 /// The other things that it does.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Say what is wrong and what to change, from the running kernel or from a recording
+    ///
+    /// Exit status: 0 nothing found, and the ledger proves that nothing was missed; 1
+    /// findings; 2 could not tell.
+    Diagnose(Diagnose),
+    /// Show a recording as if it happened now
+    ///
+    /// Needs no privilege.
+    Replay(Replay),
+    /// Make one self-contained web page of a recording
+    Report(Report),
     /// Say what can be observed on this machine, and what cannot
     ///
     /// Exit status: 0 if the main verdicts are observable, 1 if only some are, 2 if none.
+    #[cfg(target_os = "linux")]
     Check(Check),
     /// Make a case of refused handshakes in a private network namespace, and trace it
     ///
     /// Nothing is left behind. Takes a few seconds.
+    #[cfg(target_os = "linux")]
     Demo(Demo),
+    /// Write a completion script for a shell to standard output
+    Completions(Completions),
+    /// Write the manual page to standard output, or all pages to a folder
+    Man(Man),
 }
 
-/// Options of the live stream.
-#[derive(Debug, Clone, Args)]
-pub struct Trace {
+/// Which verdicts of which packets.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Filters {
     /// Only listeners on these ports, e.g. 80,443 or 8000-8099
     #[arg(short, long = "port", value_name = "PORT[,PORT|A-B]", value_delimiter = ',', value_parser = ports)]
     pub ports: Vec<RangeInclusive<u16>>,
@@ -82,6 +101,14 @@ pub struct Trace {
     /// Show the normal course of handshakes too: queued, established, accepted, …
     #[arg(long, conflicts_with = "events")]
     pub all: bool,
+}
+
+/// Options of the live stream.
+#[derive(Debug, Clone, Args)]
+pub struct Trace {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub filters: Filters,
 
     /// Stop after this many events
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -100,9 +127,18 @@ pub struct Trace {
     #[arg(long)]
     pub json: bool,
 
-    /// Write to this file instead of standard output
+    /// Write to this file instead of standard output; compressed if it ends in .zst or .gz
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+
+    /// Begin a new file at this size or after this time, e.g. 100M or 1h; FILE.jsonl becomes
+    /// FILE.000001.jsonl and so on
+    #[arg(long, value_name = "SIZE|TIME", value_parser = limit, requires = "output", requires = "json")]
+    pub rotate: Option<Limit>,
+
+    /// Keep only this many of the files, the newest
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "rotate")]
+    pub keep: Option<u64>,
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
@@ -129,8 +165,96 @@ pub struct Kernel {
     pub btf: Option<PathBuf>,
 }
 
+/// Options of `diagnose`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    queue-trace diagnose --for 30s            watch this machine for half a minute\n  \
+    queue-trace diagnose incident.jsonl.zst   a recording, on any machine")]
+pub struct Diagnose {
+    /// Recordings, in order of time; - is standard input. Without any, this machine is watched
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// How long to watch this machine, e.g. 30s
+    #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = duration, conflicts_with = "files")]
+    pub time: Duration,
+
+    /// Write the findings as one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Records a second from each CPU at most; what is held back is counted all the same.
+    /// 0: no limit
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub rate: u32,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub kernel: Kernel,
+}
+
+/// Options of `replay`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    queue-trace replay incident.jsonl.zst             the refusals of a recording\n  \
+    queue-trace replay --all -p 443 incident.jsonl    all that befell one port\n  \
+    zcat incident.jsonl.gz | queue-trace replay --json -   as JSON, from a pipe")]
+pub struct Replay {
+    /// Recordings, in order of time; - is standard input
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub filters: Filters,
+
+    /// Write JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+
+    /// Write to this file instead of standard output; compressed if it ends in .zst or .gz
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Options of `report`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  queue-trace report incident.jsonl.zst -o incident.html")]
+pub struct Report {
+    /// Recordings, in order of time; - is standard input
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+
+    /// The page to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// Options of `completions`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  queue-trace completions bash > /etc/bash_completion.d/queue-trace"
+)]
+pub struct Completions {
+    /// For which shell
+    #[arg(value_name = "SHELL", value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// Options of `man`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    queue-trace man | man -l -\n  \
+    queue-trace man /usr/local/share/man/man1")]
+pub struct Man {
+    /// Write a page for each command into this folder
+    #[arg(value_name = "FOLDER")]
+    pub folder: Option<PathBuf>,
+}
+
 /// Options of `check`.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  queue-trace check --attach kprobe")]
 pub struct Check {
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
@@ -138,7 +262,9 @@ pub struct Check {
 }
 
 /// Options of `demo`.
+#[cfg(target_os = "linux")]
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  queue-trace demo syn-flood --json")]
 pub struct Demo {
     /// Which case
     #[arg(value_name = "CASE", default_value = "accept-overflow", value_parser = cases())]
@@ -193,6 +319,7 @@ impl FromStr for NetnsArg {
     }
 }
 
+#[cfg(target_os = "linux")]
 fn cases() -> PossibleValuesParser {
     SCENARIOS
         .iter()
@@ -258,6 +385,28 @@ fn outcomes(text: &str) -> Result<Set, String> {
     Ok(set)
 }
 
+/// A size like 100M, or else a time.
+fn limit(text: &str) -> Result<Limit, String> {
+    let (digits, shift) = match text.trim_end_matches('B').char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M')) => (&text[..at], 20),
+        Some((at, 'G')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    if shift != 0
+        && let Ok(number) = digits.parse::<u64>()
+    {
+        return match number.checked_mul(1 << shift) {
+            Some(0) => Err("must be more than nothing".to_owned()),
+            Some(bytes) => Ok(Limit::Size(bytes)),
+            None => Err("more than any disk holds".to_owned()),
+        };
+    }
+    duration(text)
+        .map(Limit::Time)
+        .map_err(|_| "neither a size like 64K, 100M or 1G nor a time like 5m or 1h".to_owned())
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
@@ -266,7 +415,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-impl Trace {
+impl Filters {
     /// The outcomes asked for.
     #[must_use]
     pub fn wanted(&self) -> Set {
@@ -278,13 +427,24 @@ impl Trace {
             self.events.iter().fold(0, |all, set| all | set)
         }
     }
+}
+
+impl Trace {
+    /// How the recording is divided into files, if it is.
+    #[must_use]
+    pub fn rotation(&self) -> Option<Rotation> {
+        self.rotate.map(|limit| Rotation {
+            limit,
+            keep: self.keep,
+        })
+    }
 
     /// What clap cannot check value by value.
     ///
     /// # Errors
     /// A sentence that names the option.
     pub fn check(&self) -> Result<(), String> {
-        if self.netns.len() > MAX_NETNS {
+        if self.filters.netns.len() > MAX_NETNS {
             return Err(format!("--netns can be given {MAX_NETNS} times at most"));
         }
         Ok(())
@@ -311,7 +471,7 @@ mod tests {
     #[test]
     fn ports_are_lists_and_ranges() {
         let trace = parse(&["-p", "80,443", "-p", "8000-8099"]).unwrap();
-        assert_eq!(trace.ports, [80..=80, 443..=443, 8000..=8099]);
+        assert_eq!(trace.filters.ports, [80..=80, 443..=443, 8000..=8099]);
     }
 
     #[test]
@@ -331,10 +491,22 @@ mod tests {
             (["--duration", "0s"], "longer than nothing"),
             (["--count", "0"], "--count"),
             (["--attach", "ptrace"], "--attach"),
+            (["--rotate", "big"], "64K, 100M"),
+            (["--rotate", "0M"], "more than nothing"),
         ] {
             let error = parse(&args).unwrap_err();
             assert!(error.contains(says), "{args:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_file_is_full_by_size_or_by_time() {
+        assert_eq!(limit("64K"), Ok(Limit::Size(64 << 10)));
+        assert_eq!(limit("100MB"), Ok(Limit::Size(100 << 20)));
+        assert_eq!(limit("2G"), Ok(Limit::Size(2 << 30)));
+        assert_eq!(limit("90s"), Ok(Limit::Time(Duration::from_secs(90))));
+        // A small m is minutes, as in all times.
+        assert_eq!(limit("5m"), Ok(Limit::Time(Duration::from_secs(300))));
     }
 
     #[test]
@@ -351,12 +523,15 @@ mod tests {
     #[test]
     fn refusals_are_shown_unless_asked_otherwise() {
         let refusals = outcome::of_kind(Kind::Refusal);
-        assert_eq!(parse(&[]).unwrap().wanted(), refusals);
+        assert_eq!(parse(&[]).unwrap().filters.wanted(), refusals);
         assert_eq!(
-            parse(&["--all"]).unwrap().wanted(),
+            parse(&["--all"]).unwrap().filters.wanted(),
             (1 << outcome::COUNT) - 1
         );
         let only = parse(&["--event", "queued", "--event", "accepted"]).unwrap();
-        assert_eq!(only.wanted(), 1 << outcome::QUEUED | 1 << outcome::ACCEPTED);
+        assert_eq!(
+            only.filters.wanted(),
+            1 << outcome::QUEUED | 1 << outcome::ACCEPTED
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+#[cfg(target_os = "linux")]
 use rustix::time::{ClockId, clock_gettime};
 
 /// Nanoseconds since 1970.
@@ -14,6 +15,7 @@ pub fn wall_now() -> i128 {
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC, the clock of the kernel side.
+#[cfg(target_os = "linux")]
 #[must_use]
 pub fn monotonic_now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);

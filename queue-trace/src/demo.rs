@@ -57,7 +57,7 @@ pub async fn run(args: &cli::Demo) -> Result<()> {
 
     let output = Output::open(None)?;
     let mut sink: Box<dyn Sink> = if args.json {
-        Box::new(Json(output))
+        Box::new(Json::new(output))
     } else {
         let colour = output.wants_colour();
         Box::new(Text::new(output, colour, TimeZone::system()))

@@ -1,10 +1,12 @@
 //! The domain: what happened to a handshake, as sinks see it. Serialises to the JSON
-//! of docs/events.md. Anything unknown is absent.
+//! of docs/events.md, and comes back from it. Anything unknown is absent.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, fmt, net::IpAddr};
 
-use queue_trace_common::outcome::Outcome;
-use serde::{Serialize, Serializer, ser::SerializeStruct};
+use queue_trace_common::outcome::{OUTCOMES, Outcome};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeStruct,
+};
 
 /// One verdict of the kernel.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +45,7 @@ pub struct Event {
 }
 
 /// A listening socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Listener {
     /// The address that it is bound to.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,7 +61,7 @@ pub struct Listener {
 }
 
 /// The other side of a handshake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Client {
     /// Its address.
     pub addr: IpAddr,
@@ -68,7 +70,7 @@ pub struct Client {
 }
 
 /// Connections established and not yet accepted. Full when `depth > limit`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceptQueue {
     /// How many.
     pub depth: u32,
@@ -77,7 +79,7 @@ pub struct AcceptQueue {
 }
 
 /// Requests whose handshake is not finished.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SynQueue {
     /// How many.
     pub depth: u32,
@@ -88,7 +90,7 @@ pub struct SynQueue {
 }
 
 /// The settings of the namespace that decide.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sysctls {
     /// `net.ipv4.tcp_syncookies`.
     pub tcp_syncookies: u32,
@@ -100,6 +102,19 @@ pub struct Sysctls {
     pub somaxconn: u32,
 }
 
+/// An outcome as `VERDICT:CAUSE`.
+pub struct Name<'a>(pub &'a Outcome);
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.verdict)?;
+        match self.0.cause {
+            Some(cause) => write!(f, ":{cause}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A moment of the wall clock as RFC 3339 in UTC, with nanoseconds.
 #[must_use]
 pub fn rfc3339(wall_ns: i128) -> String {
@@ -108,6 +123,16 @@ pub fn rfc3339(wall_ns: i128) -> String {
         // Out of the calendar: a clock gone mad is shown as it is.
         Err(_) => wall_ns.to_string(),
     }
+}
+
+/// The moment that RFC 3339 text names, nanoseconds since 1970.
+///
+/// # Errors
+/// If it is not such text.
+pub fn from_rfc3339(text: &str) -> Result<i128, String> {
+    text.parse::<jiff::Timestamp>()
+        .map(jiff::Timestamp::as_nanosecond)
+        .map_err(|error| format!("time {text:?}: {error}"))
 }
 
 impl Serialize for Event {
@@ -138,5 +163,111 @@ impl Serialize for Event {
         optional!("cpu", self.cpu);
         out.serialize_field("count", &self.count)?;
         out.end()
+    }
+}
+
+/// The outcome of these words, as they stand in JSON; `None` for words that this
+/// version does not know.
+#[must_use]
+pub fn outcome_of(step: &str, verdict: &str, cause: Option<&str>) -> Option<&'static Outcome> {
+    OUTCOMES
+        .iter()
+        .find(|o| o.step.name() == step && o.verdict == verdict && o.cause == cause)
+}
+
+/// The outcome named `VERDICT` or `VERDICT:CAUSE`.
+#[must_use]
+pub fn outcome_named(name: &str) -> Option<&'static Outcome> {
+    let (verdict, cause) = match name.split_once(':') {
+        Some((verdict, cause)) => (verdict, Some(cause)),
+        None => (name, None),
+    };
+    OUTCOMES
+        .iter()
+        .find(|o| o.verdict == verdict && o.cause == cause)
+}
+
+/// The words of an outcome in a line of JSON.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Words<'a> {
+    #[serde(borrow)]
+    step: Cow<'a, str>,
+    #[serde(borrow)]
+    verdict: Cow<'a, str>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    cause: Option<Cow<'a, str>>,
+}
+
+impl From<&'static Outcome> for Words<'static> {
+    fn from(outcome: &'static Outcome) -> Self {
+        Self {
+            step: outcome.step.name().into(),
+            verdict: outcome.verdict.into(),
+            cause: outcome.cause.map(Into::into),
+        }
+    }
+}
+
+impl Words<'_> {
+    /// The row of the registry that they name.
+    pub(crate) fn outcome<E: serde::de::Error>(&self) -> Result<&'static Outcome, E> {
+        outcome_of(&self.step, &self.verdict, self.cause.as_deref()).ok_or_else(|| {
+            let cause = self.cause.as_deref().unwrap_or("no cause");
+            E::custom(format!("unknown outcome {} ({cause})", self.verdict))
+        })
+    }
+}
+
+/// What an event is read from. `moved` and `sk` do not travel in JSON: the first is what
+/// the outcome always moves, the second is not known.
+#[derive(Deserialize)]
+struct EventLine<'a> {
+    #[serde(borrow)]
+    time: Cow<'a, str>,
+    mono_ns: u64,
+    #[serde(borrow)]
+    step: Cow<'a, str>,
+    #[serde(borrow)]
+    verdict: Cow<'a, str>,
+    #[serde(borrow, default)]
+    cause: Option<Cow<'a, str>>,
+    netns: u32,
+    listener: Listener,
+    local: Option<IpAddr>,
+    client: Option<Client>,
+    accept_queue: Option<AcceptQueue>,
+    syn_queue: Option<SynQueue>,
+    sysctls: Option<Sysctls>,
+    retransmits: Option<u8>,
+    cpu: Option<u32>,
+    count: u64,
+}
+
+impl<'de> Deserialize<'de> for Event {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let line = EventLine::deserialize(deserializer)?;
+        let words = Words {
+            step: line.step,
+            verdict: line.verdict,
+            cause: line.cause,
+        };
+        let outcome = words.outcome()?;
+        Ok(Self {
+            mono_ns: line.mono_ns,
+            wall_ns: from_rfc3339(&line.time).map_err(D::Error::custom)?,
+            outcome,
+            count: line.count,
+            netns: line.netns,
+            listener: line.listener,
+            local: line.local,
+            client: line.client,
+            accept_queue: line.accept_queue,
+            syn_queue: line.syn_queue,
+            sysctls: line.sysctls,
+            retransmits: line.retransmits,
+            moved: outcome.moves,
+            cpu: line.cpu,
+            sk: 0,
+        })
     }
 }

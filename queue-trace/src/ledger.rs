@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use queue_trace_common::counter::{
     self, COUNTERS, DO_COOKIES, EMBRYONIC_RST, Moved, OVERFLOW, QUEUE_DROP,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Values of the counters, in the order of [`COUNTERS`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -82,13 +82,13 @@ pub struct Look {
 }
 
 /// The ledger of one namespace, over the time attached.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename = "ledger")]
 pub struct Ledger {
     /// The namespace.
     pub netns: u32,
     /// Counter by counter.
-    pub counters: BTreeMap<&'static str, Line>,
+    pub counters: BTreeMap<String, Line>,
     /// Records that found the ring full, and are in the stream as counts only.
     pub lost: u64,
     /// Movements of the kernel's counters that no verdict explains, and verdicts that
@@ -101,7 +101,7 @@ pub struct Ledger {
 }
 
 /// Both sides of one counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// How far the kernel's counter moved; absent if it cannot be read any more.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,7 +132,7 @@ impl Ledger {
             let seen = kernel.clamp(least, most);
             unexplained += kernel.abs_diff(seen);
             counters.insert(
-                counter.name,
+                counter.name.to_owned(),
                 Line {
                     kernel: Some(kernel),
                     seen,

@@ -7,38 +7,57 @@
 //! keeps the `ledger`: our verdicts against the kernel's own counters in each network
 //! namespace (`netns`). `lab` makes cases of refused handshakes, for the demo and the
 //! tests.
+//!
+//! What reads recordings (`recording`, `replay`, `diagnose`, `report`) does without a
+//! kernel to watch, and works on any system.
 
-pub mod attach;
-pub mod books;
-pub mod btf;
-pub mod canary;
-pub mod check;
 pub mod cli;
 pub mod clock;
-pub mod decode;
-pub mod demo;
+pub mod diagnose;
 pub mod event;
-pub mod host;
-pub mod lab;
 pub mod ledger;
-pub mod live;
-pub mod netns;
-pub mod plan;
-pub mod privilege;
-pub mod probe;
+pub mod manual;
+pub mod recording;
+pub mod replay;
 pub mod sink;
+pub mod snapshot;
+
+#[cfg(target_os = "linux")]
+pub mod attach;
+#[cfg(target_os = "linux")]
+pub mod books;
+#[cfg(target_os = "linux")]
+pub mod btf;
+#[cfg(target_os = "linux")]
+pub mod canary;
+#[cfg(target_os = "linux")]
+pub mod check;
+#[cfg(target_os = "linux")]
+pub mod decode;
+#[cfg(target_os = "linux")]
+pub mod demo;
+#[cfg(target_os = "linux")]
+pub mod host;
+#[cfg(target_os = "linux")]
+pub mod lab;
+#[cfg(target_os = "linux")]
+pub mod live;
+#[cfg(target_os = "linux")]
+pub mod netns;
+#[cfg(target_os = "linux")]
+pub mod plan;
+#[cfg(target_os = "linux")]
+pub mod privilege;
+#[cfg(target_os = "linux")]
+pub mod probe;
+#[cfg(target_os = "linux")]
 pub mod stop;
+#[cfg(target_os = "linux")]
 pub mod wanted;
 
-use std::future;
+use anyhow::Result;
 
-use anyhow::{Context, Result};
-use jiff::tz::TimeZone;
-
-use cli::{Cli, Command, Trace};
-use live::{Live, Until};
-use sink::{Json, Output, Sink, Text};
-use wanted::Wanted;
+use cli::{Cli, Command};
 
 /// Does what the command line says, and gives the exit status.
 ///
@@ -46,41 +65,41 @@ use wanted::Wanted;
 /// What kept it from being done, with the remedy, to be printed once.
 pub fn run(cli: &Cli) -> Result<u8> {
     log_to_stderr(cli.trace.verbose);
+    match &cli.command {
+        Some(Command::Replay(args)) => replay::run(args).map(|()| 0),
+        Some(Command::Diagnose(args)) if !args.files.is_empty() => diagnose::run(args),
+        Some(Command::Completions(args)) => manual::completions(args).map(|()| 0),
+        Some(Command::Man(args)) => manual::man(args).map(|()| 0),
+        command => watch(command.as_ref(), cli),
+    }
+}
+
+/// What needs a kernel to watch.
+#[cfg(target_os = "linux")]
+fn watch(command: Option<&Command>, cli: &Cli) -> Result<u8> {
+    use anyhow::Context;
+
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
     // Attaching registers with the event loop, also where nothing waits on it.
     let _inside = runtime.enter();
-    match &cli.command {
+    match command {
         Some(Command::Check(args)) => check::run(args),
+        Some(Command::Diagnose(args)) => runtime.block_on(live::diagnose(args)),
         Some(Command::Demo(args)) => runtime.block_on(demo::run(args)).map(|()| 0),
-        None => runtime.block_on(trace(&cli.trace)).map(|()| 0),
+        _ => runtime.block_on(live::trace(&cli.trace)).map(|()| 0),
     }
 }
 
-/// The live stream.
-async fn trace(args: &Trace) -> Result<()> {
-    let wanted = Wanted::from_cli(args)?;
-    attach::fit(&host::Host::look())?;
-    // Before attaching: a file that cannot be written costs nothing yet.
-    let output = Output::open(args.output.as_deref())?;
-    let name = output.name();
-    let mut sink: Box<dyn Sink> = if args.json {
-        Box::new(Json(output))
-    } else {
-        let colour = output.wants_colour();
-        Box::new(Text::new(output, colour, TimeZone::system()))
-    };
-    let live = Live::begin(&args.kernel, wanted)?;
-    live.announce();
-    let until = Until {
-        count: args.count,
-        duration: args.duration,
-    };
-    live.run(sink.as_mut(), until, future::pending())
-        .await
-        .map_err(|error| live::write_error(error, &name))
+/// What needs a kernel to watch, where there is none.
+#[cfg(not(target_os = "linux"))]
+fn watch(_: Option<&Command>, _: &Cli) -> Result<u8> {
+    anyhow::bail!(
+        "only a Linux kernel can be watched; on this system queue-trace reads recordings: \
+         replay FILE, diagnose FILE, report FILE"
+    )
 }
 
 fn log_to_stderr(verbose: u8) {

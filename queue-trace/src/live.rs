@@ -1,16 +1,17 @@
 //! The live stream: attach, print what happens until told to stop, close the books.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io::{self, ErrorKind},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use jiff::tz::TimeZone;
 use queue_trace_common::{
-    outcome::Outcome,
-    settings::{CountKey, Loss},
+    outcome::{Kind, Outcome, of_kind},
+    settings::{CountKey, Counted, Loss},
 };
 
 use crate::{
@@ -20,12 +21,15 @@ use crate::{
     cli,
     clock::{monotonic_now, wall_now},
     decode::decode,
+    diagnose::{self, Case},
     event::{Event, Listener, rfc3339},
     host::Host,
-    plan::{Family, Plan},
+    plan::{Family, Name, Plan},
     privilege,
     probe::Probe,
-    sink::{AttachPlan, Header, LossNote, SCHEMA, Sink, Total},
+    sink::{
+        AttachPlan, Counts, Header, Json, LossNote, Output, Rotating, SCHEMA, Sink, Text, Total,
+    },
     stop::{StopSignals, reader_is_gone},
     wanted::Wanted,
 };
@@ -37,6 +41,66 @@ pub struct Until {
     pub count: Option<u64>,
     /// After this time.
     pub duration: Option<Duration>,
+}
+
+/// `queue-trace` without a command: the live stream, in the form asked for.
+///
+/// # Errors
+/// What keeps it from attaching, or the output from being written.
+pub async fn trace(args: &cli::Trace) -> Result<()> {
+    let wanted = Wanted::from_cli(args)?;
+    attach::fit(&Host::look())?;
+    // Before attaching: a file that cannot be written costs nothing yet.
+    let (mut sink, name) = sink_of(args)?;
+    let live = Live::begin(&args.kernel, wanted)?;
+    live.announce();
+    let until = Until {
+        count: args.count,
+        duration: args.duration,
+    };
+    live.run(sink.as_mut(), until, std::future::pending())
+        .await
+        .map_err(|error| write_error(error, &name))
+}
+
+/// `queue-trace diagnose --for`: watches all that happens for a while and says what is
+/// wrong. Gives the exit status.
+///
+/// # Errors
+/// What keeps it from attaching, or standard output from being written.
+pub async fn diagnose(args: &cli::Diagnose) -> Result<u8> {
+    attach::fit(&Host::look())?;
+    let wanted = Wanted {
+        outcomes: of_kind(Kind::Refusal) | of_kind(Kind::Routine),
+        rate: args.rate,
+        ..Wanted::default()
+    };
+    let live = Live::begin(&args.kernel, wanted)?;
+    live.announce();
+    let until = Until {
+        count: None,
+        duration: Some(args.time),
+    };
+    let mut case = Case::new();
+    live.run(&mut case, until, std::future::pending()).await?;
+    diagnose::show(&case, args.json)
+}
+
+/// The sink asked for, and its name.
+fn sink_of(args: &cli::Trace) -> Result<(Box<dyn Sink>, String)> {
+    if let (Some(rotation), Some(path)) = (args.rotation(), &args.output) {
+        let name = path.display().to_string();
+        return Ok((Box::new(Rotating::begin(path, rotation)?), name));
+    }
+    let output = Output::open(args.output.as_deref())?;
+    let name = output.name();
+    let sink: Box<dyn Sink> = if args.json {
+        Box::new(Json::new(output))
+    } else {
+        let colour = output.wants_colour();
+        Box::new(Text::new(output, colour, TimeZone::system()))
+    };
+    Ok((sink, name))
 }
 
 /// A tracer that is attached and has not begun to print.
@@ -55,6 +119,8 @@ pub struct Live {
     early: Vec<Bytes>,
     /// What was held back and has been printed as counts.
     held: HashMap<CountKey, u64>,
+    /// What was counted when the counts were last printed.
+    counted: HashMap<CountKey, u64>,
     signals: StopSignals,
     began_ns: i128,
 }
@@ -94,6 +160,7 @@ impl Live {
             events: 0,
             early,
             held: HashMap::new(),
+            counted: HashMap::new(),
             signals,
             began_ns,
         })
@@ -102,7 +169,7 @@ impl Live {
     fn header(&self) -> Header {
         Header {
             schema: SCHEMA,
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             time: rfc3339(self.began_ns),
             host: self.host.name.clone(),
             kernel: self.host.release.clone(),
@@ -182,7 +249,7 @@ impl Live {
                         messages.flush();
                     }
                     self.note_loss(sink)?;
-                    self.print_held(sink)?;
+                    self.print_counts(sink)?;
                     sink.flush()?;
                     if reader_is_gone() {
                         return Err(ErrorKind::BrokenPipe.into());
@@ -223,10 +290,43 @@ impl Live {
         }
     }
 
+    /// Prints what was counted since the last time, and of it what was held back of the
+    /// stream.
+    fn print_counts(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
+        let counts = self.probe.counts().map_err(io::Error::other)?;
+        self.print_held(sink, &counts)?;
+        let mut news: BTreeMap<_, (Listener, BTreeMap<String, u64>)> = BTreeMap::new();
+        for (key, counted) in &counts {
+            let printed = self.counted.insert(*key, counted.seen).unwrap_or(0);
+            let Some(outcome) = Outcome::of(key.outcome) else {
+                continue;
+            };
+            if counted.seen > printed && self.plan.observable & outcome.bit() != 0 {
+                let listener = self.listener(key);
+                let whose = (key.netns, listener.port, listener.addr, listener.inode);
+                let (_, outcomes) = news.entry(whose).or_insert((listener, BTreeMap::new()));
+                *outcomes.entry(Name(outcome).to_string()).or_default() += counted.seen - printed;
+            }
+        }
+        let time = rfc3339(wall_now());
+        for ((netns, ..), (listener, outcomes)) in news {
+            sink.counts(&Counts {
+                time: time.clone(),
+                netns,
+                listener,
+                outcomes,
+            })?;
+        }
+        Ok(())
+    }
+
     /// Prints what was held back since the last time, a count for each listener and
     /// outcome.
-    fn print_held(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
-        let counts = self.probe.counts().map_err(io::Error::other)?;
+    fn print_held(
+        &mut self,
+        sink: &mut dyn Sink,
+        counts: &HashMap<CountKey, Counted>,
+    ) -> io::Result<()> {
         let (mono_ns, wall_ns) = (monotonic_now(), wall_now());
         for (key, counted) in counts.iter().filter(|(_, counted)| counted.held > 0) {
             let printed = self.held.entry(*key).or_default();
@@ -317,14 +417,14 @@ impl Live {
         self.probe.detach();
         if !self.enough(most) {
             self.print_records(sink, most)?;
-            self.print_held(sink)?;
+            self.print_counts(sink)?;
         }
         let totals = self.totals().map_err(io::Error::other)?;
         sink.summary(&totals)?;
         for ledger in &ledgers {
             sink.ledger(ledger)?;
         }
-        sink.flush()
+        sink.end(&rfc3339(wall_now()))
     }
 
     /// The exact counts of the outcomes wanted, by listener.

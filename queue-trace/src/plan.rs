@@ -5,10 +5,12 @@ use std::fmt;
 
 use queue_trace_common::{
     hook::{HOOKS, Hook, Need},
-    outcome::{self, OUTCOMES, Outcome, Set},
+    outcome::{self, OUTCOMES, Set},
 };
 
-use crate::{btf::Types, cli::Attach, host::Host};
+use crate::{btf::Types, cli::Attach, host::Host, sink::AttachPlan};
+
+pub use crate::event::Name;
 
 /// A way to watch kernel functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -318,19 +320,6 @@ pub fn names(set: Set) -> String {
         .join(", ")
 }
 
-/// An outcome as `VERDICT:CAUSE`.
-pub struct Name<'a>(pub &'a Outcome);
-
-impl fmt::Display for Name<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.verdict)?;
-        match self.0.cause {
-            Some(cause) => write!(f, ":{cause}"),
-            None => Ok(()),
-        }
-    }
-}
-
 /// Whether something goes unseen without the hook: not if it is for a part that this
 /// kernel does not have.
 fn is_missed(hook: &Hook, why: &Without) -> bool {
@@ -344,6 +333,20 @@ fn is_needed(hook: &Hook, wanted: Set) -> bool {
         .iter()
         .any(|o| hook.serves & o.bit() != 0 && (o.moves | o.may_move) != 0);
     explains || hook.serves & wanted != 0
+}
+
+impl From<&Plan> for AttachPlan {
+    fn from(plan: &Plan) -> Self {
+        let told = OUTCOMES
+            .iter()
+            .filter(|outcome| plan.observable & outcome.bit() != 0);
+        Self {
+            family: plan.family.name().to_owned(),
+            hooks: plan.attached_to().into_iter().map(str::to_owned).collect(),
+            outcomes: Some(told.map(|outcome| Name(outcome).to_string()).collect()),
+            limits: plan.limits(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -40,7 +40,8 @@ impl Wanted {
     /// # Errors
     /// If a namespace named by its path is not there.
     pub fn from_cli(trace: &cli::Trace) -> Result<Self> {
-        let netns = trace
+        let filters = &trace.filters;
+        let netns = filters
             .netns
             .iter()
             .map(|arg| match arg {
@@ -53,10 +54,10 @@ impl Wanted {
             })
             .collect::<Result<_>>()?;
         Ok(Self {
-            outcomes: trace.wanted(),
-            ports: trace.ports.clone(),
-            addrs: trace.addrs.clone(),
-            clients: trace.clients.clone(),
+            outcomes: filters.wanted(),
+            ports: filters.ports.clone(),
+            addrs: filters.addrs.clone(),
+            clients: filters.clients.clone(),
             netns,
             rate: trace.rate,
             debug: trace.verbose >= 2,

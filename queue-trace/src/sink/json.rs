@@ -1,29 +1,66 @@
 //! JSON lines, the form of a recording: docs/events.md.
 
-use std::io::{self, Write};
+use std::io;
 
 use serde::Serialize;
 
-use super::{Header, LossNote, Sink, Total};
-use crate::{event::Event, ledger::Ledger};
+use super::{Counts, End, Header, LossNote, Medium, Sink, Total};
+use crate::{event::Event, ledger::Ledger, snapshot::Snapshot};
 
 /// Writes one JSON object a line.
-pub struct Json<W>(pub W);
+pub struct Json<W> {
+    out: W,
+    lines: u64,
+}
 
-impl<W: Write> Json<W> {
+impl<W: Medium> Json<W> {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
+        Self { out, lines: 0 }
+    }
+
+    /// What it writes to.
+    pub fn medium(&self) -> &W {
+        &self.out
+    }
+
     fn line(&mut self, value: &impl Serialize) -> io::Result<()> {
-        serde_json::to_writer(&mut self.0, value)?;
-        self.0.write_all(b"\n")
+        serde_json::to_writer(&mut self.out, value)?;
+        self.out.write_all(b"\n")?;
+        self.lines += 1;
+        Ok(())
+    }
+
+    /// Writes the last line, and all that is left.
+    ///
+    /// # Errors
+    /// What the writer says.
+    pub fn close(&mut self, time: &str, rotated: bool) -> io::Result<()> {
+        let lines = self.lines;
+        self.line(&End {
+            time: time.to_owned(),
+            lines,
+            rotated,
+        })?;
+        self.out.finish()
     }
 }
 
-impl<W: Write> Sink for Json<W> {
+impl<W: Medium> Sink for Json<W> {
     fn header(&mut self, header: &Header) -> io::Result<()> {
         self.line(header)
     }
 
     fn event(&mut self, event: &Event) -> io::Result<()> {
         self.line(event)
+    }
+
+    fn listener(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        self.line(snapshot)
+    }
+
+    fn counts(&mut self, counts: &Counts) -> io::Result<()> {
+        self.line(counts)
     }
 
     fn loss(&mut self, note: &LossNote) -> io::Result<()> {
@@ -38,7 +75,11 @@ impl<W: Write> Sink for Json<W> {
         self.line(ledger)
     }
 
+    fn end(&mut self, time: &str) -> io::Result<()> {
+        self.close(time, false)
+    }
+
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        self.out.flush()
     }
 }

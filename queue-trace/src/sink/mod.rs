@@ -1,25 +1,27 @@
 //! Where output goes: one trait, a file for each form.
 
 mod json;
+mod output;
+mod rotate;
 mod text;
 
-use std::{
-    fs::File,
-    io::{self, BufWriter, IsTerminal, Write},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, io};
 
-use anyhow::{Context, Result};
 use queue_trace_common::{outcome::Outcome, settings::Loss};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
-    event::{Event, Listener},
+    event::{Event, Listener, Words},
     ledger::Ledger,
-    plan::Plan,
+    snapshot::Snapshot,
 };
 
-pub use self::{json::Json, text::Text};
+pub use self::{
+    json::Json,
+    output::{Medium, Output},
+    rotate::{Limit, Rotating, Rotation},
+    text::Text,
+};
 
 /// One form of output. A sink writes what it is given, in the order given.
 pub trait Sink {
@@ -30,24 +32,30 @@ pub trait Sink {
     fn header(&mut self, header: &Header) -> io::Result<()>;
     /// A verdict.
     fn event(&mut self, event: &Event) -> io::Result<()>;
+    /// A listener as it stands now.
+    fn listener(&mut self, snapshot: &Snapshot) -> io::Result<()>;
+    /// What befell a listener since the last such line: once a second.
+    fn counts(&mut self, counts: &Counts) -> io::Result<()>;
     /// Something was lost since the last note.
     fn loss(&mut self, note: &LossNote) -> io::Result<()>;
     /// The exact counts, at the end.
     fn summary(&mut self, totals: &[Total]) -> io::Result<()>;
     /// The ledger of a namespace: at the end, or when a difference appears.
     fn ledger(&mut self, ledger: &Ledger) -> io::Result<()>;
+    /// The end: nothing more comes. Everything is written out.
+    fn end(&mut self, time: &str) -> io::Result<()>;
     /// Makes what was written visible.
     fn flush(&mut self) -> io::Result<()>;
 }
 
 /// What the output begins with: who observed what, how.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename = "header")]
 pub struct Header {
     /// Version of the schema of these lines, see docs/events.md.
     pub schema: u32,
     /// Version of this program.
-    pub version: &'static str,
+    pub version: String,
     /// When it began, RFC 3339.
     pub time: String,
     /// Name of the host.
@@ -63,28 +71,22 @@ pub struct Header {
 pub const SCHEMA: u32 = 1;
 
 /// The attach plan, for the header.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachPlan {
     /// `fentry`, `kprobe` or `tracepoint`.
-    pub family: &'static str,
+    pub family: String,
     /// The kernel functions or tracepoints attached to.
-    pub hooks: Vec<&'static str>,
+    pub hooks: Vec<String>,
+    /// The outcomes that were asked for and can be told here. What is not among them
+    /// may have happened unseen. Recordings of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcomes: Option<Vec<String>>,
     /// What cannot be told here, a sentence each.
     pub limits: Vec<String>,
 }
 
-impl From<&Plan> for AttachPlan {
-    fn from(plan: &Plan) -> Self {
-        Self {
-            family: plan.family.name(),
-            hooks: plan.attached_to(),
-            limits: plan.limits(),
-        }
-    }
-}
-
 /// Losses since the last note.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename = "loss")]
 pub struct LossNote {
     /// When it was noticed, RFC 3339.
@@ -151,80 +153,61 @@ pub struct Total {
     /// The listener.
     pub listener: Listener,
     /// The outcome.
-    #[serde(flatten, serialize_with = "outcome")]
+    #[serde(flatten, serialize_with = "words")]
     pub outcome: &'static Outcome,
     /// How often.
     pub count: u64,
 }
 
-fn outcome<S: Serializer>(outcome: &&'static Outcome, serializer: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Words {
-        step: &'static str,
-        verdict: &'static str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        cause: Option<&'static str>,
-    }
-    Words {
-        step: outcome.step.name(),
-        verdict: outcome.verdict,
-        cause: outcome.cause,
-    }
-    .serialize(serializer)
+fn words<S: Serializer>(outcome: &&'static Outcome, serializer: S) -> Result<S::Ok, S::Error> {
+    Words::from(*outcome).serialize(serializer)
 }
 
-/// What sinks write to: standard output or a file.
-pub struct Output {
-    writer: BufWriter<Box<dyn Write>>,
-    path: Option<PathBuf>,
-    terminal: bool,
-}
-
-impl Output {
-    /// Standard output, or a new file at the path.
-    ///
-    /// # Errors
-    /// If the file cannot be made.
-    pub fn open(path: Option<&Path>) -> Result<Self> {
-        let (writer, terminal): (Box<dyn Write>, bool) = match path {
-            None => (Box::new(io::stdout()), io::stdout().is_terminal()),
-            Some(path) => {
-                let file = File::create(path)
-                    .with_context(|| format!("cannot write to {}", path.display()))?;
-                (Box::new(file), false)
-            }
-        };
+impl<'de> Deserialize<'de> for Total {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Line<'a> {
+            netns: u32,
+            listener: Listener,
+            #[serde(flatten, borrow)]
+            words: Words<'a>,
+            count: u64,
+        }
+        let line = Line::deserialize(deserializer)?;
         Ok(Self {
-            writer: BufWriter::with_capacity(64 << 10, writer),
-            path: path.map(Path::to_owned),
-            terminal,
+            netns: line.netns,
+            listener: line.listener,
+            outcome: line.words.outcome()?,
+            count: line.count,
         })
     }
-
-    /// Whether a person may be looking at it in colour.
-    #[must_use]
-    pub fn wants_colour(&self) -> bool {
-        let says_no = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        self.terminal && !says_no("NO_COLOR") && !dumb
-    }
-
-    /// The name by which the user knows it.
-    #[must_use]
-    pub fn name(&self) -> String {
-        match &self.path {
-            Some(path) => path.display().to_string(),
-            None => "standard output".to_owned(),
-        }
-    }
 }
 
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer.write(bytes)
-    }
+/// What befell one listener since the last such line, or since the beginning. Exact,
+/// and a line a second at most, so that there is a course of events whatever was held
+/// back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "counts")]
+pub struct Counts {
+    /// When they were read, RFC 3339.
+    pub time: String,
+    /// The network namespace.
+    pub netns: u32,
+    /// The listener.
+    pub listener: Listener,
+    /// How often each outcome was, by its name `VERDICT` or `VERDICT:CAUSE`; those that
+    /// were not are left out.
+    pub outcomes: BTreeMap<String, u64>,
+}
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
-    }
+/// The last line of a recording that ended in good order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "end")]
+pub struct End {
+    /// When, RFC 3339.
+    pub time: String,
+    /// How many lines came before this one.
+    pub lines: u64,
+    /// Whether the run goes on in another file.
+    pub rotated: bool,
 }

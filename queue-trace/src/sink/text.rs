@@ -1,7 +1,7 @@
 //! Text for a person: one aligned line an event, and a summary at the end.
 
 use std::{
-    io::{self, Write},
+    io,
     net::{IpAddr, SocketAddr},
 };
 
@@ -9,10 +9,11 @@ use anstyle::{AnsiColor, Style};
 use jiff::{Timestamp, tz::TimeZone};
 use queue_trace_common::outcome::{Kind, Outcome};
 
-use super::{Header, LossNote, Sink, Total};
+use super::{Counts, Header, LossNote, Medium, Sink, Total};
 use crate::{
     event::{Event, Listener},
     ledger::Ledger,
+    snapshot::Snapshot,
 };
 
 /// Writes text, in colour or not.
@@ -35,7 +36,7 @@ const GREEN: Style = AnsiColor::Green.on_default();
 const VERDICT_WIDTH: usize = 20;
 const CAUSE_WIDTH: usize = 23;
 
-impl<W: Write> Text<W> {
+impl<W: Medium> Text<W> {
     /// Writes to `out`, with times in the zone given.
     pub fn new(out: W, colour: bool, zone: TimeZone) -> Self {
         Self {
@@ -122,7 +123,7 @@ fn listener_words(listener: &Listener) -> String {
     endpoint(listener.addr, listener.port)
 }
 
-impl<W: Write> Sink for Text<W> {
+impl<W: Medium> Sink for Text<W> {
     fn header(&mut self, _: &Header) -> io::Result<()> {
         Ok(())
     }
@@ -166,6 +167,14 @@ impl<W: Write> Sink for Text<W> {
             client_width = self.client_width,
         );
         writeln!(self.out, "{}", line.trim_end())
+    }
+
+    fn listener(&mut self, _: &Snapshot) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn counts(&mut self, _: &Counts) -> io::Result<()> {
+        Ok(())
     }
 
     fn loss(&mut self, note: &LossNote) -> io::Result<()> {
@@ -236,6 +245,10 @@ impl<W: Write> Sink for Text<W> {
             writeln!(self.out, "{kernel:>10}  {name:<20}  seen {}", line.seen)?;
         }
         Ok(())
+    }
+
+    fn end(&mut self, _: &str) -> io::Result<()> {
+        self.out.finish()
     }
 
     fn flush(&mut self) -> io::Result<()> {

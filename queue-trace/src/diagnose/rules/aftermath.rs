@@ -1,0 +1,181 @@
+//! Faults outside the queues: listeners that close, answers that get lost, and refusals for
+//! other reasons.
+
+use queue_trace_common::outcome::{
+    ACK_DROPPED_LISTENER_CLOSING, ACK_DROPPED_NO_MEMORY, ACK_DROPPED_OTHER, COOKIE_DROPPED_OTHER,
+    COOKIE_FAILED_INVALID, Outcome, QUEUE_DISCARDED, REQUEST_EXPIRED, SYN_DROPPED_NO_MEMORY,
+    SYN_DROPPED_NO_ROUTE, SYN_DROPPED_NOT_UNICAST, SYN_DROPPED_OTHER, SYN_DROPPED_SECURITY,
+    SYNACK_RETRANSMITTED,
+};
+
+use super::Rule;
+use crate::diagnose::{
+    case::{Case, ENTERED, SYN_FULL, set_of},
+    finding::Finding,
+};
+
+pub(super) fn closed(rule: &Rule, case: &Case) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (key, course) in &case.listeners {
+        let count = course.count_of(QUEUE_DISCARDED);
+        if count == 0 {
+            continue;
+        }
+        let late = course.count_of(ACK_DROPPED_LISTENER_CLOSING);
+        let successor = case.listeners.keys().any(|other| {
+            other.netns == key.netns && other.port == key.port && other.inode != key.inode
+        });
+        let mut finding = Finding::new(
+            rule,
+            key.netns,
+            course,
+            count,
+            format!(
+                "The listener was closed with {count} connections that nobody had accepted: each was reset."
+            ),
+        );
+        if late > 0 {
+            finding = finding.because(format!("{late} more were just entering the queue"));
+        }
+        if successor {
+            finding = finding
+                .because("another socket listens on the port as well: a restart or a reload");
+        }
+        findings.push(
+            finding
+                .because(format!("{count} connections in the accept queue at close"))
+                .remedy(
+                    "hand the listening socket over at a restart: systemd socket activation, or the server's own reload (nginx -s reload, haproxy -sf)",
+                    "The queue then survives, as the socket is never closed.",
+                )
+                .remedy(
+                    "sysctl -w net.ipv4.tcp_migrate_req=1",
+                    "Linux 5.14 and newer, for SO_REUSEPORT groups only: what waits in a socket that closes goes to a sibling.",
+                ),
+        );
+    }
+    findings
+}
+
+pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (key, course) in &case.listeners {
+        let again = course.count_of(SYNACK_RETRANSMITTED);
+        let expired = course.count_of(REQUEST_EXPIRED);
+        let entered = course.count(ENTERED);
+        // A flood leaves unanswered SYN-ACKs as well; that is another finding.
+        let flooded = course.count(SYN_FULL) > 0;
+        let open = expired.max(1);
+        let percent = rule.threshold("percent of handshakes that were finished, at most");
+        let finished = entered.saturating_mul(100) > (entered + open).saturating_mul(percent);
+        if again < rule.threshold("SYN-ACKs sent again")
+            || flooded
+            || finished
+            || !case.tells(rule.needs)
+        {
+            continue;
+        }
+        // The timer also sends again what a full accept queue refused.
+        if course.count(crate::diagnose::case::ACCEPT_FULL) > 0 {
+            continue;
+        }
+        findings.push(
+            Finding::new(
+                rule,
+                key.netns,
+                course,
+                again + expired,
+                format!(
+                    "Clients' SYNs arrive, but their final ACKs do not: {again} SYN-ACKs were sent again and {expired} requests expired, while {entered} connections came in."
+                ),
+            )
+            .because(format!("{again} SYN-ACKs sent again, {expired} half-open requests expired, {entered} handshakes finished"))
+            .because("the SYN queue was never full, so it is no flood that fills it")
+            .remedy(
+                format!("tcpdump -nni any 'tcp port {} and tcp[tcpflags] & (tcp-syn|tcp-ack) != 0'", key.port),
+                "Shows on which interface the SYN-ACK leaves, and whether the ACK comes back. It should leave where the SYN came in.",
+            )
+            .remedy(
+                "ip route get CLIENT-ADDRESS; conntrack -S; nft list ruleset",
+                "The way back, connection tracking that is full or sees one direction only (insert_failed, invalid), and rules that drop it.",
+            ),
+        );
+    }
+    findings
+}
+
+/// Refusals that no other rule is about, and what to do about each.
+const OTHERS: [(u8, &str, &str); 9] = [
+    (
+        SYN_DROPPED_NO_MEMORY,
+        "cat /proc/net/sockstat; dmesg",
+        "The kernel could not allocate the request: the machine or its cgroup is out of memory.",
+    ),
+    (
+        ACK_DROPPED_NO_MEMORY,
+        "cat /proc/net/sockstat; sysctl net.ipv4.tcp_mem",
+        "The kernel could not allocate the connection: out of memory, or of the share that TCP may use.",
+    ),
+    (
+        SYN_DROPPED_NO_ROUTE,
+        "ip route get CLIENT-ADDRESS",
+        "There is no route back to the client: mind policy routing and the source address.",
+    ),
+    (
+        SYN_DROPPED_SECURITY,
+        "journalctl -k | grep -E 'avc|apparmor'",
+        "A security module (SELinux, AppArmor, BPF LSM) refuses these connections: correct its policy.",
+    ),
+    (
+        SYN_DROPPED_NOT_UNICAST,
+        "ip addr",
+        "SYNs are sent to a broadcast or multicast address, which is a mistake of the sender, or a scan.",
+    ),
+    (
+        SYN_DROPPED_OTHER,
+        "queue-trace check",
+        "The evidence does not tell why. Attached by fentry or kprobe more causes can be told.",
+    ),
+    (
+        ACK_DROPPED_OTHER,
+        "queue-trace check",
+        "The evidence does not tell why. Attached by fentry or kprobe more causes can be told.",
+    ),
+    (
+        COOKIE_DROPPED_OTHER,
+        "queue-trace check",
+        "A valid cookie was refused for another reason than a full queue, such as memory or a route.",
+    ),
+    (
+        COOKIE_FAILED_INVALID,
+        "queue-trace replay --event cookie_failed FILE",
+        "ACKs came with cookies that this machine never sent: forged, older than two minutes, or meant for another machine behind the same address.",
+    ),
+];
+
+pub(super) fn otherwise(rule: &Rule, case: &Case) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (key, course) in &case.listeners {
+        for (tag, command, caveat) in OTHERS {
+            let count = course.count_of(tag);
+            let Some(outcome) = Outcome::of(tag).filter(|_| count > 0) else {
+                continue;
+            };
+            findings.push(
+                Finding::new(
+                    rule,
+                    key.netns,
+                    course,
+                    count,
+                    format!("{count} times: {}.", outcome.says),
+                )
+                .because(format!(
+                    "{count} verdicts {}",
+                    super::names(set_of(&[tag])).join("")
+                ))
+                .remedy(command, caveat),
+            );
+        }
+    }
+    findings
+}

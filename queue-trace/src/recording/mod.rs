@@ -1,0 +1,9 @@
+//! Recordings: the JSON lines that `--json` wrote, read again on any machine.
+
+mod line;
+mod reader;
+
+pub use self::{
+    line::{Fault, Line},
+    reader::{Entry, Reader},
+};

@@ -1,0 +1,353 @@
+//! Reads recordings line by line, in constant memory: all that is whole is given, and what
+//! is missing is noted. Compression is told by the first bytes, not by the name.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::File,
+    io::{self, BufRead, BufReader, Cursor, Read},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use flate2::bufread::MultiGzDecoder;
+
+use super::{Fault, Line};
+use crate::sink::SCHEMA;
+
+/// Longer than any line that queue-trace writes.
+const LONGEST: u64 = 1 << 20;
+/// So many kinds of fault are told apart; the rest is summed up.
+const KINDS: usize = 16;
+const BUFFER: usize = 256 << 10;
+
+/// A line, and the bytes that it was read from, without the line's end.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// As it stands in the file.
+    pub raw: &'a [u8],
+    /// What it says; `None` if this version does not know its type or words.
+    pub line: Option<Line>,
+}
+
+/// Reads one recording, or the files of one recording in order.
+pub struct Reader {
+    left: VecDeque<PathBuf>,
+    file: Option<Open>,
+    buffer: Vec<u8>,
+    understood: u64,
+    notes: Vec<String>,
+    /// Of the first file: what it is, if it is no recording at all.
+    first_line: Option<String>,
+}
+
+/// The file that is being read.
+struct Open {
+    name: String,
+    bytes: Box<dyn BufRead>,
+    lines: u64,
+    headed: bool,
+    ended: Option<u64>,
+    cut: Option<String>,
+    faults: BTreeMap<String, Tally>,
+}
+
+/// How often something was found, and where first.
+struct Tally {
+    count: u64,
+    first: u64,
+}
+
+impl Reader {
+    /// Opens the files; `-` is standard input.
+    ///
+    /// # Errors
+    /// If one of them cannot be read.
+    pub fn open(files: &[PathBuf]) -> Result<Self> {
+        for path in files.iter().filter(|path| *path != Path::new("-")) {
+            let file =
+                File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+            if file.metadata().is_ok_and(|about| about.is_dir()) {
+                bail!("cannot read {}: it is a folder", path.display());
+            }
+        }
+        Ok(Self {
+            left: files.iter().cloned().collect(),
+            file: None,
+            buffer: Vec::new(),
+            understood: 0,
+            notes: Vec::new(),
+            first_line: None,
+        })
+    }
+
+    /// Reads from anything; the name is for messages.
+    #[must_use]
+    pub fn of(name: &str, bytes: impl Read + 'static) -> Self {
+        Self {
+            left: VecDeque::new(),
+            file: Some(Open::new(name.to_owned(), Box::new(bytes))),
+            buffer: Vec::new(),
+            understood: 0,
+            notes: Vec::new(),
+            first_line: None,
+        }
+    }
+
+    /// The next line that is whole.
+    ///
+    /// # Errors
+    /// At the end, if there was not a single line of a recording; or if a file is not there
+    /// any more.
+    // Not an iterator: the entry borrows the reader's buffer.
+    #[expect(clippy::should_implement_trait, reason = "an entry borrows the reader")]
+    pub fn next(&mut self) -> Result<Option<Entry<'_>>> {
+        loop {
+            if self.file.is_none() {
+                let Some(path) = self.left.pop_front() else {
+                    break;
+                };
+                self.file = Some(Open::at(&path)?);
+            }
+            let Some(file) = &mut self.file else { break };
+            if !file.read_line(&mut self.buffer) {
+                let file = self.file.take();
+                self.notes.extend(file.into_iter().flat_map(Open::notes));
+                continue;
+            }
+            if self.buffer.is_empty() {
+                continue;
+            }
+            match Line::parse(&self.buffer) {
+                Ok(line) => {
+                    if let Some(note) = file.follow(&line) {
+                        self.notes.push(note);
+                    }
+                    self.understood += 1;
+                    return Ok(Some(Entry {
+                        raw: &self.buffer,
+                        line: Some(line),
+                    }));
+                }
+                Err(fault) => {
+                    if self.understood == 0 && self.first_line.is_none() {
+                        let start = &self.buffer[..self.buffer.len().min(60)];
+                        self.first_line = Some(start.escape_ascii().to_string());
+                    }
+                    let known = !matches!(fault, Fault::Garbled(_));
+                    file.fault(&fault);
+                    // A newer version's lines are passed on by who writes JSON.
+                    if known && self.understood > 0 {
+                        return Ok(Some(Entry {
+                            raw: &self.buffer,
+                            line: None,
+                        }));
+                    }
+                }
+            }
+        }
+        if self.understood > 0 {
+            return Ok(None);
+        }
+        match &self.first_line {
+            Some(start) => bail!(
+                "not a recording of queue-trace: no line of it is one that --json writes \
+                 (it begins with: {start})"
+            ),
+            None if self.notes.iter().any(|note| note.contains("cut off")) => {
+                bail!(
+                    "nothing can be read: {} (the recorder was killed before it wrote its first \
+                     line, or the file was copied in part)",
+                    self.notes.join("; ")
+                )
+            }
+            None => bail!(
+                "the recording is empty: it has no line (was the recorder killed before it was \
+                 ready?)"
+            ),
+        }
+    }
+
+    /// What is missing or could not be understood in what was read so far, a sentence each.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+}
+
+impl Open {
+    fn new(name: String, bytes: Box<dyn Read>) -> Self {
+        let mut open = Self {
+            name,
+            bytes: Box::new(io::empty()),
+            lines: 0,
+            headed: false,
+            ended: None,
+            cut: None,
+            faults: BTreeMap::new(),
+        };
+        match decompressed(bytes) {
+            Ok(bytes) => open.bytes = bytes,
+            Err(error) => open.cut = Some(format!("cannot be read: {error}")),
+        }
+        open
+    }
+
+    fn at(path: &Path) -> Result<Self> {
+        if path == Path::new("-") {
+            return Ok(Self::new(
+                "standard input".to_owned(),
+                Box::new(io::stdin()),
+            ));
+        }
+        let name = path.display().to_string();
+        let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
+        Ok(Self::new(name, Box::new(file)))
+    }
+
+    /// Reads the next line that is not too long; whether there was one.
+    fn read_line(&mut self, line: &mut Vec<u8>) -> bool {
+        loop {
+            line.clear();
+            let read = (&mut self.bytes).take(LONGEST).read_until(b'\n', line);
+            if let Err(error) = read {
+                self.cut = Some(if error.kind() == io::ErrorKind::UnexpectedEof {
+                    format!("is cut off after line {}", self.lines)
+                } else {
+                    format!("is cut off after line {}: {error}", self.lines)
+                });
+                // What came before the fault is not a whole line.
+                return false;
+            }
+            if line.is_empty() {
+                return false;
+            }
+            self.lines += 1;
+            if line.last() == Some(&b'\n') {
+                line.pop();
+                if line.last() == Some(&b'\r') {
+                    line.pop();
+                }
+                return true;
+            }
+            if (line.len() as u64) < LONGEST {
+                // The last line has no end: it was cut off, unless it is whole all the same.
+                if Line::parse(line).is_ok() {
+                    return true;
+                }
+                self.cut = Some(format!("is cut off in line {}", self.lines));
+                return false;
+            }
+            self.note("lines longer than any that queue-trace writes".to_owned());
+            if let Err(error) = skip_line(&mut self.bytes) {
+                self.cut = Some(format!("is cut off in line {}: {error}", self.lines));
+                return false;
+            }
+        }
+    }
+
+    /// Notes what a line says of the file itself.
+    fn follow(&mut self, line: &Line) -> Option<String> {
+        match line {
+            Line::Header(header) => {
+                self.headed = true;
+                (header.schema > SCHEMA).then(|| {
+                    format!(
+                        "{} has schema version {}, written by queue-trace {}; this one knows version {SCHEMA} \
+                         and reads what it understands: use a newer queue-trace for the rest",
+                        self.name, header.schema, header.version
+                    )
+                })
+            }
+            Line::End(end) => {
+                self.ended = Some((self.lines - 1).abs_diff(end.lines));
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn fault(&mut self, fault: &Fault) {
+        self.note(match fault {
+            Fault::Garbled(_) => "lines that are not a recording's".to_owned(),
+            newer => format!("{newer}, which this version does not know"),
+        });
+    }
+
+    fn note(&mut self, what: String) {
+        let what = if self.faults.len() < KINDS || self.faults.contains_key(&what) {
+            what
+        } else {
+            "other lines that are not understood".to_owned()
+        };
+        let first = self.lines;
+        let tally = self.faults.entry(what).or_insert(Tally { count: 0, first });
+        tally.count += 1;
+    }
+
+    /// What is missing, once it has been read.
+    fn notes(self) -> Vec<String> {
+        let Self { name, lines, .. } = &self;
+        let mut notes = Vec::new();
+        for (what, Tally { count, first }) in &self.faults {
+            notes.push(format!(
+                "{name} has {count} {what} (the first is line {first})"
+            ));
+        }
+        if let Some(cut) = &self.cut {
+            notes.push(format!("{name} {cut}: what came after is missing"));
+        }
+        if *lines > 0 && !self.headed {
+            notes.push(format!(
+                "{name} has no header: its beginning is missing, and with it where and how it was recorded"
+            ));
+        }
+        match self.ended {
+            Some(0) => {}
+            Some(missing) => notes.push(format!(
+                "{name} has {missing} lines more or less than were written to it"
+            )),
+            None if *lines > 0 => notes.push(format!(
+                "{name} has no end: the recorder was killed, or the file was copied before it ended; \
+                 totals and ledger are missing"
+            )),
+            None => {}
+        }
+        notes
+    }
+}
+
+/// Skips the rest of a line.
+fn skip_line(bytes: &mut dyn BufRead) -> io::Result<()> {
+    loop {
+        let buffer = bytes.fill_buf()?;
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let end = buffer.iter().position(|byte| *byte == b'\n');
+        let length = end.map_or(buffer.len(), |end| end + 1);
+        bytes.consume(length);
+        if end.is_some() {
+            return Ok(());
+        }
+    }
+}
+
+/// The text of a file, as its first bytes say.
+fn decompressed(mut bytes: Box<dyn Read>) -> io::Result<Box<dyn BufRead>> {
+    const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+    const GZIP: [u8; 2] = [0x1f, 0x8b];
+    let mut start = Vec::new();
+    (&mut bytes)
+        .take(ZSTD.len() as u64)
+        .read_to_end(&mut start)?;
+    let (zstd, gzip) = (start.starts_with(&ZSTD), start.starts_with(&GZIP));
+    let whole = BufReader::with_capacity(BUFFER, Cursor::new(start).chain(bytes));
+    Ok(if zstd {
+        let decoder = zstd::Decoder::with_buffer(whole)?;
+        Box::new(BufReader::with_capacity(BUFFER, decoder))
+    } else if gzip {
+        Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(whole)))
+    } else {
+        Box::new(whole)
+    })
+}

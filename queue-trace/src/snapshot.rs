@@ -1,0 +1,129 @@
+//! A listener as it stands at one moment: the JSON lines of type `listener`.
+//!
+//! Everything but the identity is optional, as not every way of looking tells all.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::Listener;
+
+/// A listener at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "listener", default)]
+pub struct Snapshot {
+    /// When, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    /// The network namespace.
+    pub netns: u32,
+    /// Which listener.
+    pub listener: Listener,
+    /// The processes that hold it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<Vec<Process>>,
+    /// Their cgroup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// The systemd unit that the cgroup names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// The container that the cgroup names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// The Kubernetes pod that the cgroup names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// Its place in a group that shares the port by `SO_REUSEPORT`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<Group>,
+    /// Its accept queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accept_queue: Option<Gauge>,
+    /// Its SYN queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub syn_queue: Option<Gauge>,
+    /// What was refused since it was attached, by cause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drops: Option<BTreeMap<String, u64>>,
+    /// How long connections waited for accept().
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accept_latency_us: Option<Latency>,
+    /// Age of the oldest connection that nobody has accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest_waiting_us: Option<u64>,
+    /// The runtime whose default backlog the limit is, if its owner is that runtime.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_of: Option<String>,
+    /// Whether it was closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed: Option<bool>,
+}
+
+/// A listener's place in a `SO_REUSEPORT` group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Group {
+    /// From 0.
+    pub index: u32,
+    /// How many sockets are in it.
+    pub size: u32,
+    /// The part of the group's connections that this socket was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<f64>,
+    /// Whether its queue is full while a sibling's is empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_among_idle: Option<bool>,
+}
+
+/// A process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// Its name, as the kernel has it.
+    pub comm: String,
+}
+
+/// A queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Gauge {
+    /// How many are in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<u32>,
+    /// Requests whose SYN-ACK was not sent again; SYN queue only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub young: Option<u32>,
+    /// Its limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// What set the limit: `backlog`, `somaxconn` or `earlier_somaxconn`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_from: Option<String>,
+    /// `net.core.somaxconn` of the namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub somaxconn: Option<u32>,
+    /// The most there have been.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub high_water: Option<u32>,
+}
+
+/// Latency in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Latency {
+    /// Half were faster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p50: Option<u64>,
+    /// 99 of 100 were faster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p99: Option<u64>,
+    /// The slowest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<u64>,
+    /// Of how many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+}

@@ -1,0 +1,220 @@
+//! Recordings come back as they were written, and whatever befell a file, what is whole of
+//! it is read and what is missing is said.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{Cursor, Write};
+
+use proptest::prelude::*;
+use queue_trace::recording::{Line, Reader};
+
+/// A real recording: the demo's accept overflow, with everything.
+const RECORDING: &str = include_str!("recordings/accept-overflow.jsonl");
+
+fn gzip(text: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    // Flushed now and then, as the recorder does.
+    for chunk in text.chunks(2000) {
+        encoder.write_all(chunk).unwrap();
+        encoder.flush().unwrap();
+    }
+    encoder.finish().unwrap()
+}
+
+fn zstd(text: &[u8]) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    for chunk in text.chunks(2000) {
+        encoder.write_all(chunk).unwrap();
+        encoder.flush().unwrap();
+    }
+    encoder.finish().unwrap()
+}
+
+/// All lines that a reader gives, as text, and its notes; or why it gives none.
+fn read(bytes: impl Into<Vec<u8>>) -> Result<(Vec<String>, Vec<String>), String> {
+    let mut reader = Reader::of("x", Cursor::new(bytes.into()));
+    let mut lines = Vec::new();
+    loop {
+        match reader.next() {
+            Ok(Some(entry)) => lines.push(String::from_utf8_lossy(entry.raw).into_owned()),
+            Ok(None) => return Ok((lines, reader.notes().to_vec())),
+            Err(error) => return Err(format!("{error:#}")),
+        }
+    }
+}
+
+fn notes_of(bytes: impl Into<Vec<u8>>) -> String {
+    read(bytes).unwrap().1.join("\n")
+}
+
+#[test]
+fn a_whole_recording_is_read_as_it_is_in_every_form() {
+    let whole: Vec<_> = RECORDING.lines().map(str::to_owned).collect();
+    let text = RECORDING.as_bytes();
+    for bytes in [text.to_vec(), gzip(text), zstd(text)] {
+        let (lines, notes) = read(bytes).unwrap();
+        assert_eq!(lines, whole);
+        assert!(notes.is_empty(), "{notes:?}");
+    }
+}
+
+/// What is read is what was written: a line that is parsed and written again is the same.
+#[test]
+fn every_line_comes_back_the_same() {
+    for text in RECORDING.lines() {
+        let again = match Line::parse(text.as_bytes()).unwrap() {
+            Line::Header(line) => serde_json::to_string(&line),
+            Line::Event(line) => serde_json::to_string(&line),
+            Line::Listener(line) => serde_json::to_string(&line),
+            Line::Counts(line) => serde_json::to_string(&line),
+            Line::Loss(line) => serde_json::to_string(&line),
+            Line::Total(line) => serde_json::to_string(&line),
+            Line::Ledger(line) => serde_json::to_string(&line),
+            Line::End(line) => serde_json::to_string(&line),
+        };
+        assert_eq!(again.unwrap(), text);
+    }
+}
+
+/// The recorder can be killed at any byte.
+#[test]
+fn cut_off_at_any_byte_the_whole_lines_are_read() {
+    let whole: Vec<_> = RECORDING.lines().map(str::to_owned).collect();
+    let text = RECORDING.as_bytes();
+    let first = text.iter().position(|byte| *byte == b'\n').unwrap();
+    for cut in (0..text.len())
+        .step_by(7)
+        .chain(text.len() - 300..text.len())
+    {
+        let ends = text[..cut].iter().filter(|byte| **byte == b'\n').count();
+        match read(&text[..cut]) {
+            Ok((lines, notes)) => {
+                // A last line that lacks nothing but its end is whole.
+                let complete = text[cut] == b'\n';
+                assert_eq!(lines.len(), ends + usize::from(complete), "cut at {cut}");
+                assert_eq!(lines, whole[..lines.len()]);
+                let all = lines.len() == whole.len();
+                assert_eq!(notes.is_empty(), all, "cut at {cut}: {notes:?}");
+            }
+            Err(_) => assert!(cut < first, "cut at {cut}"),
+        }
+    }
+    for packed in [gzip(text), zstd(text)] {
+        let mut most = 0;
+        for cut in (0..packed.len()).step_by(3) {
+            if let Ok((lines, notes)) = read(&packed[..cut]) {
+                assert_eq!(lines, whole[..lines.len()], "cut at {cut}");
+                assert!(lines.len() >= most, "cut at {cut}: fewer lines than before");
+                most = lines.len();
+                assert!(
+                    notes.iter().any(|note| note.contains("cut off")),
+                    "{notes:?}"
+                );
+            }
+        }
+        assert_eq!(most, whole.len(), "what was flushed is read");
+    }
+}
+
+#[test]
+fn garbled_lines_are_left_out_and_counted() {
+    let mut lines: Vec<_> = RECORDING.lines().map(str::to_owned).collect();
+    let whole = lines.len();
+    lines.insert(5, "\u{0}\u{0}\u{0}".to_owned());
+    lines.insert(9, "{\"type\":\"event\",\"time\":7}".to_owned());
+    let (read_lines, notes) = read(lines.join("\n")).unwrap();
+    assert_eq!(read_lines.len(), whole);
+    let notes = notes.join("\n");
+    assert!(
+        notes.contains("2 lines that are not a recording's (the first is line 6)"),
+        "{notes}"
+    );
+}
+
+#[test]
+fn an_endless_line_is_left_out() {
+    let mut text = RECORDING.lines().next().unwrap().as_bytes().to_vec();
+    text.push(b'\n');
+    text.extend(std::iter::repeat_n(b'x', 5 << 20));
+    text.push(b'\n');
+    text.extend_from_slice(RECORDING.lines().last().unwrap().as_bytes());
+    let (lines, notes) = read(text).unwrap();
+    assert_eq!(lines.len(), 2);
+    assert!(notes.join("\n").contains("longer than any"), "{notes:?}");
+}
+
+#[test]
+fn a_newer_version_is_read_as_far_as_it_is_understood() {
+    let newer = RECORDING
+        .replacen("\"schema\":1", "\"schema\":2", 1)
+        .replacen("\"type\":\"counts\"", "\"type\":\"weather\"", 1)
+        .replacen("\"syn_dropped\"", "\"syn_postponed\"", 1);
+    let notes = notes_of(newer);
+    assert!(notes.contains("schema version 2"), "{notes}");
+    assert!(notes.contains("weather"), "{notes}");
+    assert!(notes.contains("syn_postponed"), "{notes}");
+}
+
+#[test]
+fn fields_that_are_not_known_are_passed_over() {
+    let newer = RECORDING.replace(
+        "\"type\":\"event\",",
+        "\"type\":\"event\",\"mood\":[1,{\"a\":2}],",
+    );
+    let (lines, notes) = read(newer).unwrap();
+    assert_eq!(lines.len(), RECORDING.lines().count());
+    assert!(notes.is_empty(), "{notes:?}");
+}
+
+#[test]
+fn a_beginning_and_an_end_that_are_missing_are_said() {
+    let lines: Vec<_> = RECORDING.lines().collect();
+    let notes = notes_of(lines[1..lines.len() - 1].join("\n"));
+    assert!(notes.contains("has no header"), "{notes}");
+    assert!(notes.contains("has no end"), "{notes}");
+    let mut holed = lines;
+    holed.remove(3);
+    assert!(notes_of(holed.join("\n")).contains("1 lines more or less"));
+}
+
+#[test]
+fn what_is_no_recording_is_said_to_be_none() {
+    for (bytes, words) in [
+        (&b""[..], "empty"),
+        (b"\n\n", "empty"),
+        (b"hello\nworld\n", "not a recording of queue-trace"),
+        (b"{\"type\":\"letter\"}\n", "not a recording of queue-trace"),
+        (b"[1,2,3]", "nothing can be read"),
+        (b"\x1f\x8b\x08", "nothing can be read"),
+        (b"\x28\xb5\x2f\xfd", "nothing can be read"),
+        (b"\x1f\x8bnonsense", "nothing can be read"),
+    ] {
+        let error = read(bytes).unwrap_err();
+        assert!(error.contains(words), "{bytes:?}: {error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+        let _ = read(bytes);
+    }
+
+    #[test]
+    fn nor_do_flipped_bytes_of_a_recording(
+        flips in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..50),
+        form in 0..3u8,
+    ) {
+        let text = RECORDING.as_bytes();
+        let mut bytes = match form {
+            0 => text.to_vec(),
+            1 => gzip(text),
+            _ => zstd(text),
+        };
+        for (at, byte) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let _ = read(bytes);
+    }
+}
