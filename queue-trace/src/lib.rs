@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod manual;
 pub mod recording;
 pub mod replay;
+pub mod report;
 pub mod sink;
 pub mod snapshot;
 
@@ -68,6 +69,7 @@ pub fn run(cli: &Cli) -> Result<u8> {
     match &cli.command {
         Some(Command::Replay(args)) => replay::run(args).map(|()| 0),
         Some(Command::Diagnose(args)) if !args.files.is_empty() => diagnose::run(args),
+        Some(Command::Report(args)) => report::run(args).map(|()| 0),
         Some(Command::Completions(args)) => manual::completions(args).map(|()| 0),
         Some(Command::Man(args)) => manual::man(args).map(|()| 0),
         command => watch(command.as_ref(), cli),

@@ -13,6 +13,7 @@ mod bench;
 mod check;
 mod concurrency;
 mod demo;
+mod diagnose;
 mod ending;
 mod environment;
 mod experiments;

@@ -11,7 +11,7 @@ use queue_trace_common::outcome::{
 use serde::Serialize;
 
 use super::{
-    case::{ACCEPT_FULL, Case, ENTERED, SYN_FULL, set_of},
+    case::{ACCEPT_FULL, Case, set_of},
     finding::{Finding, Threshold},
 };
 
@@ -86,7 +86,7 @@ pub static RULES: [Rule; 14] = [
     Rule {
         name: "accept-stopped",
         harm: Harm::Outage,
-        needs: ACCEPT_FULL | ENTERED,
+        needs: accept_queue::NEEDS,
         thresholds: &[at_least("seconds without accept()", 3)],
         why: "Connections leave the accept queue only when the application calls accept(). While it does not, the \
               queue stays full and the kernel drops every further handshake; clients see timeouts. No backlog \
@@ -96,7 +96,7 @@ pub static RULES: [Rule; 14] = [
     Rule {
         name: "reuseport-worker-stuck",
         harm: Harm::Refusing,
-        needs: ACCEPT_FULL | ENTERED,
+        needs: accept_queue::NEEDS,
         thresholds: &[
             at_least("seconds from the first refusal to the last", 2),
             at_least("connections that siblings took", 5),
@@ -109,7 +109,7 @@ pub static RULES: [Rule; 14] = [
     Rule {
         name: "accept-too-slow",
         harm: Harm::Refusing,
-        needs: ACCEPT_FULL | ENTERED,
+        needs: accept_queue::NEEDS,
         thresholds: &[
             at_least("seconds with refusals", 5),
             at_least("percent of the seconds between first and last refusal", 50),
@@ -121,7 +121,7 @@ pub static RULES: [Rule; 14] = [
     Rule {
         name: "backlog-too-small-for-bursts",
         harm: Harm::Refusing,
-        needs: ACCEPT_FULL | ENTERED,
+        needs: accept_queue::NEEDS,
         thresholds: &[at_least("seconds that a burst lasts at most", 2)],
         why: "Connections come in bursts larger than the backlog; between the bursts the application empties the queue. \
               A SYN that is dropped costs its client a second at least, as it is sent again after 1, 2, 4 … seconds.",
@@ -161,7 +161,7 @@ pub static RULES: [Rule; 14] = [
     Rule {
         name: "syn-flood-few-networks",
         harm: Harm::Refusing,
-        needs: SYN_FULL | ENTERED,
+        needs: flood::NEEDS,
         thresholds: &flood::THRESHOLDS,
         why: "Half-open requests fill the SYN queue when SYNs come and no final ACKs. These came from few networks.",
         find: flood::few,
@@ -169,7 +169,7 @@ pub static RULES: [Rule; 14] = [
     Rule {
         name: "syn-flood-many-networks",
         harm: Harm::Refusing,
-        needs: SYN_FULL | ENTERED,
+        needs: flood::NEEDS,
         thresholds: &flood::THRESHOLDS,
         why: "Half-open requests fill the SYN queue when SYNs come and no final ACKs. These came from many networks, \
               so their source addresses are probably forged; blocking them one by one is no use.",
@@ -178,10 +178,7 @@ pub static RULES: [Rule; 14] = [
     Rule {
         name: "syncookies-off",
         harm: Harm::Refusing,
-        needs: set_of(&[
-            outcome::SYN_DROPPED_SYN_QUEUE_FULL,
-            outcome::SYN_DROPPED_LAST_QUARTER,
-        ]),
+        needs: set_of(&[outcome::SYN_DROPPED_SYN_QUEUE_FULL]),
         thresholds: &[],
         why: "With net.ipv4.tcp_syncookies=0 a full SYN queue refuses every SYN, of real clients as well. With cookies \
               the kernel answers without remembering anything, and only who really is there comes back.",
@@ -199,7 +196,7 @@ pub static RULES: [Rule; 14] = [
     Rule {
         name: "syn-acks-unanswered",
         harm: Harm::Degraded,
-        needs: set_of(&[SYNACK_RETRANSMITTED, REQUEST_EXPIRED]) | ENTERED | SYN_FULL,
+        needs: set_of(&[SYNACK_RETRANSMITTED, REQUEST_EXPIRED]) | flood::NEEDS,
         thresholds: &[
             at_least("SYN-ACKs sent again", 5),
             at_least("percent of handshakes that were finished, at most", 90),
@@ -219,7 +216,7 @@ pub static RULES: [Rule; 14] = [
     },
     Rule {
         name: "refused-otherwise",
-        harm: Harm::Refusing,
+        harm: Harm::Degraded,
         needs: 0,
         thresholds: &[],
         why: "Handshakes were refused for a reason that has nothing to do with full queues.",

@@ -20,6 +20,8 @@ use super::Family;
 
 /// Network of the made-up IPv4 clients, a /24.
 pub(super) const TEST_RANGE_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 0);
+/// Many networks: the range for benchmarks, a /15 (RFC 2544).
+pub(super) const WIDE_RANGE_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// Network of the made-up IPv6 clients, a /64.
 pub(super) const TEST_RANGE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 5, 0, 0, 0, 0, 0);
 
@@ -77,9 +79,22 @@ fn set_flags(flags: libc::c_int) -> io::Result<()> {
 /// Routes the family's test range to `lo`; doing so twice does no harm.
 pub(super) fn route_test_range(family: Family) -> Result<()> {
     let result = match family {
-        Family::V4 => route_v4(),
+        Family::V4 => route_v4(TEST_RANGE_V4, 24),
         Family::V6 => route_v6(TEST_RANGE_V6, 64),
     };
+    routed(result, family)
+}
+
+/// Routes 512 networks to `lo`, the test range among them where it is IPv6.
+pub(super) fn route_wide_range(family: Family) -> Result<()> {
+    let result = match family {
+        Family::V4 => route_v4(WIDE_RANGE_V4, 15),
+        Family::V6 => route_v6(TEST_RANGE_V6, 48),
+    };
+    routed(result, family)
+}
+
+fn routed(result: io::Result<()>, family: Family) -> Result<()> {
     match result {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => {
@@ -88,11 +103,11 @@ pub(super) fn route_test_range(family: Family) -> Result<()> {
     }
 }
 
-fn route_v4() -> io::Result<()> {
+fn route_v4(range: Ipv4Addr, length: u32) -> io::Result<()> {
     // SAFETY: rtentry is plain data, for which all zeroes is a value.
     let mut route: libc::rtentry = unsafe { zeroed() };
-    route.rt_dst = sockaddr(TEST_RANGE_V4);
-    route.rt_genmask = sockaddr(Ipv4Addr::new(255, 255, 255, 0));
+    route.rt_dst = sockaddr(range);
+    route.rt_genmask = sockaddr(Ipv4Addr::from(u32::MAX << (32 - length)));
     route.rt_flags = libc::RTF_UP;
     route.rt_dev = DEVICE.as_ptr().cast_mut();
     set::<ADD_ROUTE, _>(Domain::IPV4, route)

@@ -239,6 +239,7 @@ fn a_flood_is_of_the_size_and_rate_asked_for() {
             count: 101,
             threads: 1,
             per_second: Some(500),
+            networks: 1,
             first: count,
         });
         assert_eq!((slow.sent, slow.lost), (101, 0));

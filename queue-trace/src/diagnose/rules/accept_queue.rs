@@ -2,7 +2,8 @@
 
 use queue_trace_common::outcome::{
     ACCEPTED, ACK_DROPPED_ACCEPT_QUEUE_FULL, ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET,
-    COOKIE_DROPPED_ACCEPT_QUEUE_FULL, SYN_DROPPED_ACCEPT_QUEUE_FULL, Set,
+    COOKIE_DROPPED_ACCEPT_QUEUE_FULL, ESTABLISHED_COOKIE, ESTABLISHED_HANDSHAKE,
+    SYN_DROPPED_ACCEPT_QUEUE_FULL, Set,
 };
 
 use super::Rule;
@@ -10,6 +11,15 @@ use crate::diagnose::{
     case::{ACCEPT_FULL, Case, Course, ENTERED, Key, set_of},
     finding::Finding,
 };
+
+/// What tells how a queue came to be full: refusals, and connections that enter. Fast open
+/// is left out: not every way to attach tells it.
+pub(super) const NEEDS: Set = set_of(&[
+    SYN_DROPPED_ACCEPT_QUEUE_FULL,
+    ACK_DROPPED_ACCEPT_QUEUE_FULL,
+    ESTABLISHED_HANDSHAKE,
+    ESTABLISHED_COOKIE,
+]);
 
 /// How a listener's accept queue came to be full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,9 +52,10 @@ fn pattern(case: &Case, course: &Course) -> Pattern {
         return Pattern::Never;
     }
     let leaves = leaving(case);
-    if !case.tells(leaves) {
+    if !case.tells(NEEDS) {
         return Pattern::Unclear;
     }
+    let seen = leaves == set_of(&[ACCEPTED]);
     let limit = |rule: &str, name: &str| {
         let rule = super::RULES.iter().find(|r| r.name == rule);
         rule.map_or(i64::MAX, |rule| rule.threshold(name) as i64)
@@ -63,6 +74,9 @@ fn pattern(case: &Case, course: &Course) -> Pattern {
     // between or in the latter: nothing can have left unseen, as the next client would have
     // got in.
     let left = |from: i64, to: i64| {
+        if from >= to {
+            return false;
+        }
         let mut between = course
             .slots
             .range(from..to)
@@ -110,8 +124,14 @@ fn pattern(case: &Case, course: &Course) -> Pattern {
         }
         let (from, to) = (refused[begin].0, refused[at].0);
         let long = (to - from) * case.width > most;
-        // In the slot of its end, or in the two after it.
-        let drained = left(to, to + 3);
+        let drained = if seen {
+            // In the slot of its end, or in the two after it.
+            left(to, to + 3)
+        } else {
+            // The queue was full: who enters it later finds a place that accept() made. After
+            // the last burst there may be nobody to prove it.
+            left(to + 1, i64::MAX) || (bursts > 0 && at + 1 == refused.len())
+        };
         if long || !drained {
             return Pattern::Unclear;
         }
@@ -355,7 +375,11 @@ pub(super) fn bursts(rule: &Rule, case: &Case) -> Vec<Finding> {
                  and then emptied, and {count} handshakes were refused."
             ),
         )
-        .because(format!("{bursts} bursts, after each of which connections left the queue within 2 s"));
+        .because(if case.tells(set_of(&[ACCEPTED])) {
+            format!("{bursts} bursts, after each of which accept() emptied the queue within 2 s")
+        } else {
+            format!("{bursts} bursts, and connections entered the queue again between them")
+        });
         findings.push(raise_limit(with_queue(finding, course), course));
     }
     findings

@@ -2,7 +2,8 @@
 
 use ipnet::IpNet;
 use queue_trace_common::outcome::{
-    COOKIE_SENT_FULL, SYN_DROPPED_LAST_QUARTER, SYN_DROPPED_SYN_QUEUE_FULL,
+    COOKIE_SENT_FULL, ESTABLISHED_COOKIE, ESTABLISHED_HANDSHAKE, SYN_DROPPED_LAST_QUARTER,
+    SYN_DROPPED_SYN_QUEUE_FULL, Set,
 };
 
 use super::{Rule, at_least};
@@ -10,6 +11,14 @@ use crate::diagnose::{
     case::{Case, Course, ENTERED, SYN_FULL, set_of},
     finding::{Finding, Threshold},
 };
+
+/// What tells a flood. Fast open is left out: not every way to attach tells it.
+pub(super) const NEEDS: Set = set_of(&[
+    COOKIE_SENT_FULL,
+    SYN_DROPPED_SYN_QUEUE_FULL,
+    ESTABLISHED_HANDSHAKE,
+    ESTABLISHED_COOKIE,
+]);
 
 pub(super) static THRESHOLDS: [Threshold; 4] = [
     at_least("SYNs that found the SYN queue full", 100),
@@ -25,7 +34,7 @@ fn flood(rule: &Rule, case: &Case, course: &Course) -> Option<(u64, u64)> {
     let many = syns >= rule.threshold("SYNs that found the SYN queue full");
     let percent = rule.threshold("percent of them that became connections, at most");
     let unfinished = entered.saturating_mul(100) <= syns.saturating_mul(percent);
-    (many && unfinished && case.tells(ENTERED)).then_some((syns, entered))
+    (many && unfinished && case.tells(NEEDS)).then_some((syns, entered))
 }
 
 /// The networks that sent most, if they are few.

@@ -31,6 +31,8 @@ pub struct Flood {
     /// The number of the first client: floods whose ranges do not overlap have no
     /// client in common.
     pub first: u32,
+    /// How many networks (/24, or /64 of IPv6) they come from: 512 at most.
+    pub networks: u32,
 }
 
 impl Flood {
@@ -41,6 +43,7 @@ impl Flood {
             threads: 1,
             per_second: None,
             first: 0,
+            networks: 1,
         }
     }
 }
@@ -60,6 +63,9 @@ pub struct Flooded {
 pub fn flood(listener: SocketAddr, flood: &Flood) -> Result<Flooded> {
     let family = Family::of(listener);
     loopback::route_test_range(family)?;
+    if flood.networks > 1 {
+        loopback::route_wide_range(family)?;
+    }
     let lost_before = loopback::lost_packets()?;
     let threads = flood.threads.max(1);
     let share = |thread: u32| {
@@ -73,7 +79,7 @@ pub fn flood(listener: SocketAddr, flood: &Flood) -> Result<Flooded> {
         let senders: Vec<_> = (0..threads)
             .map(|thread| {
                 let clients = share(thread)..share(thread + 1);
-                scope.spawn(move || send_syns(listener, family, clients, pace))
+                scope.spawn(move || send_syns(listener, flood.networks, clients, pace))
             })
             .collect();
         senders.into_iter().try_for_each(|s| {
@@ -89,10 +95,11 @@ pub fn flood(listener: SocketAddr, flood: &Flood) -> Result<Flooded> {
 
 fn send_syns(
     listener: SocketAddr,
-    family: Family,
+    networks: u32,
     clients: std::ops::Range<u32>,
     pace: Option<Duration>,
 ) -> Result<()> {
+    let family = Family::of(listener);
     let sender = Sender::open(family)?;
     let started = Instant::now();
     let mut packets = vec![Vec::new(); BATCH as usize];
@@ -108,7 +115,7 @@ fn send_syns(
         let packets = &mut packets[..length as usize];
         for (n, packet) in (next..).zip(packets.iter_mut()) {
             let syn = Segment {
-                source: flood_client(family, n),
+                source: flood_client(family, networks, n),
                 destination: listener,
                 sequence: n,
                 acknowledgment: 0,

@@ -2,8 +2,8 @@
 //! third one, so that a handshake can be held half-open, finished later, or
 //! finished wrongly.
 //!
-//! They have addresses in test ranges (198.51.100.0/24, 2001:db8:5::/64) that are
-//! routed to `lo` but belong to nobody, so the kernel never answers in their
+//! They have addresses in test ranges (198.51.100.0/24 or, for floods from many networks,
+//! 198.18.0.0/15; 2001:db8:5::/48) that are routed to `lo` but belong to nobody, so the kernel never answers in their
 //! place. Their segments carry an MSS option only; without timestamps, all that a
 //! SYN cookie holds is in its sequence number.
 //!
@@ -18,7 +18,7 @@ mod wire;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::Family;
-use super::loopback::{TEST_RANGE_V4, TEST_RANGE_V6};
+use super::loopback::{TEST_RANGE_V4, TEST_RANGE_V6, WIDE_RANGE_V4};
 
 pub use flood::{Flood, Flooded, flood};
 pub use peer::{Answer, Peer};
@@ -35,9 +35,28 @@ const MARKER_HOST: u8 = 254;
 const FIRST_FLOOD_PORT: u16 = 1024;
 const FIRST_PEER_PORT: u16 = 61_000;
 
-/// The address of flooding client `n`; they repeat after some 15 million.
-fn flood_client(family: Family, n: u32) -> SocketAddr {
-    client(family, n, FIRST_FLOOD_PORT..FIRST_PEER_PORT)
+/// The address of flooding client `n`, in one network or in turn in several; they repeat
+/// after some 15 million.
+fn flood_client(family: Family, networks: u32, n: u32) -> SocketAddr {
+    let ports = FIRST_FLOOD_PORT..FIRST_PEER_PORT;
+    if networks <= 1 {
+        return client(family, n, ports);
+    }
+    let network = n % networks;
+    let mut address = client(family, n / networks, ports);
+    address.set_ip(match (family, address.ip()) {
+        (Family::V4, IpAddr::V4(host)) => {
+            let wide = u32::from(WIDE_RANGE_V4) + (network << 8) + u32::from(host.octets()[3]);
+            Ipv4Addr::from(wide).into()
+        }
+        (_, IpAddr::V6(host)) => {
+            let mut octets = host.octets();
+            octets[6..8].copy_from_slice(&(network as u16).to_be_bytes());
+            Ipv6Addr::from(octets).into()
+        }
+        (_, host) => host,
+    });
+    address
 }
 
 /// The address of peer `n`; they repeat after a million.
@@ -74,7 +93,7 @@ mod tests {
     #[test]
     fn flooding_clients_differ_and_are_never_peers() {
         for family in Family::ALL {
-            let clients: HashSet<_> = (0..100_000).map(|n| flood_client(family, n)).collect();
+            let clients: HashSet<_> = (0..100_000).map(|n| flood_client(family, 1, n)).collect();
             assert_eq!(clients.len(), 100_000);
             assert!(clients.iter().all(|c| c.port() < FIRST_PEER_PORT));
             assert!(peer_client(family, 0).port() >= FIRST_PEER_PORT);

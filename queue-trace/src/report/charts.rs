@@ -1,0 +1,268 @@
+//! The charts of the page: which lines over which time. The page's script draws them, and its
+//! tables say the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use queue_trace_common::outcome::{Kind, OUTCOMES, of_kind};
+use serde::Serialize;
+
+use crate::{
+    diagnose::{
+        Case,
+        case::{Course, Slot},
+    },
+    event::Name,
+};
+
+/// Values over time.
+#[derive(Debug, Serialize)]
+pub struct Chart {
+    /// The element that it is drawn in.
+    pub id: String,
+    /// What it shows.
+    pub title: String,
+    /// What its values count.
+    pub unit: &'static str,
+    /// Whether the series add up.
+    pub stacked: bool,
+    /// Seconds since 1970.
+    pub time: Vec<i64>,
+    /// Its lines.
+    pub series: Vec<Series>,
+}
+
+/// One line of a chart.
+#[derive(Debug, Serialize)]
+pub struct Series {
+    /// What it is.
+    pub label: String,
+    /// Its colour, a number of the page's palette.
+    pub colour: usize,
+    /// Whether it is a limit.
+    pub dashed: bool,
+    /// A value for each time, if there is one.
+    pub values: Vec<Option<u64>>,
+}
+
+/// Colours of the palette.
+const COLOURS: usize = 8;
+
+impl Chart {
+    /// In one sentence, for those who cannot see it.
+    #[must_use]
+    pub fn says(&self) -> String {
+        let peaks: Vec<_> = self
+            .series
+            .iter()
+            .map(|series| {
+                let most = series.values.iter().flatten().max().copied().unwrap_or(0);
+                format!("{} at most {most}", series.label)
+            })
+            .collect();
+        format!(
+            "Chart over time: {}. {}. A table follows.",
+            self.title,
+            peaks.join(", ")
+        )
+    }
+
+    /// Its rows, those in which there is something, so many at most.
+    pub fn rows(&self, most: usize) -> impl Iterator<Item = (i64, Vec<Option<u64>>)> {
+        self.time
+            .iter()
+            .enumerate()
+            .map(|(at, time)| {
+                let values = self.series.iter().map(|series| series.values[at]).collect();
+                (*time, values)
+            })
+            .filter(|(_, values): &(i64, Vec<Option<u64>>)| {
+                values.iter().flatten().any(|value| *value > 0)
+            })
+            .take(most)
+    }
+}
+
+/// What was refused in all, by cause.
+#[must_use]
+pub fn overview(case: &Case) -> Option<Chart> {
+    let mut all: BTreeMap<i64, Slot> = BTreeMap::new();
+    for course in case.listeners.values() {
+        for (at, slot) in &course.slots {
+            let sum = all.entry(*at).or_default();
+            for (tag, count) in &slot.outcomes {
+                *sum.outcomes.entry(*tag).or_default() += count;
+            }
+        }
+    }
+    outcomes(
+        case,
+        &all,
+        "overview",
+        "Refused or put off, all listeners",
+        Kind::Refusal,
+    )
+}
+
+/// The charts of one listener.
+#[must_use]
+pub fn charts(case: &Case, course: &Course, number: usize) -> Vec<Chart> {
+    let mut charts = Vec::new();
+    let id = |what: &str| format!("l{number}-{what}");
+    charts.extend(outcomes(
+        case,
+        &course.slots,
+        &id("refused"),
+        "Refused or put off, by cause",
+        Kind::Refusal,
+    ));
+    charts.extend(outcomes(
+        case,
+        &course.slots,
+        &id("routine"),
+        "The normal course",
+        Kind::Routine,
+    ));
+    charts.extend(depth(case, course, id("depth")));
+    charts.extend(latency(case, course, id("latency")));
+    charts
+}
+
+/// Every moment from the first slot to the last.
+fn times(case: &Case, slots: &BTreeMap<i64, Slot>) -> Vec<i64> {
+    let (Some((first, _)), Some((last, _))) = (slots.first_key_value(), slots.last_key_value())
+    else {
+        return Vec::new();
+    };
+    // One more at each end, so that a single slot has an extent.
+    (first - 1..=last + 1)
+        .map(|slot| case.begins(slot))
+        .collect()
+}
+
+fn outcomes(
+    case: &Case,
+    slots: &BTreeMap<i64, Slot>,
+    id: &str,
+    title: &str,
+    kind: Kind,
+) -> Option<Chart> {
+    let shown: BTreeSet<u8> = slots
+        .values()
+        .flat_map(|slot| slot.outcomes.keys().copied())
+        .filter(|tag| of_kind(kind) >> tag & 1 == 1)
+        .collect();
+    if shown.is_empty() {
+        return None;
+    }
+    let time = times(case, slots);
+    let series = shown.into_iter().enumerate().filter_map(|(place, tag)| {
+        let outcome = OUTCOMES.iter().find(|outcome| outcome.tag == tag)?;
+        let value = |time: &i64| {
+            let slot = slots.get(&(time / case.width));
+            Some(
+                slot.and_then(|slot| slot.outcomes.get(&tag))
+                    .copied()
+                    .unwrap_or(0),
+            )
+        };
+        Some(Series {
+            label: Name(outcome).to_string(),
+            colour: place % COLOURS,
+            dashed: false,
+            values: time.iter().map(value).collect(),
+        })
+    });
+    let series = series.collect();
+    let each = if case.width == 1 {
+        "each second".to_owned()
+    } else {
+        format!("each {} s", case.width)
+    };
+    Some(Chart {
+        id: id.to_owned(),
+        title: format!("{title}, {each}"),
+        unit: "count",
+        stacked: true,
+        time,
+        series,
+    })
+}
+
+fn depth(case: &Case, course: &Course, id: String) -> Option<Chart> {
+    let time = times(case, &course.slots);
+    let of = |depth: fn(&Slot) -> Option<u32>| -> Vec<Option<u64>> {
+        let value = |time: &i64| {
+            course
+                .slots
+                .get(&(time / case.width))
+                .and_then(depth)
+                .map(u64::from)
+        };
+        time.iter().map(value).collect()
+    };
+    let accept = of(|slot| slot.depth);
+    let syn = of(|slot| slot.syn_depth);
+    if accept.iter().chain(&syn).flatten().next().is_none() {
+        return None;
+    }
+    let mut series = vec![
+        Series {
+            label: "accept queue".to_owned(),
+            colour: 2,
+            dashed: false,
+            values: accept,
+        },
+        Series {
+            label: "SYN queue".to_owned(),
+            colour: 4,
+            dashed: false,
+            values: syn,
+        },
+    ];
+    if let Some(limit) = course.limit {
+        series.push(Series {
+            label: "limit".to_owned(),
+            colour: 0,
+            dashed: true,
+            values: vec![Some(limit.into()); time.len()],
+        });
+    }
+    Some(Chart {
+        id,
+        title: "Depth of the queues against their limit, the deepest seen".to_owned(),
+        unit: "connections",
+        stacked: false,
+        time,
+        series,
+    })
+}
+
+fn latency(case: &Case, course: &Course, id: String) -> Option<Chart> {
+    let time = times(case, &course.slots);
+    let of = |pick: fn(&(u64, u64)) -> u64| -> Vec<Option<u64>> {
+        let slot = |time: &i64| course.slots.get(&(time / case.width));
+        time.iter()
+            .map(|time| slot(time)?.latency_us.as_ref().map(pick))
+            .collect()
+    };
+    let median = of(|(median, _)| *median);
+    median.iter().flatten().next()?;
+    let series = [
+        ("median", 3, median),
+        ("99th percentile", 1, of(|(_, high)| *high)),
+    ];
+    let series = series.map(|(label, colour, values)| Series {
+        label: label.to_owned(),
+        colour,
+        dashed: false,
+        values,
+    });
+    Some(Chart {
+        id,
+        title: "Accept latency: time in the accept queue".to_owned(),
+        unit: "µs",
+        stacked: false,
+        time,
+        series: series.into(),
+    })
+}

@@ -1,0 +1,423 @@
+//! `queue-trace report`: one self-contained page of an incident. Needs no network when it is
+//! made, and none when it is read.
+
+mod charts;
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use jiff::{Timestamp, tz::TimeZone};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+use queue_trace_common::outcome::{Kind, OUTCOMES};
+
+use self::charts::{Chart, charts};
+use crate::{
+    cli,
+    diagnose::{
+        self, Case, Diagnosis, Finding, Verdict,
+        case::{Course, Key},
+    },
+    event::Name,
+    ledger::Ledger,
+};
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+const UPLOT: &str = include_str!("vendor/uPlot.iife.min.js");
+const UPLOT_STYLE: &str = include_str!("vendor/uPlot.min.css");
+const UPLOT_LICENCE: &str = include_str!("vendor/uPlot-LICENSE");
+
+/// Nothing from anywhere else, whatever a recording has in it.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+
+/// Listeners that have charts of their own.
+const CHARTED: usize = 8;
+/// Rows of a table.
+const ROWS: usize = 200;
+
+/// Makes the page of a recording.
+///
+/// # Errors
+/// If the recording cannot be read, or the page not written.
+pub fn run(args: &cli::Report) -> Result<()> {
+    let case = diagnose::read(&args.files)?;
+    let page = page(&case);
+    fs::write(&args.output, page)
+        .with_context(|| format!("cannot write to {}", args.output.display()))?;
+    for note in &case.notes {
+        eprintln!("note: {note}");
+    }
+    eprintln!("wrote {}", args.output.display());
+    Ok(())
+}
+
+/// The page.
+#[must_use]
+pub fn page(case: &Case) -> String {
+    let diagnosis = diagnose::diagnose(case);
+    let listeners = by_trouble(case);
+    let overview = Vec::from_iter(charts::overview(case));
+    let courses: Vec<_> = listeners
+        .iter()
+        .take(CHARTED)
+        .enumerate()
+        .map(|(number, (key, course))| (*key, *course, charts(case, course, number)))
+        .collect();
+    let all = overview
+        .iter()
+        .chain(courses.iter().flat_map(|(_, _, charts)| charts));
+    let data = serde_json::json!({ "charts": all.collect::<Vec<_>>() });
+    // In a script nothing ends it but its own end.
+    let data = data.to_string().replace('<', "\\u003c");
+    let title = title(case);
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (title) }
+                style { (PreEscaped(UPLOT_STYLE)) (PreEscaped(STYLE)) }
+            }
+            body {
+                header {
+                    h1 { (title) }
+                    p.soft { (span(case)) }
+                }
+                main {
+                    (findings(&diagnosis))
+                    section aria-labelledby="course" {
+                        h2 #course { "Course of time" }
+                        @for chart in &overview { (figure(chart)) }
+                        @for (key, course, charts) in courses.iter().filter(|(_, _, charts)| !charts.is_empty()) {
+                            h3 { (course.name()) " " span.soft { (identity(key)) } }
+                            @for chart in charts { (figure(chart)) }
+                        }
+                    }
+                    (listener_table(&listeners))
+                    (client_table(&listeners))
+                    (ledgers(case, &diagnosis))
+                    (environment(case))
+                }
+                footer {
+                    p { "Made by queue-trace " (env!("CARGO_PKG_VERSION")) ". What each verdict means: queue-trace's docs/verdicts.md." }
+                    details { summary { "Licence of uPlot, which draws the charts" } pre { (UPLOT_LICENCE) } }
+                }
+                script type="application/json" #data { (PreEscaped(data)) }
+                script { (PreEscaped(UPLOT)) }
+                script { (PreEscaped(SCRIPT)) }
+            }
+        }
+    }
+    .into_string()
+}
+
+fn title(case: &Case) -> String {
+    match &case.header {
+        Some(header) => format!("Refused connections on {}", header.host),
+        None => "Refused connections".to_owned(),
+    }
+}
+
+/// A moment for people, in UTC, as readers are anywhere.
+fn moment(ns: i128, format: &str) -> String {
+    Timestamp::from_nanosecond(ns).map_or_else(
+        |_| "?".to_owned(),
+        |moment| moment.to_zoned(TimeZone::UTC).strftime(format).to_string(),
+    )
+}
+
+fn span(case: &Case) -> String {
+    match case.span {
+        None => "No moment is known.".to_owned(),
+        Some((from, to)) => format!(
+            "{} to {} UTC, {:.1} s, {} events",
+            moment(from, "%Y-%m-%d %H:%M:%S"),
+            moment(to, "%H:%M:%S"),
+            case.seconds(),
+            case.lines
+        ),
+    }
+}
+
+fn identity(key: &Key) -> String {
+    match key.inode {
+        Some(inode) => format!("netns {}, socket inode {inode}", key.netns),
+        None => format!("netns {}", key.netns),
+    }
+}
+
+/// The listeners, those with most refusals first.
+fn by_trouble(case: &Case) -> Vec<(&Key, &Course)> {
+    let refusals = queue_trace_common::outcome::of_kind(Kind::Refusal);
+    let mut all: Vec<_> = case.listeners.iter().collect();
+    all.sort_by_key(|(key, course)| (std::cmp::Reverse(course.count(refusals)), **key));
+    all
+}
+
+fn findings(diagnosis: &Diagnosis) -> Markup {
+    let (class, says) = match diagnosis.verdict {
+        Verdict::Findings => ("findings", format!("{} found.", plural(diagnosis.findings.len(), "finding"))),
+        Verdict::NothingFound => (
+            "nothing_found",
+            "Nothing wrong: no handshake was refused, and the ledger proves that nothing was missed.".to_owned(),
+        ),
+        Verdict::CouldNotTell => (
+            "could_not_tell",
+            "Could not tell: nothing was found, but something may have been missed.".to_owned(),
+        ),
+    };
+    html! {
+        section aria-labelledby="findings" {
+            h2 #findings { "What is wrong" }
+            p.verdict.(class) { (says) }
+            @for finding in &diagnosis.findings { (finding_of(finding)) }
+            @if !diagnosis.doubts.is_empty() {
+                h3 { "What is missing or in doubt" }
+                ul { @for doubt in &diagnosis.doubts { li { (doubt) } } }
+            }
+            @if !diagnosis.not_judged.is_empty() {
+                details {
+                    summary { (plural(diagnosis.not_judged.len(), "rule")) " could not be judged" }
+                    ul {
+                        @for rule in &diagnosis.not_judged {
+                            li { (rule.rule) ": not looked for, or not observable there: " (rule.needs.join(", ")) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn plural(count: usize, what: &str) -> String {
+    if count == 1 {
+        format!("1 {what}")
+    } else {
+        format!("{count} {what}s")
+    }
+}
+
+fn finding_of(finding: &Finding) -> Markup {
+    let harm = finding.harm.word();
+    html! {
+        article {
+            h3 {
+                span.harm.(harm.to_lowercase()) { (harm) } " " (finding.listener)
+                @if let Some(owner) = &finding.owner { " " span.soft { (owner) } }
+            }
+            p { strong { (finding.what) } }
+            dl {
+                dt { "Evidence" }
+                dd { ul { @for evidence in &finding.evidence { li { (evidence) } } } }
+                dt { "Why" }
+                dd { (finding.why) }
+                dt { "What to do" }
+                dd {
+                    @for remedy in &finding.remedies {
+                        pre { code { (remedy.command) } }
+                        p { (remedy.caveat) }
+                    }
+                }
+            }
+            p.soft {
+                "Rule " (finding.rule)
+                @for threshold in finding.thresholds { "; " (threshold.name) ": " (threshold.value) }
+            }
+        }
+    }
+}
+
+fn figure(chart: &Chart) -> Markup {
+    html! {
+        figure {
+            figcaption { (chart.title) }
+            div.chart #(chart.id) role="img" aria-label=(chart.says()) {}
+            details {
+                summary { "The same as a table" }
+                div.scroll {
+                    table {
+                        thead { tr { th scope="col" { "UTC" } @for series in &chart.series { th.n scope="col" { (series.label) } } } }
+                        tbody {
+                            @for (time, values) in chart.rows(ROWS) {
+                                tr {
+                                    th scope="row" { (moment(i128::from(time) * 1_000_000_000, "%H:%M:%S")) }
+                                    @for value in values {
+                                        td.n { @match value { Some(value) => (value), None => "–" } }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn listener_table(listeners: &[(&Key, &Course)]) -> Markup {
+    html! {
+        section aria-labelledby="listeners" {
+            h2 #listeners { "Listeners" }
+            @if listeners.is_empty() { p { "Nothing befell any listener." } }
+            @else {
+                div.scroll { table {
+                    thead { tr {
+                        th scope="col" { "Listener" } th scope="col" { "Owner" } th.n scope="col" { "Limit" }
+                        th.n scope="col" { "Deepest" } th scope="col" { "What happened" }
+                    } }
+                    tbody {
+                        @for (key, course) in listeners.iter().take(ROWS) {
+                            tr {
+                                th scope="row" { (course.name()) br; span.soft { (identity(key)) } }
+                                td { (owner(course)) }
+                                td.n { (number(course.limit)) }
+                                td.n { (number(course.deepest)) }
+                                td {
+                                    @for outcome in OUTCOMES.iter().filter(|o| course.count_of(o.tag) > 0) {
+                                        (course.count_of(outcome.tag)) " × " (Name(outcome).to_string()) br;
+                                    }
+                                }
+                            }
+                        }
+                    }
+                } }
+                @if listeners.len() > ROWS { p.soft { (listeners.len() - ROWS) " more are not shown." } }
+            }
+        }
+    }
+}
+
+fn owner(course: &Course) -> String {
+    let Some(snapshot) = &course.snapshot else {
+        return "–".to_owned();
+    };
+    let processes = snapshot.processes.iter().flatten().take(4);
+    let mut parts: Vec<_> = processes
+        .map(|p| format!("{} ({})", p.comm, p.pid))
+        .collect();
+    parts.extend(snapshot.unit.clone());
+    parts.extend(
+        snapshot
+            .container
+            .as_ref()
+            .map(|id| format!("container {id}")),
+    );
+    parts.extend(snapshot.pod.as_ref().map(|id| format!("pod {id}")));
+    if parts.is_empty() {
+        "–".to_owned()
+    } else {
+        parts.join(", ")
+    }
+}
+
+fn number(number: Option<u32>) -> String {
+    number.map_or_else(|| "–".to_owned(), |number| number.to_string())
+}
+
+fn client_table(listeners: &[(&Key, &Course)]) -> Markup {
+    let known: Vec<_> = listeners
+        .iter()
+        .filter(|(_, course)| course.clients.total > 0)
+        .take(CHARTED)
+        .collect();
+    html! {
+        section aria-labelledby="clients" {
+            h2 #clients { "Clients refused or put off" }
+            @if known.is_empty() { p { "No client of a refusal is known." } }
+            @for (_, course) in known {
+                h3 { (course.name()) }
+                p.soft {
+                    "By network (/24, or /64 of IPv6), of " (course.clients.total) " events that have a client"
+                    @if course.clients.overflowed { "; there are more networks than are counted apart, so small ones may be missing" } "."
+                }
+                div.scroll { table {
+                    thead { tr { th scope="col" { "Network" } th.n scope="col" { "Events" } th.n scope="col" { "Share" } } }
+                    tbody { @for (network, count) in course.clients.top(10) {
+                        tr {
+                            th scope="row" { (network.to_string()) }
+                            td.n { (count) }
+                            td.n { (format!("{:.0} %", 100.0 * count as f64 / course.clients.total as f64)) }
+                        }
+                    } }
+                } }
+            }
+        }
+    }
+}
+
+fn ledgers(case: &Case, diagnosis: &Diagnosis) -> Markup {
+    html! {
+        section aria-labelledby="ledger" {
+            h2 #ledger { "Ledger: the kernel's counters beside the verdicts" }
+            @for proof in &diagnosis.proof { p { (proof) "." } }
+            @if case.ledgers.is_empty() { p { "The recording has none." } }
+            @for ledger in case.ledgers.values().take(CHARTED) { (ledger_of(ledger)) }
+            @if !case.losses.is_empty() {
+                h3 { "Lost on the way" }
+                ul { @for (what, count) in &case.losses { li { (count) " " (what) } } }
+            }
+        }
+    }
+}
+
+fn ledger_of(ledger: &Ledger) -> Markup {
+    html! {
+        h3 {
+            "netns " (ledger.netns) ": "
+            @match ledger.unexplained {
+                Some(count) => { "unexplained " (count) },
+                None => "not compared",
+            }
+            @if let Some(note) = &ledger.note { " (" (note) ")" }
+        }
+        div.scroll { table {
+            thead { tr { th scope="col" { "Counter" } th.n scope="col" { "Kernel" } th.n scope="col" { "Seen" } } }
+            tbody { @for (name, line) in &ledger.counters {
+                tr {
+                    th scope="row" { (name) }
+                    td.n { @match line.kernel { Some(kernel) => (kernel), None => "?" } }
+                    td.n { (line.seen) }
+                }
+            } }
+        } }
+    }
+}
+
+fn environment(case: &Case) -> Markup {
+    html! {
+        section aria-labelledby="environment" {
+            h2 #environment { "Environment" }
+            @if let Some(header) = &case.header {
+                dl {
+                    dt { "Host" } dd { (header.host) }
+                    dt { "Kernel" } dd { (header.kernel) }
+                    dt { "Attached by" } dd { (header.attach.family) ", at " (header.attach.hooks.len()) " places" }
+                    dt { "Recorded by" } dd { "queue-trace " (header.version) ", from " (header.time) }
+                    @if !header.attach.limits.is_empty() {
+                        dt { "Not observable there" }
+                        dd { ul { @for limit in &header.attach.limits { li { (limit) } } } }
+                    }
+                }
+            } @else { p { "The recording has no header, so it is not known." } }
+            @let known: Vec<_> = case.listeners.values().filter(|course| course.sysctls.is_some()).take(ROWS).collect();
+            @if !known.is_empty() {
+                h3 { "Settings at the listeners" }
+                div.scroll { table {
+                    thead { tr {
+                        th scope="col" { "Listener" } th.n scope="col" { "tcp_syncookies" } th.n scope="col" { "tcp_abort_on_overflow" }
+                        th.n scope="col" { "tcp_max_syn_backlog" } th.n scope="col" { "somaxconn" }
+                    } }
+                    tbody { @for course in known { @if let Some(sysctls) = course.sysctls {
+                        tr {
+                            th scope="row" { (course.name()) }
+                            td.n { (sysctls.tcp_syncookies) } td.n { (sysctls.tcp_abort_on_overflow) }
+                            td.n { (sysctls.tcp_max_syn_backlog) } td.n { (sysctls.somaxconn) }
+                        }
+                    } } }
+                } }
+            }
+        }
+    }
+}

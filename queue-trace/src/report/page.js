@@ -1,0 +1,62 @@
+"use strict";
+// Draws the charts of the page from the data in it. The tables beside them say the same
+// without.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const drawn = [];
+  const tone = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  // The values of a series on top of those before it.
+  const stack = (series) => {
+    const sums = [];
+    return series.map((one) => one.values.map((value, at) => (sums[at] = (sums[at] || 0) + (value || 0))));
+  };
+
+  const draw = () => {
+    drawn.splice(0).forEach((plot) => plot.destroy());
+    for (const chart of data.charts) {
+      const place = document.getElementById(chart.id);
+      const ink = tone("--ink"), line = tone("--line");
+      const axis = { stroke: ink, grid: { stroke: line, width: 0.5 }, ticks: { stroke: line, width: 0.5 } };
+      const values = chart.stacked ? stack(chart.series) : chart.series.map((one) => one.values);
+      const series = chart.series.map((one, index) => {
+        const colour = tone("--s" + one.colour);
+        return {
+          label: one.label,
+          stroke: colour,
+          width: chart.stacked ? 1 : 2,
+          dash: one.dashed ? [6, 4] : undefined,
+          fill: chart.stacked ? colour + "66" : undefined,
+          paths: chart.stacked ? uPlot.paths.stepped({ align: 1 }) : undefined,
+          spanGaps: !chart.stacked,
+          points: { show: !chart.stacked && chart.time.length < 60 },
+          // A stack shows sums; the legend says the series' own number.
+          value: (_, __, ___, at) => {
+            const own = at == null ? null : one.values[at];
+            return own == null ? "–" : String(own);
+          },
+        };
+      });
+      // The highest of a stack goes behind the others.
+      const order = chart.stacked ? series.map((_, index) => index).reverse() : series.map((_, index) => index);
+      const options = {
+        width: Math.max(240, place.clientWidth),
+        height: 220,
+        scales: { y: { range: (_, low, high) => [0, Math.max(1, (high || 0) * 1.08)] } },
+        axes: [axis, { ...axis, label: chart.unit, size: 60 }],
+        series: [{ label: "time" }, ...order.map((index) => series[index])],
+        cursor: { y: false },
+      };
+      drawn.push(new uPlot(options, [chart.time, ...order.map((index) => values[index])], place));
+    }
+  };
+
+  let waiting;
+  const soon = () => { clearTimeout(waiting); waiting = setTimeout(draw, 100); };
+  draw();
+  addEventListener("resize", soon);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  matchMedia("print").addEventListener("change", draw);
+  addEventListener("beforeprint", draw);
+  addEventListener("afterprint", draw);
+})();

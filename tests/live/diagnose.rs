@@ -1,0 +1,307 @@
+//! `queue-trace diagnose` on recordings of the very faults: each is made here, recorded as it
+//! happens, and must be found; and nothing must be found where nothing is wrong.
+//!
+//! With `QUEUE_TRACE_RECORDINGS=FOLDER` the recordings are kept, as those in
+//! `queue-trace/tests/recordings` were.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{fs, mem};
+
+use live_tests::{Attach, Launch, Room, Scratch, attach};
+use queue_trace::lab::raw::{Flood, Wire};
+use queue_trace::lab::{Family, Listen, Netns, Pace, connect_each};
+use serde_json::Value;
+
+use crate::bench::{half_open, let_in, listen, syns};
+
+const COOKIES: &str = "net.ipv4.tcp_syncookies";
+
+/// Records what `play` does in the room, and gives the diagnosis.
+fn diagnosed(name: &str, netns: &Netns, play: impl FnOnce()) -> Value {
+    let scratch = Scratch::new(name);
+    let path = scratch.file(&format!("{name}.jsonl"));
+    // A low rate keeps recordings of floods small; counts are exact all the same.
+    let tracer = Launch::text()
+        .args(["--json", "--all", "--rate", "60", "-o"])
+        .arg(&path)
+        .on(netns)
+        .start();
+    play();
+    let _ = tracer.stop();
+    if let Some(folder) = std::env::var_os("QUEUE_TRACE_RECORDINGS") {
+        fs::create_dir_all(&folder).unwrap();
+        let kept = format!("{}-{name}.jsonl", attach().name());
+        fs::copy(&path, std::path::Path::new(&folder).join(kept)).unwrap();
+    }
+    let finished = Launch::plain(["diagnose", "--json"]).arg(&path).finish();
+    let diagnosis: Value = serde_json::from_str(&finished.stdout).unwrap();
+    let status = match diagnosis["verdict"].as_str() {
+        Some("nothing_found") => 0,
+        Some("findings") => 1,
+        _ => 2,
+    };
+    assert_eq!(finished.status.code(), Some(status), "{finished:?}");
+    // The proof never depends on what was found.
+    assert_eq!(
+        diagnosis["doubts"],
+        Value::Array(Vec::new()),
+        "{diagnosis:#}"
+    );
+    diagnosis
+}
+
+/// The rules that fired, worst first.
+fn rules(diagnosis: &Value) -> Vec<String> {
+    let findings = diagnosis["findings"].as_array().unwrap();
+    let rule = |finding: &Value| finding["rule"].as_str().unwrap().to_owned();
+    findings.iter().map(rule).collect()
+}
+
+#[track_caller]
+fn assert_found(diagnosis: &Value, expected: &[&str]) {
+    assert_eq!(rules(diagnosis), expected, "{diagnosis:#}");
+}
+
+/// Clients that come in, so many at a time, at this pace and for so long.
+fn clients_come(room: &Room, at_once: usize, every: Duration, during: Duration) {
+    let come = || {
+        let began = Instant::now();
+        while began.elapsed() < during {
+            let started = Instant::now();
+            // Gone before they would try again, and replaced by new ones.
+            let patience = Duration::from_millis(150);
+            drop(connect_each(
+                room.address,
+                at_once,
+                Pace::AllAtOnce,
+                patience,
+                None,
+            )?);
+            thread::sleep(every.saturating_sub(started.elapsed()));
+        }
+        Ok(())
+    };
+    room.netns.run(come).unwrap();
+}
+
+/// Accepts whatever is there.
+fn accept_all(listener: &TcpListener) -> usize {
+    listener.set_nonblocking(true).unwrap();
+    std::iter::from_fn(|| listener.accept().ok()).count()
+}
+
+/// Accepts one connection at each interval until told to stop.
+fn accept_slowly(listener: &TcpListener, every: Duration, stop: &AtomicBool) {
+    listener.set_nonblocking(true).unwrap();
+    while !stop.load(Ordering::Relaxed) {
+        drop(listener.accept());
+        thread::sleep(every);
+    }
+}
+
+#[test]
+fn an_application_that_stopped_accepting() {
+    let room = Room::new(Family::V4, 8, &[]);
+    let diagnosis = diagnosed("accept-stopped", &room.netns, || {
+        // First all is well.
+        drop(room.connect(4));
+        assert_eq!(accept_all(&room.listener), 4);
+        clients_come(&room, 3, Duration::from_millis(300), Duration::from_secs(8));
+    });
+    assert_found(&diagnosis, &["accept-stopped"]);
+}
+
+#[test]
+fn a_backlog_too_small_for_bursts() {
+    let room = Room::new(Family::V4, 8, &[]);
+    let diagnosis = diagnosed("bursts", &room.netns, || {
+        for _ in 0..3 {
+            clients_come(&room, 20, Duration::ZERO, Duration::from_millis(1));
+            assert_eq!(accept_all(&room.listener), 9);
+            // All is quiet in between, for longer than a burst lasts.
+            thread::sleep(Duration::from_secs(3));
+            drop(room.connect(1));
+            assert_eq!(accept_all(&room.listener), 1);
+        }
+    });
+    assert_found(&diagnosis, &["backlog-too-small-for-bursts"]);
+}
+
+#[test]
+fn a_backlog_that_somaxconn_cuts() {
+    let room = Room::new(Family::V4, 500, &[("net.core.somaxconn", 8)]);
+    let diagnosis = diagnosed("clamped", &room.netns, || {
+        for _ in 0..2 {
+            clients_come(&room, 20, Duration::ZERO, Duration::from_millis(1));
+            assert_eq!(accept_all(&room.listener), 9);
+            thread::sleep(Duration::from_secs(3));
+        }
+    });
+    let found = ["backlog-too-small-for-bursts", "backlog-clamped-or-default"];
+    assert_found(&diagnosis, &found);
+}
+
+#[test]
+fn an_application_that_accepts_too_slowly() {
+    let room = Room::new(Family::V4, 4, &[]);
+    let diagnosis = diagnosed("accept-too-slow", &room.netns, || {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| accept_slowly(&room.listener, Duration::from_millis(200), &stop));
+            clients_come(&room, 4, Duration::from_millis(300), Duration::from_secs(9));
+            stop.store(true, Ordering::Relaxed);
+        });
+    });
+    assert_found(&diagnosis, &["accept-too-slow"]);
+}
+
+#[test]
+fn a_flood_from_one_network_without_cookies() {
+    let room = Room::new(Family::V4, 16, &[(COOKIES, 0)]);
+    let diagnosis = diagnosed("flood-few-no-cookies", &room.netns, || {
+        room.flood(600);
+    });
+    let mut found = rules(&diagnosis);
+    found.sort();
+    assert_eq!(
+        found,
+        ["syn-flood-few-networks", "syncookies-off"],
+        "{diagnosis:#}"
+    );
+}
+
+#[test]
+fn a_flood_from_many_networks() {
+    let room = Room::new(Family::V4, 16, &[(COOKIES, 1)]);
+    let diagnosis = diagnosed("flood-many", &room.netns, || {
+        let what = Flood {
+            networks: 400,
+            ..Flood::of(600)
+        };
+        room.flood_as(&what);
+        // Who is real gets in.
+        drop(room.connect(3));
+        assert_eq!(accept_all(&room.listener), 3);
+    });
+    assert_found(&diagnosis, &["syn-flood-many-networks"]);
+}
+
+#[test]
+fn clients_that_hang() {
+    let room = Room::new(Family::V4, 4, &[(COOKIES, 2)]);
+    let diagnosis = diagnosed("clients-hang", &room.netns, || {
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            drop(let_in(&mut wire, room.address, 10)?);
+            Ok(())
+        };
+        room.netns.run(play).unwrap();
+    });
+    assert_found(&diagnosis, &["accept-queue-full", "clients-hang"]);
+}
+
+#[test]
+fn abort_on_overflow() {
+    let sysctls = [(COOKIES, 0), ("net.ipv4.tcp_abort_on_overflow", 1)];
+    let room = Room::new(Family::V4, 5, &sysctls);
+    let diagnosis = diagnosed("abort-on-overflow", &room.netns, || {
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            drop(let_in(&mut wire, room.address, 5)?);
+            let late = half_open(&mut wire, room.address, 5)?;
+            late.iter().try_for_each(|peer| peer.ack(&wire))?;
+            wire.settle()
+        };
+        room.netns.run(play).unwrap();
+    });
+    assert_found(&diagnosis, &["accept-queue-full", "abort-on-overflow"]);
+}
+
+/// By tracepoints alone the socket of a SYN cannot be told within a group.
+#[test]
+fn one_stuck_worker_of_a_group() {
+    let room = Room::new(Family::V4, 64, &[]);
+    let address = SocketAddr::new(room.address.ip(), 8090);
+    let worker = Listen {
+        backlog: 4,
+        reuse_port: true,
+        ..Listen::default()
+    };
+    let [stuck, alive] = [(); 2].map(|()| listen(&room.netns, address, &worker));
+    let diagnosis = diagnosed("stuck-worker", &room.netns, || {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| accept_slowly(&alive, Duration::from_millis(5), &stop));
+            let come = || {
+                for _ in 0..14 {
+                    let patience = Duration::from_millis(150);
+                    drop(connect_each(address, 6, Pace::AllAtOnce, patience, None)?);
+                    thread::sleep(Duration::from_millis(250));
+                }
+                Ok(())
+            };
+            room.netns.run(come).unwrap();
+            stop.store(true, Ordering::Relaxed);
+        });
+    });
+    drop(stuck);
+    if attach() != Attach::Tracepoint {
+        assert_found(&diagnosis, &["reuseport-worker-stuck"]);
+    }
+}
+
+#[test]
+fn a_listener_closed_on_its_clients() {
+    let mut room = Room::new(Family::V4, 8, &[]);
+    let netns = mem::replace(&mut room.netns, Netns::new().unwrap());
+    let diagnosis = diagnosed("listener-closed", &netns, || {
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            drop(let_in(&mut wire, room.address, 5)?);
+            wire.settle()
+        };
+        netns.run(play).unwrap();
+        drop(room.listener);
+        // The restarted server.
+        drop(listen(&netns, room.address, &Listen::default()));
+    });
+    match attach() {
+        Attach::Tracepoint => assert_found(&diagnosis, &[]),
+        _ => assert_found(&diagnosis, &["listener-closed-on-clients"]),
+    }
+}
+
+#[test]
+fn syn_acks_that_nobody_answers() {
+    let room = Room::new(Family::V4, 64, &[(COOKIES, 1)]);
+    let diagnosis = diagnosed("syn-acks-unanswered", &room.netns, || {
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            syns(&mut wire, room.address, 6)
+        };
+        room.netns.run(play).unwrap();
+        // The kernel sends them again after 1, 3 and 7 s.
+        thread::sleep(Duration::from_secs(4));
+    });
+    match attach() {
+        Attach::Tracepoint => assert_found(&diagnosis, &[]),
+        _ => assert_found(&diagnosis, &["syn-acks-unanswered"]),
+    }
+}
+
+#[test]
+fn nothing_is_found_where_nothing_is_wrong() {
+    let room = Room::new(Family::V4, 64, &[]);
+    let diagnosis = diagnosed("healthy", &room.netns, || {
+        for _ in 0..3 {
+            drop(room.connect(15));
+            assert_eq!(accept_all(&room.listener), 15);
+            thread::sleep(Duration::from_millis(900));
+        }
+    });
+    assert_found(&diagnosis, &[]);
+    assert_eq!(diagnosis["verdict"], "nothing_found", "{diagnosis:#}");
+}
