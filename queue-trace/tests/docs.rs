@@ -9,6 +9,7 @@ use jsonschema::Validator;
 use queue_trace::{
     cli::{Attach, Cli},
     decode::decode,
+    diagnose::RULES,
     event::{Event, Listener},
     ledger::{Ledger, Look},
     plan::{Name, Offers, Plan},
@@ -209,6 +210,29 @@ fn the_options_in_the_readme_are_those_of_the_program() {
     assert_eq!(written, own);
 }
 
+/// The rules on the page are those of the registry, with their thresholds.
+#[test]
+fn the_rules_of_the_diagnosis_are_documented() {
+    let page = page("docs/diagnose.md");
+    let (_, rules) = page.split_once("\n## Rules\n").unwrap();
+    let mut named = BTreeSet::new();
+    for section in rules.split("\n### ").skip(1) {
+        let (heading, text) = section.split_once('\n').unwrap();
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for name in heading.split('`').skip(1).step_by(2) {
+            let rule = RULES.iter().find(|rule| rule.name == name);
+            let rule = rule.unwrap_or_else(|| panic!("there is no rule {name}"));
+            for threshold in rule.thresholds {
+                let words = format!("{}: {}", threshold.name, threshold.value);
+                assert!(text.contains(&words), "{name}: not said: {words}");
+            }
+            named.insert(name.to_owned());
+        }
+    }
+    let known: BTreeSet<_> = RULES.iter().map(|rule| rule.name.to_owned()).collect();
+    assert_eq!(named, known);
+}
+
 /// What a page links to inside the repository is there.
 #[test]
 fn links_between_pages_lead_somewhere() {
@@ -217,6 +241,7 @@ fn links_between_pages_lead_somewhere() {
         ("", "ARCHITECTURE.md"),
         ("", "CHANGELOG.md"),
         ("docs/", "verdicts.md"),
+        ("docs/", "diagnose.md"),
         ("docs/", "events.md"),
     ] {
         let text = page(&format!("{folder}{name}"));

@@ -136,6 +136,14 @@ pub const ENTERED: Set = set_of(&[
     outcome::ESTABLISHED_FAST_OPEN,
 ]);
 
+/// What JSON holds exactly, and no count reaches: sums stop there.
+const MOST_COUNT: u64 = 1 << 53;
+
+/// Adds to a sum, whatever a garbled recording says.
+pub(super) fn add(sum: &mut u64, count: u64) {
+    *sum = sum.saturating_add(count).min(MOST_COUNT);
+}
+
 /// Adds up those of a set.
 fn sum(sums: &Sums, set: Set) -> u64 {
     let in_set = sums.iter().filter(|(tag, _)| set >> **tag & 1 == 1);
@@ -151,8 +159,7 @@ impl Slot {
 
     fn add(&mut self, other: Self) {
         for (tag, count) in other.outcomes {
-            let sum = self.outcomes.entry(tag).or_default();
-            *sum = sum.saturating_add(count);
+            add(self.outcomes.entry(tag).or_default(), count);
         }
         self.depth = self.depth.max(other.depth);
         self.syn_depth = self.syn_depth.max(other.syn_depth);
@@ -315,8 +322,7 @@ impl Sink for Case {
             return Ok(());
         };
         let tag = event.outcome.tag;
-        let streamed = course.streamed.entry(tag).or_default();
-        *streamed = streamed.saturating_add(event.count);
+        add(course.streamed.entry(tag).or_default(), event.count);
         course.saw(tag, event.wall_ns);
         if event.sysctls.is_some() {
             course.sysctls = event.sysctls;
@@ -335,7 +341,7 @@ impl Sink for Case {
         slot.depth = slot.depth.max(depth);
         slot.syn_depth = slot.syn_depth.max(syn_depth);
         if count_slots {
-            *slot.outcomes.entry(tag).or_default() += event.count;
+            add(slot.outcomes.entry(tag).or_default(), event.count);
         }
         Ok(())
     }
@@ -379,15 +385,13 @@ impl Sink for Case {
             let Some(Outcome { tag, .. }) = outcome_named(name) else {
                 continue;
             };
-            let sum = course.counted.entry(*tag).or_default();
-            *sum = sum.saturating_add(*count);
+            add(course.counted.entry(*tag).or_default(), *count);
             // Without events of it, this is the time known.
             if !course.streamed.contains_key(tag) {
                 course.saw(*tag, time);
             }
             let slot = course.slots.entry(slot).or_default();
-            let sum = slot.outcomes.entry(*tag).or_default();
-            *sum = sum.saturating_add(*count);
+            add(slot.outcomes.entry(*tag).or_default(), *count);
         }
         Ok(())
     }
@@ -397,8 +401,7 @@ impl Sink for Case {
             self.slot_of(time);
         }
         for (name, count) in note.parts() {
-            let sum = self.losses.entry(name).or_default();
-            *sum = sum.saturating_add(count);
+            add(self.losses.entry(name).or_default(), count);
         }
         Ok(())
     }
@@ -406,8 +409,10 @@ impl Sink for Case {
     fn summary(&mut self, totals: &[Total]) -> io::Result<()> {
         for total in totals {
             if let Some(course) = self.course(total.netns, &total.listener) {
-                let sum = course.totalled.entry(total.outcome.tag).or_default();
-                *sum = sum.saturating_add(total.count);
+                add(
+                    course.totalled.entry(total.outcome.tag).or_default(),
+                    total.count,
+                );
             }
         }
         Ok(())

@@ -5,6 +5,8 @@ use std::{collections::HashMap, net::IpAddr};
 
 use ipnet::IpNet;
 
+use super::case::add;
+
 /// Networks kept at a time.
 const MOST: usize = 512;
 /// A network is a /24, or a /64 of IPv6.
@@ -29,9 +31,9 @@ impl Networks {
             return;
         };
         let network = network.trunc();
-        self.total = self.total.saturating_add(count);
+        add(&mut self.total, count);
         if let Some(known) = self.counts.get_mut(&network) {
-            *known = known.saturating_add(count);
+            add(known, count);
             return;
         }
         let mut inherited = 0;

@@ -90,7 +90,8 @@ pub fn overview(case: &Case) -> Option<Chart> {
         for (at, slot) in &course.slots {
             let sum = all.entry(*at).or_default();
             for (tag, count) in &slot.outcomes {
-                *sum.outcomes.entry(*tag).or_default() += count;
+                let sum = sum.outcomes.entry(*tag).or_default();
+                *sum = sum.saturating_add(*count);
             }
         }
     }

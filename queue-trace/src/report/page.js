@@ -4,7 +4,12 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const drawn = [];
+  // Whole seconds and minutes between the marks of the time axis.
+  const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400];
   const tone = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  // As in the tables: UTC, wherever the reader is.
+  const clock = (seconds) => new Date(seconds * 1000).toISOString().slice(11, 19);
 
   // The values of a series on top of those before it.
   const stack = (series) => {
@@ -40,11 +45,11 @@
       // The highest of a stack goes behind the others.
       const order = chart.stacked ? series.map((_, index) => index).reverse() : series.map((_, index) => index);
       const options = {
-        width: Math.max(240, place.clientWidth),
+        width: Math.max(200, Math.floor(place.getBoundingClientRect().width)),
         height: 220,
         scales: { y: { range: (_, low, high) => [0, Math.max(1, (high || 0) * 1.08)] } },
-        axes: [axis, { ...axis, label: chart.unit, size: 60 }],
-        series: [{ label: "time" }, ...order.map((index) => series[index])],
+        axes: [{ ...axis, space: 80, incrs: STEPS, values: (_, splits) => splits.map(clock) }, { ...axis, label: chart.unit, size: 60 }],
+        series: [{ label: "UTC", value: (_, seconds) => (seconds == null ? "–" : clock(seconds)) }, ...order.map((index) => series[index])],
         cursor: { y: false },
       };
       drawn.push(new uPlot(options, [chart.time, ...order.map((index) => values[index])], place));
@@ -54,7 +59,7 @@
   let waiting;
   const soon = () => { clearTimeout(waiting); waiting = setTimeout(draw, 100); };
   draw();
-  addEventListener("resize", soon);
+  new ResizeObserver(soon).observe(document.querySelector("main"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   matchMedia("print").addEventListener("change", draw);
   addEventListener("beforeprint", draw);

@@ -1,0 +1,244 @@
+//! The rules on recordings of the very faults, made by the live tests (`tests/live/diagnose.rs`)
+//! on real kernels; and on recordings of other faults, where they must not fire.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use proptest::prelude::*;
+use queue_trace::{
+    diagnose::{self, Diagnosis, RULES, Verdict},
+    recording::Line,
+};
+
+/// Every recording, and the rules that must fire on it: these and no others.
+const EXPECTED: &[(&str, &[&str])] = &[
+    ("accept-overflow", &["accept-queue-full"]),
+    ("fentry-accept-stopped", &["accept-stopped"]),
+    ("fentry-accept-too-slow", &["accept-too-slow"]),
+    ("fentry-bursts", &["backlog-too-small-for-bursts"]),
+    ("fentry-healthy", &[]),
+    ("fentry-listener-closed", &["listener-closed-on-clients"]),
+    ("fentry-stuck-worker", &["reuseport-worker-stuck"]),
+    ("fentry-syn-acks-unanswered", &["syn-acks-unanswered"]),
+    (
+        "tracepoint-abort-on-overflow",
+        &["abort-on-overflow", "accept-queue-full"],
+    ),
+    ("tracepoint-accept-stopped", &["accept-stopped"]),
+    ("tracepoint-accept-too-slow", &["accept-too-slow"]),
+    ("tracepoint-bursts", &["backlog-too-small-for-bursts"]),
+    (
+        "tracepoint-clamped",
+        &["backlog-clamped-or-default", "backlog-too-small-for-bursts"],
+    ),
+    (
+        "tracepoint-clients-hang",
+        &["accept-queue-full", "clients-hang"],
+    ),
+    (
+        "tracepoint-flood-few-no-cookies",
+        &["syn-flood-few-networks", "syncookies-off"],
+    ),
+    ("tracepoint-flood-many", &["syn-flood-many-networks"]),
+    ("tracepoint-healthy", &[]),
+];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings")
+}
+
+fn path(name: &str) -> PathBuf {
+    folder().join(format!("{name}.jsonl"))
+}
+
+fn diagnosis(name: &str) -> Diagnosis {
+    diagnose::diagnose(&diagnose::read(&[path(name)]).unwrap())
+}
+
+#[test]
+fn each_rule_fires_on_its_fault_and_on_no_other() {
+    for (name, expected) in EXPECTED {
+        let diagnosis = diagnosis(name);
+        let fired: BTreeSet<_> = diagnosis.findings.iter().map(|f| f.rule).collect();
+        let expected: BTreeSet<_> = expected.iter().copied().collect();
+        assert_eq!(fired, expected, "{name}: {diagnosis:#?}");
+        let verdict = if expected.is_empty() {
+            Verdict::NothingFound
+        } else {
+            Verdict::Findings
+        };
+        assert_eq!(diagnosis.verdict, verdict, "{name}");
+    }
+}
+
+/// No recording lies about unused, and no rule goes untested but for the one that has a test
+/// of its own below.
+#[test]
+fn every_recording_is_tested_and_every_rule_has_one() {
+    let there: BTreeSet<_> = std::fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    let tested: BTreeSet<_> = EXPECTED
+        .iter()
+        .map(|(name, _)| (*name).to_owned())
+        .collect();
+    assert_eq!(there, tested);
+    let fired: BTreeSet<_> = EXPECTED
+        .iter()
+        .flat_map(|(_, rules)| rules.iter().copied())
+        .collect();
+    let left: Vec<_> = RULES
+        .iter()
+        .map(|rule| rule.name)
+        .filter(|name| !fired.contains(name))
+        .collect();
+    assert_eq!(left, ["refused-otherwise"]);
+}
+
+/// Forged cookies are in no recording of their own: they are taken from the demo's case.
+#[test]
+fn what_has_nothing_to_do_with_queues_is_found_by_its_own_rule() {
+    let line = std::fs::read_to_string(path("accept-overflow")).unwrap();
+    let forged = line.replace(
+        "\"step\":\"syn\",\"verdict\":\"syn_dropped\",\"cause\":\"accept_queue_full\"",
+        "\"step\":\"ack\",\"verdict\":\"cookie_failed\",\"cause\":\"invalid\"",
+    );
+    let forged = forged.replace("syn_dropped:accept_queue_full", "cookie_failed:invalid");
+    let diagnosis = of_text(&forged);
+    assert_eq!(diagnosis.findings.len(), 1, "{diagnosis:#?}");
+    assert_eq!(diagnosis.findings[0].rule, "refused-otherwise");
+    assert_eq!(diagnosis.findings[0].count, 89);
+}
+
+fn of_text(text: &str) -> Diagnosis {
+    let mut case = diagnose::Case::new();
+    for line in text.lines() {
+        Line::parse(line.as_bytes()).unwrap().to(&mut case).unwrap();
+    }
+    diagnose::diagnose(&case)
+}
+
+/// Each finding says all that it must say.
+#[test]
+fn a_finding_has_numbers_evidence_a_reason_and_a_remedy() {
+    for (name, _) in EXPECTED {
+        for finding in diagnosis(name).findings {
+            let rule = finding.rule;
+            assert!(
+                finding.what.contains(|c: char| c.is_ascii_digit()),
+                "{rule}: {}",
+                finding.what
+            );
+            assert!(!finding.evidence.is_empty(), "{rule}");
+            assert!(
+                finding.why.ends_with('.') || finding.why.ends_with(')'),
+                "{rule}"
+            );
+            assert!(!finding.remedies.is_empty(), "{rule}");
+            for remedy in &finding.remedies {
+                assert!(
+                    !remedy.command.is_empty() && !remedy.caveat.is_empty(),
+                    "{rule}"
+                );
+            }
+        }
+    }
+}
+
+/// Nothing found is no proof where the proof is missing.
+#[test]
+fn without_a_proof_it_cannot_tell() {
+    let text = std::fs::read_to_string(path("tracepoint-healthy")).unwrap();
+    let without: Vec<_> = text
+        .lines()
+        .filter(|line| !line.contains("\"type\":\"ledger\""))
+        .collect();
+    let diagnosis = of_text(&without.join("\n"));
+    assert_eq!(diagnosis.verdict, Verdict::CouldNotTell);
+    assert!(diagnosis.doubts[0].contains("no ledger"), "{diagnosis:#?}");
+    let unexplained = text.replace("\"unexplained\":0", "\"unexplained\":3");
+    assert_eq!(of_text(&unexplained).verdict, Verdict::CouldNotTell);
+}
+
+#[test]
+fn the_exit_status_says_what_was_found() {
+    for (name, status) in [("tracepoint-healthy", 0), ("tracepoint-bursts", 1)] {
+        let output = Command::new(env!("CARGO_BIN_EXE_queue-trace"))
+            .arg("diagnose")
+            .arg(path(name))
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(status), "{name}");
+        assert!(!output.stdout.is_empty());
+    }
+    // Cut off before its end: nothing found proves nothing.
+    let text = std::fs::read(path("tracepoint-healthy")).unwrap();
+    let cut = std::env::temp_dir().join(format!("queue-trace-cut-{}.jsonl", std::process::id()));
+    std::fs::write(&cut, &text[..text.len() / 2]).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_queue-trace"))
+        .arg("diagnose")
+        .arg(&cut)
+        .output()
+        .unwrap();
+    std::fs::remove_file(&cut).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("no end"));
+}
+
+/// One line of any type, with any numbers.
+fn any_line() -> impl Strategy<Value = String> {
+    let moment = (0..100_000u64).prop_map(|s| {
+        queue_trace::event::rfc3339(i128::from(s) * 1_000_000_000 + 1_700_000_000_000_000_000)
+    });
+    let outcome = proptest::sample::select(&queue_trace_common::outcome::OUTCOMES[..]);
+    (moment, outcome, any::<u64>(), 0..3u16, 0..3u64, any::<u32>(), 0..3u8).prop_map(
+        |(time, outcome, count, port, inode, depth, kind)| {
+            let listener = format!("{{\"port\":{port},\"inode\":{inode}}}");
+            let cause = outcome.cause.map_or(String::new(), |cause| format!(",\"cause\":\"{cause}\""));
+            let words = format!(
+                "\"step\":\"{}\",\"verdict\":\"{}\"{cause}",
+                outcome.step.name(),
+                outcome.verdict
+            );
+            match kind {
+                0 => format!(
+                    "{{\"type\":\"event\",\"time\":\"{time}\",\"mono_ns\":1,{words},\"netns\":1,\"listener\":{listener},\
+                     \"client\":{{\"addr\":\"10.0.{port}.1\",\"port\":1}},\"accept_queue\":{{\"depth\":{depth},\"limit\":{depth}}},\"count\":{count}}}"
+                ),
+                1 => format!(
+                    "{{\"type\":\"counts\",\"time\":\"{time}\",\"netns\":1,\"listener\":{listener},\"outcomes\":{{\"{}\":{count}}}}}",
+                    queue_trace::event::Name(outcome)
+                ),
+                _ => format!("{{\"type\":\"total\",\"netns\":1,\"listener\":{listener},{words},\"count\":{count}}}"),
+            }
+        },
+    )
+}
+
+proptest! {
+    /// Neither the rules nor the page panic, whatever happened.
+    #[test]
+    fn any_course_of_events_can_be_diagnosed_and_shown(
+        headed in any::<bool>(),
+        lines in proptest::collection::vec(any_line(), 0..60),
+    ) {
+        let header = std::fs::read_to_string(path("tracepoint-healthy")).unwrap();
+        let mut case = diagnose::Case::new();
+        if headed {
+            let header = header.lines().next().unwrap();
+            Line::parse(header.as_bytes()).unwrap().to(&mut case).unwrap();
+        }
+        for line in &lines {
+            Line::parse(line.as_bytes()).unwrap().to(&mut case).unwrap();
+        }
+        let page = queue_trace::report::page(&case);
+        prop_assert!(page.contains("What is wrong"));
+    }
+}
