@@ -214,7 +214,7 @@ fn any_line() -> impl Strategy<Value = String> {
                 ),
                 1 => format!(
                     "{{\"type\":\"counts\",\"time\":\"{time}\",\"netns\":1,\"listener\":{listener},\"outcomes\":{{\"{}\":{count}}}}}",
-                    queue_trace::event::Name(outcome)
+                    queue_trace::event::Name(&outcome)
                 ),
                 _ => format!("{{\"type\":\"total\",\"netns\":1,\"listener\":{listener},{words},\"count\":{count}}}"),
             }

@@ -203,9 +203,7 @@ fn depth(case: &Case, course: &Course, id: String) -> Option<Chart> {
     };
     let accept = of(|slot| slot.depth);
     let syn = of(|slot| slot.syn_depth);
-    if accept.iter().chain(&syn).flatten().next().is_none() {
-        return None;
-    }
+    accept.iter().chain(&syn).flatten().next()?;
     let mut series = vec![
         Series {
             label: "accept queue".to_owned(),
