@@ -19,6 +19,18 @@ const STAGES: &[Stage] = &[
         cargo(&["test", "--quiet", "--workspace", "--exclude", "live-tests"])
     }),
     ("documentation", documentation),
+    ("page in a browser", || {
+        cargo(&[
+            "test",
+            "--quiet",
+            "--package",
+            "queue-trace",
+            "--test",
+            "page",
+            "--",
+            "--ignored",
+        ])
+    }),
     ("BPF object", || bpf::run(&bpf::Args { check: true })),
     ("laboratory, this kernel", live::laboratory),
     ("live tests, this kernel", || {

@@ -30,6 +30,8 @@ const PACKAGES: &[&str] = &[
     // The live tests, here and in the virtual machines.
     "iproute2",
     "nftables",
+    // The page of `queue-trace report` in a browser.
+    "chromium",
 ];
 
 /// With all that it brings along, so that it comes from one suite.

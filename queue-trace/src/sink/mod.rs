@@ -86,8 +86,8 @@ pub struct AttachPlan {
 }
 
 /// Losses since the last note.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename = "loss")]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename = "loss", default)]
 pub struct LossNote {
     /// When it was noticed, RFC 3339.
     pub time: String,

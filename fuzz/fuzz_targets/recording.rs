@@ -1,0 +1,26 @@
+//! Any bytes as a recording, in every compression: read, diagnosed and made into a page. It
+//! must not panic, and must not take more memory than the input allows for.
+
+#![no_main]
+
+use std::io::Cursor;
+
+use libfuzzer_sys::fuzz_target;
+use queue_trace::{
+    diagnose::{self, Case},
+    recording::Reader,
+    report,
+};
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut reader = Reader::of("fuzz", Cursor::new(bytes.to_vec()));
+    let mut case = Case::new();
+    while let Ok(Some(entry)) = reader.next() {
+        if let Some(line) = entry.line {
+            line.to(&mut case).expect("a case takes every line");
+        }
+    }
+    case.notes = reader.notes().to_vec();
+    let _ = diagnose::diagnose(&case);
+    let _ = report::page(&case);
+});

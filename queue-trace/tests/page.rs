@@ -1,0 +1,168 @@
+//! The page of `queue-trace report`: self-contained, safe with whatever a recording says,
+//! readable without its charts; and in a browser.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use queue_trace::{diagnose, recording::Line, report};
+
+fn recording(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings");
+    folder.join(format!("{name}.jsonl"))
+}
+
+fn page_of(name: &str) -> String {
+    report::page(&diagnose::read(&[recording(name)]).unwrap())
+}
+
+/// The page without what is embedded in it.
+fn words(page: &str) -> String {
+    let mut words = page.to_owned();
+    for tag in ["style", "script"] {
+        while let Some(from) = words.find(&format!("<{tag}")) {
+            let end = format!("</{tag}>");
+            let to = words[from..].find(&end).unwrap() + from + end.len();
+            words.replace_range(from..to, "");
+        }
+    }
+    words
+}
+
+#[test]
+fn it_has_every_part_in_order() {
+    let page = words(&page_of("tracepoint-accept-stopped"));
+    let parts = [
+        "<h1>",
+        "What is wrong",
+        "stopped calling accept()",
+        "Course of time",
+        "Listeners",
+        "Clients refused or put off",
+        "Ledger",
+        "unexplained 0",
+        "Environment",
+        "tracepoint",
+    ];
+    let mut at = 0;
+    for part in parts {
+        at += page[at..]
+            .find(part)
+            .unwrap_or_else(|| panic!("no {part:?} after {at}"));
+    }
+    assert_eq!(page.matches("<h1>").count(), 1);
+}
+
+/// Nothing is fetched when it is read: it has no address of anything but in its texts.
+#[test]
+fn it_needs_no_network() {
+    let page = page_of("tracepoint-bursts");
+    for outside in [
+        "src=",
+        "href=",
+        "@import",
+        "url(",
+        "fetch(",
+        "XMLHttpRequest",
+    ] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    assert!(page.contains("default-src 'none'"));
+}
+
+/// Every chart has its sentence and its table.
+#[test]
+fn it_can_be_read_without_its_charts() {
+    let page = words(&page_of("tracepoint-accept-too-slow"));
+    let charts = page.matches("class=\"chart\"").count();
+    assert!(charts >= 4, "{charts}");
+    assert_eq!(page.matches("role=\"img\"").count(), charts);
+    assert_eq!(page.matches("aria-label=\"Chart over time").count(), charts);
+    assert_eq!(page.matches("The same as a table").count(), charts);
+}
+
+/// What a recording says is text, wherever it comes to stand.
+#[test]
+fn a_recording_cannot_write_into_the_page() {
+    let evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>";
+    let text = fs::read_to_string(recording("tracepoint-bursts")).unwrap();
+    let mut case = diagnose::Case::new();
+    for line in text.lines() {
+        let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+        for field in ["host", "kernel", "version"] {
+            if line[field].is_string() {
+                line[field] = evil.into();
+            }
+        }
+        if line["type"] == "ledger" {
+            line["note"] = evil.into();
+            line["counters"] = serde_json::json!({evil: {"seen": 1}});
+        }
+        let line = serde_json::to_string(&line).unwrap();
+        Line::parse(line.as_bytes()).unwrap().to(&mut case).unwrap();
+    }
+    case.notes.push(evil.to_owned());
+    let page = report::page(&case);
+    assert!(page.contains("&lt;/script&gt;"));
+    assert!(!page.contains("<img"));
+    assert_eq!(page.matches("<script").count(), 3);
+}
+
+/// A browser draws every chart, says nothing on its console, and has nothing wider than a
+/// phone's screen. Needs Chromium: `cargo test --test page -- --ignored`.
+#[test]
+#[ignore = "needs Chromium"]
+fn a_browser_draws_it() {
+    for name in [
+        "tracepoint-accept-too-slow",
+        "tracepoint-flood-many",
+        "tracepoint-healthy",
+    ] {
+        let folder =
+            std::env::temp_dir().join(format!("queue-trace-page-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let page = page_of(name);
+        let charts = words(&page).matches("class=\"chart\"").count();
+        // Charts are drawn into a frame of a phone's width, which then measures itself.
+        let measured = "<script>addEventListener('load', () => setTimeout(() => parent.postMessage( \
+            document.querySelectorAll('canvas').length + ' drawn, ' + \
+            document.documentElement.scrollWidth + ' wide', '*'), 500))</script>";
+        let probe = page.replace("</body>", &format!("{measured}</body>"));
+        fs::write(folder.join("page.html"), probe).unwrap();
+        let frame = "<script>addEventListener('message', (e) => document.title = e.data)</script>\
+            <iframe src=page.html style='width:390px;height:3000px;border:0'></iframe>";
+        fs::write(folder.join("phone.html"), frame).unwrap();
+        let output = Command::new("chromium")
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--hide-scrollbars",
+                "--allow-file-access-from-files",
+            ])
+            .args([
+                "--enable-logging=stderr",
+                "--virtual-time-budget=4000",
+                "--dump-dom",
+            ])
+            .arg(format!(
+                "--user-data-dir={}",
+                folder.join("profile").display()
+            ))
+            .arg(format!("file://{}", folder.join("phone.html").display()))
+            .output()
+            .expect("chromium is not installed");
+        let dom = String::from_utf8_lossy(&output.stdout).into_owned();
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(
+            dom.contains(&format!("<title>{charts} drawn, 390 wide</title>")),
+            "{name}: {dom}\n{log}"
+        );
+        assert!(!log.contains("CONSOLE"), "{name}: {log}");
+    }
+}
