@@ -9,6 +9,9 @@
 
 use std::process::{Command, Output};
 
+use clap::{CommandFactory, Parser};
+use queue_trace::cli::Cli;
+
 /// clap's own status for a command line that it refuses.
 const USAGE: i32 = 2;
 
@@ -91,6 +94,93 @@ fn a_path_that_leads_to_no_namespace() {
             &["--netns", path, "no network namespace"],
         );
     }
+}
+
+/// Every command's help has an example, and clap takes it as it stands there.
+#[test]
+fn every_help_has_an_example_that_is_a_command_line() {
+    let command = Cli::command();
+    let names = command.get_subcommands().map(clap::Command::get_name);
+    for name in std::iter::once("").chain(names) {
+        let args: Vec<_> = [name, "--help"]
+            .into_iter()
+            .filter(|arg| !arg.is_empty())
+            .collect();
+        let help = String::from_utf8(run(&args).stdout).unwrap();
+        let (_, examples) = help
+            .split_once("\nExample")
+            .unwrap_or_else(|| panic!("{name}: no example in {help}"));
+        let mut found = 0;
+        for line in examples.lines().skip(1).map(str::trim) {
+            // What comes before a pipe, or after it, is another program's.
+            let Some(own) = line
+                .split('|')
+                .map(str::trim)
+                .find(|part| part.starts_with("queue-trace"))
+            else {
+                continue;
+            };
+            // Explained after two spaces.
+            let own = own.split("  ").next().unwrap().split(" > ").next().unwrap();
+            let parsed = Cli::try_parse_from(own.split_whitespace());
+            assert!(parsed.is_ok(), "{name}: {own}: {}", parsed.unwrap_err());
+            found += 1;
+        }
+        assert!(found > 0, "{name}: {examples}");
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_are_of_this_command_line() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0));
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(script.contains("diagnose"), "{shell}");
+        assert!(script.contains("rotate"), "{shell}");
+    }
+    let page = String::from_utf8(run(&["man"]).stdout).unwrap();
+    assert!(
+        page.starts_with(".ie") || page.contains(".TH queue-trace"),
+        "{page}"
+    );
+    let folder = std::env::temp_dir().join(format!("queue-trace-man-{}", std::process::id()));
+    let output = run(&["man", folder.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(folder.join("queue-trace.1").exists());
+    assert!(folder.join("queue-trace-replay.1").exists());
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// A recording is read whatever reads it, and what is no recording is refused.
+#[test]
+fn a_recording_is_replayed_as_text_and_as_json() {
+    let recording = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/recordings/accept-overflow.jsonl"
+    );
+    let text = String::from_utf8(run(&["replay", recording]).stdout).unwrap();
+    assert_eq!(text.matches("accept 11/10").count(), 89, "{text}");
+    assert!(text.contains("unexplained 0"), "{text}");
+    let json = String::from_utf8(run(&["replay", "--json", recording]).stdout).unwrap();
+    assert_eq!(json, std::fs::read_to_string(recording).unwrap());
+    let none = String::from_utf8(run(&["replay", "--json", "-p", "1", recording]).stdout).unwrap();
+    assert!(!none.contains("syn_dropped\",\"cause"), "{none}");
+    assert!(none.contains("\"type\":\"header\""), "{none}");
+    assert_refused(
+        &["replay", "--netns", "/run/netns/x", recording],
+        1,
+        &["--netns", "by number"],
+    );
+    assert_refused(&["replay", "/no/such/file"], 1, &["/no/such/file"]);
+    assert_refused(
+        &["replay", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")],
+        1,
+        &["not a recording"],
+    );
+    assert_refused(&["replay", env!("CARGO_MANIFEST_DIR")], 1, &["folder"]);
+    assert_refused(&["diagnose", "--for", "5s", recording], USAGE, &["--for"]);
+    assert_refused(&["--rotate", "1M"], USAGE, &["--output"]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{fs, mem};
 
-use live_tests::{Attach, Launch, Room, Scratch, attach};
+use live_tests::{Attach, Launch, Recording, Room, Scratch, attach};
 use queue_trace::lab::raw::{Flood, Wire};
 use queue_trace::lab::{Family, Listen, Netns, Pace, connect_each};
 use serde_json::Value;
@@ -31,6 +31,9 @@ fn diagnosed(name: &str, netns: &Netns, play: impl FnOnce()) -> Value {
         .start();
     play();
     let _ = tracer.stop();
+    // Each of its lines is one that the schema knows.
+    let recording = Recording::parse(&fs::read_to_string(&path).unwrap());
+    assert_eq!(recording.header().attach.family, attach().name());
     if let Some(folder) = std::env::var_os("QUEUE_TRACE_RECORDINGS") {
         fs::create_dir_all(&folder).unwrap();
         let kept = format!("{}-{name}.jsonl", attach().name());

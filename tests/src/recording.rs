@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use queue_trace::lab::Netns;
 use serde::Deserialize;
@@ -134,6 +135,22 @@ fn name(verdict: &str, cause: Option<&str>) -> String {
     }
 }
 
+const EVENTS_VALIDATED: usize = 1000;
+
+/// docs/events.schema.json knows the line.
+fn assert_in_schema(line: &str) {
+    static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
+        let schema = include_str!("../../docs/events.schema.json");
+        jsonschema::options()
+            .should_validate_formats(true)
+            .build(&serde_json::from_str(schema).unwrap())
+            .unwrap()
+    });
+    let value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"));
+    let faults: Vec<_> = SCHEMA.iter_errors(&value).map(|e| e.to_string()).collect();
+    assert!(faults.is_empty(), "{line}\n{}", faults.join("\n"));
+}
+
 /// What one run wrote.
 #[derive(Clone, Debug)]
 pub struct Recording {
@@ -142,9 +159,17 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// From the text. Every line must be one that the schema knows.
+    /// From the text. Every line must be one that the schema knows; of the events of a flood,
+    /// which are all alike, the first ones.
     #[must_use]
     pub fn parse(text: &str) -> Self {
+        let mut events = 0;
+        for line in text.lines() {
+            events += usize::from(line.starts_with("{\"type\":\"event\""));
+            if events <= EVENTS_VALIDATED {
+                assert_in_schema(line);
+            }
+        }
         let parse = |line: &str| {
             serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in line {line}"))
         };
