@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use live_tests::{Recording, Sums};
+use live_tests::{Recording, Sums, Total};
 use queue_trace::lab::raw::{Peer, Wire};
 use queue_trace::lab::{Listen, Netns};
 use rustix::fs::fstat;
@@ -57,15 +57,18 @@ pub(crate) fn inode(listener: &impl AsFd) -> u64 {
 
 /// All that was counted in a namespace, timers too.
 pub(crate) fn totals(recording: &Recording, netns: u32) -> Sums {
-    sum_up(recording, |total, _| total == netns)
+    sum_up(recording, |total| total.netns == netns)
 }
 
-/// What was counted at one listener, timers aside. Its events say the same.
+/// What was counted at one listener, timers aside: those of half-open requests fire when a
+/// test takes long. Its events say the same.
 pub(crate) fn totals_of(recording: &Recording, inode: u64) -> Sums {
-    let totals = sum_up(recording, |_, of| of == Some(inode));
+    let totals = sum_up(recording, |total| {
+        total.listener.inode == Some(inode) && total.step != "timer"
+    });
     let mut events = Sums::new();
     for event in recording.events() {
-        if event.listener.inode == Some(inode) {
+        if event.listener.inode == Some(inode) && event.step != "timer" {
             *events.entry(event.name()).or_default() += event.count;
         }
     }
@@ -73,16 +76,14 @@ pub(crate) fn totals_of(recording: &Recording, inode: u64) -> Sums {
     totals
 }
 
-fn sum_up(recording: &Recording, wanted: impl Fn(u32, Option<u64>) -> bool) -> Sums {
+fn sum_up(recording: &Recording, wanted: impl Fn(&&Total) -> bool) -> Sums {
     let mut sums = Sums::new();
-    for total in recording.totals() {
-        if wanted(total.netns, total.listener.inode) {
-            let name = match &total.cause {
-                Some(cause) => format!("{}:{cause}", total.verdict),
-                None => total.verdict.clone(),
-            };
-            *sums.entry(name).or_default() += total.count;
-        }
+    for total in recording.totals().filter(wanted) {
+        let name = match &total.cause {
+            Some(cause) => format!("{}:{cause}", total.verdict),
+            None => total.verdict.clone(),
+        };
+        *sums.entry(name).or_default() += total.count;
     }
     sums
 }

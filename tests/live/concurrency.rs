@@ -188,7 +188,7 @@ fn mixed(launch: impl Fn() -> Launch) {
         assert_complete(&recording, &room, &before, &parts);
         let listeners = [&room.listener, &flooded_listener, &cookies_listener];
         for (listener, sums) in listeners.into_iter().zip(parts) {
-            let told = without_timers(totals_of(&recording, inode(listener)));
+            let told = totals_of(&recording, inode(listener));
             assert_eq!(told, *sums, "{family}");
         }
     }
@@ -196,13 +196,6 @@ fn mixed(launch: impl Fn() -> Launch) {
 
 fn room_address(family: Family) -> SocketAddr {
     SocketAddr::new(family.loopback(), 8080)
-}
-
-/// Half-open requests are asked again while the storm lasts, however long that is.
-fn without_timers(mut sums: Sums) -> Sums {
-    sums.remove("synack_retransmitted");
-    sums.remove("request_expired");
-    sums
 }
 
 #[test]
@@ -248,9 +241,9 @@ fn while_cookies_are_switched() {
         let recording = tracer.stop();
 
         let at_crowded = refused_at_the_crowded();
-        let told = without_timers(totals_of(&recording, inode(&room.listener)));
+        let told = totals_of(&recording, inode(&room.listener));
         assert_eq!(told, at_crowded, "{family}");
-        let at_flooded = without_timers(totals_of(&recording, inode(&flooded_listener)));
+        let at_flooded = totals_of(&recording, inode(&flooded_listener));
         assert_complete(&recording, &room, &before, &[&at_crowded, &at_flooded]);
         println!("{family}: {at_flooded:?}");
         let after = Counters::of(&room.netns);
@@ -356,8 +349,7 @@ fn handshakes_among_refusals() {
             ],
             Shown::All,
         );
-        let told = totals_of(&recording, inode(&open_listener));
-        assert_eq!(without_timers(told), let_in);
+        assert_eq!(totals_of(&recording, inode(&open_listener)), let_in);
         assert_complete(&recording, &room, &before, &[&refused, &let_in]);
     }
 }
