@@ -45,6 +45,12 @@ macro_rules! fields {
     (@ $without:literal) => { Some($without) };
 }
 
+/// Whether every kernel has a field, or nothing works.
+#[must_use]
+pub const fn is_in_all(index: usize) -> bool {
+    FIELDS[index].without.is_none()
+}
+
 fields! {
     SK_NET           "sock.__sk_common.skc_net.net";
     SK_FAMILY        "sock.__sk_common.skc_family";
@@ -60,6 +66,9 @@ fields! {
     SK_LIMIT         "sock.sk_max_ack_backlog";
     SK_SOCKET        "sock.sk_socket" without "the listener's inode";
     SOCKET_INODE     "socket_alloc.vfs_inode.i_ino" without "the listener's inode";
+    SOCKET_FILE      "socket.file" without "the listener's inode";
+    FILE_INODE       "file.f_inode" without "the listener's inode";
+    INODE_NUMBER     "inode.i_ino" without "the listener's inode";
     SYN_DEPTH        "inet_connection_sock.icsk_accept_queue.qlen";
     SYN_YOUNG        "inet_connection_sock.icsk_accept_queue.young";
     NET_ID           "net.ns.inum";

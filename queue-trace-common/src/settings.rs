@@ -116,6 +116,32 @@ pub struct Counted {
     pub held: u64,
 }
 
+impl Counted {
+    /// Adds those of another CPU.
+    pub fn add(&mut self, other: &Self) {
+        self.seen += other.seen;
+        self.held += other.held;
+    }
+}
+
+/// A place for one key of the exact counts on one CPU, found without a search: for SYNs,
+/// of which a flood may bring millions a second. The first key that comes keeps it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Slot {
+    /// The counts. Before the key, as it is read in this order while it is written: a count
+    /// that is not zero has a key that is whole.
+    pub counted: Counted,
+    /// Its key; of namespace 0 while nobody has it.
+    pub key: CountKey,
+}
+
+/// How many slots a CPU has; a power of two.
+pub const SLOTS: usize = 64;
+
+/// All slots of a CPU.
+pub type Slots = [Slot; SLOTS];
+
 /// How far a CPU may get ahead of its allowance, nanoseconds: a burst of a second's
 /// worth of records passes whole.
 pub const RECORD_BURST_NS: u64 = 1_000_000_000;

@@ -12,18 +12,20 @@ use crate::{
     emit::{self, Verdict},
     filter,
     globals::ACCEPTING,
-    memory, request,
+    listener::Identity,
+    memory::{self, Plain},
+    request,
 };
 
 #[inline(always)]
 fn exit(sk: u64, child: u64) {
-    if child == 0 || !filter::port(sk) {
+    if child == 0 || !filter::port(Plain(sk)) {
         return;
     }
     let Some(net) = memory::get(sk, field::SK_NET) else {
         return;
     };
-    if !filter::netns(net) {
+    if !filter::netns(Plain(net)) {
         return;
     }
     let Some(peer) = request::peer_of(child) else {
@@ -39,7 +41,8 @@ fn exit(sk: u64, child: u64) {
             count: 1,
             sk,
             net,
-            port: 0,
+            listener: Identity::of(Plain(sk)),
+            by_softirq: false,
             retransmits: 0,
         },
         || Some(peer),

@@ -14,29 +14,30 @@ use queue_trace_common::{
 use crate::{
     emit,
     evidence::{self, Call, Frame, saw},
-    filter, memory,
+    filter,
+    memory::{self, Plain, Pointer, Typed},
     syn::nested_exit,
 };
 
+/// A packet enters, of a port that is wanted.
 #[inline(always)]
-fn enter(call: Call, hook: usize, sk: u64, skb: u64, request: u64) {
-    if !filter::port(sk) {
+fn enter(call: Call, hook: usize, sk: impl Pointer, skb: u64, request: u64) {
+    if !filter::netns(sk.follow(field::SK_NET)) || !filter::addresses(skb) {
         return evidence::skip();
     }
-    let Some(net) = memory::get(sk, field::SK_NET) else {
-        return;
-    };
-    if !filter::netns(net) || !filter::addresses(skb) {
-        return evidence::skip();
-    }
-    evidence::open(call, hook, sk, skb, request, net);
+    evidence::open(call, hook, sk, skb, request);
 }
 
+/// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked
+/// of the frame.
 #[inline(always)]
-fn exit(call: Call, hook: usize, sk: u64, skb: u64, returned: u64) {
-    if sk != 0 && !filter::port(sk) {
-        return;
-    }
+fn exit<P: Pointer>(
+    call: Call,
+    hook: usize,
+    skb: u64,
+    returned: u64,
+    listener: impl FnOnce(&Frame) -> P,
+) {
     let Some((frame, moved)) = evidence::close(call, hook, skb) else {
         return;
     };
@@ -46,7 +47,8 @@ fn exit(call: Call, hook: usize, sk: u64, skb: u64, returned: u64) {
         decide(frame, moved, returned)
     };
     if let Some(outcome) = outcome {
-        emit::packet(frame, outcome, moved);
+        let sk = listener(frame);
+        emit::packet(frame, outcome, moved, sk, call);
     }
 }
 
@@ -115,17 +117,19 @@ fn decide_cookie(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
 
 #[fentry]
 fn ack_enter(ctx: FEntryContext) -> i32 {
-    if ctx.arg::<u64>(3) as u8 == 0 {
-        enter(Call::Ack, hook::ACK, ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    let sk = Typed(ctx.arg(0));
+    if ctx.arg::<u64>(3) as u8 == 0 && filter::port(sk) {
+        enter(Call::Ack, hook::ACK, sk, ctx.arg(1), ctx.arg(2));
     }
     0
 }
 
 #[fexit]
 fn ack_exit(ctx: FExitContext) -> i32 {
-    if ctx.arg::<u64>(3) as u8 == 0 {
+    let sk = Typed(ctx.arg(0));
+    if ctx.arg::<u64>(3) as u8 == 0 && filter::port(sk) {
         let returned = memory::return_value(&ctx, hook::ACK);
-        exit(Call::Ack, hook::ACK, ctx.arg(0), ctx.arg(1), returned);
+        exit(Call::Ack, hook::ACK, ctx.arg(1), returned, |_| sk);
     }
     0
 }
@@ -136,14 +140,20 @@ fn ack_enter_kprobe(ctx: ProbeContext) -> u32 {
         (ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg::<u64>(3))
         && fast_open as u8 == 0
     {
-        enter(Call::Ack, hook::ACK, sk, skb, request);
+        let sk = Plain(sk);
+        if filter::port(sk) {
+            enter(Call::Ack, hook::ACK, sk, skb, request);
+        } else {
+            // Its exit will not see the listener.
+            evidence::skip();
+        }
     }
     0
 }
 
 #[kretprobe]
 fn ack_exit_kprobe(ctx: RetProbeContext) -> u32 {
-    exit(Call::Ack, hook::ACK, 0, 0, ctx.ret());
+    exit(Call::Ack, hook::ACK, 0, ctx.ret(), |frame| Plain(frame.sk));
     0
 }
 
@@ -151,28 +161,39 @@ macro_rules! cookie_check {
     ($hook:ident $enter:ident $exit:ident $enter_kprobe:ident $exit_kprobe:ident) => {
         #[fentry]
         fn $enter(ctx: FEntryContext) -> i32 {
-            enter(Call::Cookie, hook::$hook, ctx.arg(0), ctx.arg(1), 0);
+            let sk = Typed(ctx.arg(0));
+            if filter::port(sk) {
+                enter(Call::Cookie, hook::$hook, sk, ctx.arg(1), 0);
+            }
             0
         }
 
         #[fexit]
         fn $exit(ctx: FExitContext) -> i32 {
-            let returned = memory::return_value(&ctx, hook::$hook);
-            exit(Call::Cookie, hook::$hook, ctx.arg(0), ctx.arg(1), returned);
+            let sk = Typed(ctx.arg(0));
+            if filter::port(sk) {
+                let returned = memory::return_value(&ctx, hook::$hook);
+                exit(Call::Cookie, hook::$hook, ctx.arg(1), returned, |_| sk);
+            }
             0
         }
 
         #[kprobe]
         fn $enter_kprobe(ctx: ProbeContext) -> u32 {
             if let (Some(sk), Some(skb)) = (ctx.arg(0), ctx.arg(1)) {
-                enter(Call::Cookie, hook::$hook, sk, skb, 0);
+                let sk = Plain(sk);
+                if filter::port(sk) {
+                    enter(Call::Cookie, hook::$hook, sk, skb, 0);
+                } else {
+                    evidence::skip();
+                }
             }
             0
         }
 
         #[kretprobe]
         fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
-            exit(Call::Cookie, hook::$hook, 0, 0, ctx.ret());
+            exit(Call::Cookie, hook::$hook, 0, ctx.ret(), |frame| Plain(frame.sk));
             0
         }
     };

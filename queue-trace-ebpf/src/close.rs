@@ -10,18 +10,20 @@ use queue_trace_common::{field, outcome};
 
 use crate::{
     emit::{self, Verdict},
-    filter, memory,
+    filter,
+    listener::Identity,
+    memory::{self, Plain},
 };
 
 #[inline(always)]
 fn enter(sk: u64) {
-    if !filter::port(sk) {
+    if !filter::port(Plain(sk)) {
         return;
     }
     let Some(net) = memory::get(sk, field::SK_NET) else {
         return;
     };
-    if !filter::netns(net) {
+    if !filter::netns(Plain(net)) {
         return;
     }
     let Some(waiting @ 1..) = memory::get::<u32>(sk, field::SK_DEPTH) else {
@@ -34,7 +36,8 @@ fn enter(sk: u64) {
             count: waiting,
             sk,
             net,
-            port: 0,
+            listener: Identity::of(Plain(sk)),
+            by_softirq: false,
             retransmits: 0,
         },
         || None,

@@ -1,18 +1,20 @@
 //! Out of the kernel: exact counts, records, and what was lost.
 
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{
+    bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_jiffies64,
+};
 use aya_log_ebpf::{debug, macro_support::Level};
 use queue_trace_common::{
     counter::Moved,
-    field,
     record::{self, Record},
-    settings::{Address, CountKey, Counted, Loss, RECORD_BURST_NS},
+    settings::{self, Address, CountKey, Counted, Loss, RECORD_BURST_NS},
 };
 
 use crate::{
-    evidence::{self, Frame},
-    globals::{self, COUNTS, CPU, LOSS, OVERFLOWED, RECORDS},
-    listener, memory,
+    evidence::{self, Call, Frame},
+    globals::{self, COUNTS, CPU, LOSS, OVERFLOWED, RECORDS, SLOTS},
+    listener::{self, Identity},
+    memory::Pointer,
     packet::Packet,
 };
 
@@ -49,15 +51,17 @@ pub struct Verdict {
     pub sk: u64,
     /// The network namespace.
     pub net: u64,
-    /// The listening port, where there is no listener to ask.
-    pub port: u16,
+    /// What tells the listener from others.
+    pub listener: Identity,
+    /// Whether no other program of this CPU can come between, so that it may have a slot.
+    pub by_softirq: bool,
     /// SYN-ACKs retransmitted so far.
     pub retransmits: u8,
 }
 
 /// Tells the verdict on the packet of a frame that was closed.
 #[inline(always)]
-pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved) {
+pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, sk: impl Pointer, call: Call) {
     let skb = frame.skb;
     verdict(
         &Verdict {
@@ -66,7 +70,8 @@ pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved) {
             count: 1,
             sk: frame.sk,
             net: frame.net,
-            port: 0,
+            listener: Identity::of(sk),
+            by_softirq: call == Call::Syn,
             retransmits: 0,
         },
         || Packet::of(skb).map(Peer::from),
@@ -77,15 +82,14 @@ pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved) {
 /// only then.
 #[inline(always)]
 pub fn verdict(verdict: &Verdict, peer: impl FnOnce() -> Option<Peer>) {
-    let netns: u32 = memory::value(verdict.net, field::NET_ID);
-    let mut port = verdict.port;
-    let mut inode = 0;
-    if verdict.sk != 0 {
-        port = memory::value(verdict.sk, field::SK_PORT);
-        inode = listener::inode(verdict.sk);
-    }
+    let Identity {
+        inode,
+        netns_cookie,
+        netns,
+        port,
+    } = verdict.listener;
     let key = CountKey {
-        netns_cookie: memory::value(verdict.net, field::NET_COOKIE),
+        netns_cookie,
         sk: verdict.sk,
         inode,
         netns,
@@ -93,19 +97,22 @@ pub fn verdict(verdict: &Verdict, peer: impl FnOnce() -> Option<Peer>) {
         outcome: verdict.outcome,
         moved: verdict.moved,
     };
-    let counted = count(&key, u64::from(verdict.count));
+    let wanted = globals::wanted() & (1 << verdict.outcome) != 0;
+    if !wanted && verdict.moved == 0 {
+        // Nobody asks for it, and the ledger does not miss it.
+        return;
+    }
+    let counted = count(&key, u64::from(verdict.count), verdict.by_softirq);
     if aya_log_ebpf::macro_support::level_enabled(Level::Debug) {
         log(&key, verdict.count);
     }
 
-    if globals::wanted() & (1 << verdict.outcome) == 0 {
+    if !wanted {
         return;
     }
-    // SAFETY: a plain helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
-    if !within_allowance(now) {
+    let Some(now) = within_allowance() else {
         return hold(counted, verdict.count);
-    }
+    };
     let Some(mut entry) = RECORDS.reserve::<Record>(0) else {
         lost(|loss| &mut loss.ring_full);
         return hold(counted, verdict.count);
@@ -161,7 +168,12 @@ fn log(key: &CountKey, count: u32) {
 
 /// Counts, and gives the place of the count, if there was room for one.
 #[inline(always)]
-fn count(key: &CountKey, by: u64) -> Option<*mut Counted> {
+fn count(key: &CountKey, by: u64, by_softirq: bool) -> Option<*mut Counted> {
+    if by_softirq && let Some(counted) = slot(key) {
+        // SAFETY: this CPU's copy, and nothing comes between.
+        unsafe { (*counted).seen += by };
+        return Some(counted);
+    }
     if let Some(counted) = COUNTS.get_ptr_mut(key) {
         // SAFETY: this CPU's copy; programs that count run in softirq or under the
         // socket lock, and none interrupts another on the same key.
@@ -180,6 +192,22 @@ fn count(key: &CountKey, by: u64) -> Option<*mut Counted> {
     None
 }
 
+/// The slot of a key, if it has it or can have it.
+#[inline(always)]
+fn slot(key: &CountKey) -> Option<*mut Counted> {
+    let slots = SLOTS.get_ptr_mut(0)?;
+    // A listener is some KiB large; its outcomes are spread by their own number.
+    let index = (key.sk >> 6 ^ key.sk >> 12 ^ u64::from(key.outcome)) as usize % settings::SLOTS;
+    // SAFETY: this CPU's copy, and nothing comes between.
+    let slot = unsafe { &mut (*slots)[index] };
+    if slot.key.netns == 0 {
+        slot.key = *key;
+    } else if slot.key != *key {
+        return None;
+    }
+    Some(&raw mut slot.counted)
+}
+
 /// Notes that events are in the counts and not in the stream.
 #[inline(always)]
 fn hold(counted: Option<*mut Counted>, by: u32) {
@@ -189,25 +217,37 @@ fn hold(counted: Option<*mut Counted>, by: u32) {
     }
 }
 
-/// Whether this CPU may send another record: each moves its account forward by the
-/// record's cost, and the account may be ahead of the clock by a burst.
+/// The time, if this CPU may send another record: each moves its account forward by the
+/// record's cost, and the account may be ahead of the clock by a burst. Once it is, the
+/// clock, which takes its time, is not asked again within the same tick of the kernel.
 #[inline(always)]
-fn within_allowance(now: u64) -> bool {
+fn within_allowance() -> Option<u64> {
     let cost = globals::record_cost_ns();
     if cost == 0 {
-        return true;
+        // SAFETY: a plain helper without arguments.
+        return Some(unsafe { bpf_ktime_get_ns() });
     }
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
-        return true;
-    };
+    let cpu = CPU.get_ptr_mut(0)?;
     // SAFETY: this CPU's copy.
-    let account = unsafe { &mut (*cpu).account_ns };
-    let from = if *account > now { *account } else { now };
-    if from - now > RECORD_BURST_NS {
-        return false;
+    let cpu = unsafe { &mut *cpu };
+    // SAFETY: a plain helper without arguments; a load, once verified.
+    let tick = unsafe { bpf_jiffies64() };
+    if cpu.used_up_at == tick {
+        return None;
     }
-    *account = from + cost;
-    true
+    // SAFETY: as above.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let from = if cpu.account_ns > now {
+        cpu.account_ns
+    } else {
+        now
+    };
+    if from - now > RECORD_BURST_NS {
+        cpu.used_up_at = tick;
+        return None;
+    }
+    cpu.account_ns = from + cost;
+    Some(now)
 }
 
 /// Adds one to a loss counter.

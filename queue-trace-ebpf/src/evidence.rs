@@ -16,7 +16,7 @@ use queue_trace_common::{
 use crate::{
     emit,
     globals::{self, CPU},
-    memory::{self, Status},
+    memory::{self, Pointer, Status},
 };
 
 /// Values of the counters, in the order of [`counter::COUNTERS`].
@@ -100,6 +100,8 @@ pub struct Cpu {
     pub offset: u64,
     /// Until when the records sent so far use up the allowance.
     pub account_ns: u64,
+    /// The kernel's tick at which it was found used up.
+    pub used_up_at: u64,
     /// The packet in hand.
     pub frame: Frame,
     /// The half-open request whose timer fired: it may be gone when the timer ends.
@@ -135,11 +137,15 @@ pub fn cpu() -> Option<&'static mut Cpu> {
     Some(here)
 }
 
-/// The address of this CPU's counters of a namespace.
+/// The address of this CPU's counters of a namespace; `place` is in a map, in which what
+/// was a pointer to the verifier becomes a number.
 #[inline(always)]
-pub fn counters_of(net: u64, cpu: &Cpu) -> Option<u64> {
-    let shared: u64 = memory::get(net, field::NET_COUNTERS)?;
-    Some(shared.wrapping_add(cpu.offset))
+pub fn counters_of(net: impl Pointer, cpu_offset: u64, place: &mut u64) -> u64 {
+    *place = net.follow(field::NET_COUNTERS).address();
+    // SAFETY: a reference is good to read from.
+    let shared = unsafe { core::ptr::read_volatile(place) };
+    *place = shared.wrapping_add(cpu_offset);
+    *place
 }
 
 /// Reads all counters into a place.
@@ -176,22 +182,39 @@ impl Movement {
     #[inline(always)]
     pub fn between(before: &Counters, after: &Counters) -> Self {
         let mut moved = 0;
-        let mut excess = 0;
+        let mut all = 0;
         let mut index = 0;
         while index < counter::COUNT {
             let by = after[index].wrapping_sub(before[index]);
-            // The top bit of x | -x says whether x is not zero. The black box keeps the
-            // compiler from seeing that, and putting the branch back.
-            let not_zero = (by | black_box(by.wrapping_neg())) >> 63;
-            moved |= not_zero << index;
-            excess |= by >> 1;
+            moved |= by << index;
+            all |= by;
             index += 1;
+        }
+        // A packet moves a counter by one or not at all: then each is a bit.
+        let more_than_once = all > 1;
+        if more_than_once {
+            moved = not_zero(before, after);
         }
         Self {
             moved: moved as Moved,
-            more_than_once: excess != 0,
+            more_than_once,
         }
     }
+}
+
+/// The counters that moved, however far. Rare, so a function of its own.
+#[inline(never)]
+fn not_zero(before: &Counters, after: &Counters) -> u64 {
+    let mut moved = 0;
+    let mut index = 0;
+    while index < counter::COUNT {
+        let by = after[index].wrapping_sub(before[index]);
+        // The top bit of x | -x says whether x is not zero. The black box keeps the
+        // compiler from seeing that, and making it a branch.
+        moved |= ((by | black_box(by.wrapping_neg())) >> 63) << index;
+        index += 1;
+    }
+    moved
 }
 
 /// Passes an outcome through a map, after which the verifier knows no more of it than
@@ -206,20 +229,18 @@ pub fn through(place: &mut u32, outcome: u8) -> u8 {
 
 /// Opens a frame for a packet that passed the filter.
 #[inline(always)]
-pub fn open(call: Call, hook: usize, sk: u64, skb: u64, request: u64, net: u64) {
+pub fn open(call: Call, hook: usize, sk: impl Pointer, skb: u64, request: u64) {
     let Some(cpu) = cpu() else { return };
-    cpu.frame.call = Call::None as u32;
-    let Some(counters) = counters_of(net, cpu) else {
-        return;
-    };
     let frame = &mut cpu.frame;
+    frame.call = Call::None as u32;
+    let net = sk.follow(field::SK_NET);
+    let counters = counters_of(net, cpu.offset, &mut frame.counters);
     if read_counters(&mut frame.before, counters) {
         frame.saw = 0;
-        frame.sk = sk;
+        frame.sk = sk.address();
         frame.skb = skb;
         frame.request = request;
-        frame.net = net;
-        frame.counters = counters;
+        frame.net = net.address();
         frame.hook = hook as u32;
         frame.call = call as u32;
     }

@@ -8,30 +8,28 @@ use queue_trace_common::{
 
 use crate::{
     globals::{self, ADDRS, CLIENTS},
-    memory,
+    memory::Pointer,
     packet::Packet,
 };
 
 /// Whether this listener's port is wanted.
 #[inline(always)]
-pub fn port(sk: u64) -> bool {
+pub fn port(sk: impl Pointer) -> bool {
     let (ports, _, _) = globals::filters();
     if !ports {
         return true;
     }
-    memory::get::<u16>(sk, field::SK_PORT).is_some_and(globals::port_wanted)
+    globals::port_wanted(sk.load(field::SK_PORT))
 }
 
 /// Whether this namespace is wanted.
 #[inline(always)]
-pub fn netns(net: u64) -> bool {
+pub fn netns(net: impl Pointer) -> bool {
     let count = globals::netns_count();
     if count == 0 {
         return true;
     }
-    let Some(id) = memory::get::<u32>(net, field::NET_ID) else {
-        return false;
-    };
+    let id: u32 = net.load(field::NET_ID);
     let mut index = 0;
     while index < MAX_NETNS {
         if (index as u32) < count && globals::netns_filter(index) == id {

@@ -8,7 +8,7 @@ use queue_trace_common::{
     counter, field,
     field::Field,
     hook, outcome,
-    settings::{Address, CountKey, Counted, Filter, Kernel, Loss, PORT_WORDS},
+    settings::{Address, CountKey, Counted, Filter, Kernel, Loss, PORT_WORDS, Slots},
 };
 
 use crate::evidence::Cpu;
@@ -156,6 +156,10 @@ pub static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
 /// Exact counts by listener and outcome.
 #[map]
 pub static COUNTS: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(16384, 0);
+
+/// Exact counts of SYNs, as far as they have a slot; the others are in `COUNTS`.
+#[map]
+pub static SLOTS: PerCpuArray<Slots> = PerCpuArray::with_max_entries(1, 0);
 
 /// Records.
 #[map]

@@ -7,7 +7,7 @@ use queue_trace_common::{
 };
 
 use crate::{
-    memory::{self, Status},
+    memory::{self, Plain, Pointer, Status},
     packet,
 };
 
@@ -16,8 +16,8 @@ const AF_INET6: u16 = 10;
 
 /// Whether the socket is an IPv6 one (which may serve IPv4 clients as well).
 #[inline(always)]
-pub fn is_v6(sk: u64) -> bool {
-    memory::value::<u16>(sk, field::SK_FAMILY) == AF_INET6
+pub fn is_v6(sk: impl Pointer) -> bool {
+    sk.load::<u16>(field::SK_FAMILY) == AF_INET6
 }
 
 /// The address a socket is bound to.
@@ -34,7 +34,7 @@ pub fn fetch_peer_addr(place: &mut Address, sk: u64) -> Status {
 
 #[inline(always)]
 fn fetch_addr(place: &mut Address, sk: u64, v4: usize, v6: usize) -> Status {
-    if is_v6(sk) {
+    if is_v6(Plain(sk)) {
         return memory::fetch_field(place, sk, v6);
     }
     let mut address = 0u32;
@@ -44,13 +44,55 @@ fn fetch_addr(place: &mut Address, sk: u64, v4: usize, v6: usize) -> Status {
 }
 
 /// The inode number of a socket, as `ss -e` shows it; 0 if it has none (any more).
-/// The file system's inode encloses the `struct socket` (`struct socket_alloc`,
-/// include/net/sock.h).
 #[inline(always)]
-pub fn inode(sk: u64) -> u64 {
-    // A listener being closed has no struct socket; then the second read gives zero.
-    let socket = memory::value(sk, field::SK_SOCKET);
-    memory::value(socket, field::SOCKET_INODE)
+fn inode<P: Pointer>(sk: P) -> u64 {
+    // A listener being closed has no struct socket; then all that follows gives zero.
+    let socket = sk.follow(field::SK_SOCKET);
+    if P::LOADS {
+        let file = socket.follow(field::SOCKET_FILE);
+        let inode = file.follow(field::FILE_INODE).load(field::INODE_NUMBER);
+        if inode != 0 {
+            return inode;
+        }
+    }
+    // Sockets of the kernel's own have no file. But the file system's inode encloses the
+    // `struct socket` (`struct socket_alloc`, include/net/sock.h).
+    memory::value(socket.address(), field::SOCKET_INODE)
+}
+
+/// What tells a listener from all others, for the key of its counts.
+#[derive(Clone, Copy, Default)]
+pub struct Identity {
+    /// Its inode number.
+    pub inode: u64,
+    /// What tells its namespace from an earlier one of its number.
+    pub netns_cookie: u64,
+    /// Inode number of its namespace.
+    pub netns: u32,
+    /// The port.
+    pub port: u16,
+}
+
+impl Identity {
+    /// Of a listener.
+    #[inline(always)]
+    pub fn of(sk: impl Pointer) -> Self {
+        Self {
+            inode: inode(sk),
+            ..Self::at_port(sk.follow(field::SK_NET), sk.load(field::SK_PORT))
+        }
+    }
+
+    /// Of a listener that could not be told: its namespace and its port.
+    #[inline(always)]
+    pub fn at_port(net: impl Pointer, port: u16) -> Self {
+        Self {
+            inode: 0,
+            netns_cookie: net.load(field::NET_COOKIE),
+            netns: net.load(field::NET_ID),
+            port,
+        }
+    }
 }
 
 /// Identity and gauges.

@@ -48,6 +48,90 @@ fn read_failed() {
     emit::lost(|loss| &mut loss.read_failed);
 }
 
+/// A pointer to a struct of the kernel, of one of two kinds: one that the verifier knows
+/// the type of, through which fields are loaded, and a plain address, from which they
+/// are read by a helper. A field that this kernel lacks, or that cannot be read, is zero.
+pub trait Pointer: Copy {
+    /// Whether a load costs a few instructions, not a call.
+    const LOADS: bool;
+
+    /// A field that is a number.
+    fn load<T: Copy + Default>(self, index: usize) -> T;
+
+    /// The struct that a field points to.
+    fn follow(self, index: usize) -> Self;
+
+    /// The address. What the verifier knows as a pointer stays one to it until it has
+    /// been through a map.
+    fn address(self) -> u64;
+
+    /// A number whose width differs between kernels.
+    #[inline(always)]
+    fn load_uint(self, index: usize) -> u32 {
+        match globals::field(index).size {
+            1 => u32::from(self.load::<u8>(index)),
+            2 => u32::from(self.load::<u16>(index)),
+            4 => self.load(index),
+            _ => 0,
+        }
+    }
+}
+
+/// An argument of a function that is watched by fentry or fexit, or what it leads to. The
+/// verifier has its type from the kernel's BTF, checks that a load is of a whole member, and
+/// lets it fail to zero where there is nothing.
+#[derive(Clone, Copy)]
+pub struct Typed(pub u64);
+
+impl Pointer for Typed {
+    const LOADS: bool = true;
+
+    #[inline(always)]
+    fn load<T: Copy + Default>(self, index: usize) -> T {
+        let field = globals::field(index);
+        if !field::is_in_all(index) && usize::from(field.size) < size_of::<T>() {
+            return T::default();
+        }
+        let address = self.0 + u64::from(field.offset);
+        // SAFETY: the verifier refuses the program unless this is a load of the kernel's
+        // type of this size, and the kernel catches a fault.
+        unsafe { core::ptr::read_volatile(address as *const T) }
+    }
+
+    #[inline(always)]
+    fn follow(self, index: usize) -> Self {
+        Self(self.load(index))
+    }
+
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0
+    }
+}
+
+/// An address that is only a number to the verifier.
+#[derive(Clone, Copy)]
+pub struct Plain(pub u64);
+
+impl Pointer for Plain {
+    const LOADS: bool = false;
+
+    #[inline(always)]
+    fn load<T: Copy + Default>(self, index: usize) -> T {
+        value(self.0, index)
+    }
+
+    #[inline(always)]
+    fn follow(self, index: usize) -> Self {
+        Self(value(self.0, index))
+    }
+
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0
+    }
+}
+
 /// Reads a value of kernel memory into a place.
 #[inline(always)]
 pub fn fetch<T: Copy>(place: &mut T, address: u64) -> Status {
@@ -69,7 +153,7 @@ fn fetch_bytes<T: Copy>(place: &mut T, address: u64, size: u32) -> Status {
 #[inline(always)]
 pub fn fetch_field<T: Copy>(place: &mut T, base: u64, index: usize) -> Status {
     let field = globals::field(index);
-    if field.size == 0 {
+    if !field::is_in_all(index) && field.size == 0 {
         return Status::FAILED;
     }
     fetch(place, base + u64::from(field.offset))
@@ -112,14 +196,6 @@ pub fn get<T: Copy + Default>(base: u64, index: usize) -> Option<T> {
 pub fn value<T: Copy + Default>(base: u64, index: usize) -> T {
     let mut value = T::default();
     let _ = fetch_field(&mut value, base, index);
-    value
-}
-
-/// The value of an integer whose width differs, or zero where it cannot be read.
-#[inline(always)]
-pub fn uint(base: u64, index: usize) -> u32 {
-    let mut value = 0;
-    let _ = fetch_uint(&mut value, base, index);
     value
 }
 

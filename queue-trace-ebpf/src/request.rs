@@ -7,7 +7,9 @@ use queue_trace_common::{counter::Moved, field};
 use crate::{
     emit::{self, Peer, Verdict},
     evidence::{self, Call, Frame, Request},
-    filter, listener, memory,
+    filter,
+    listener::{self, Identity},
+    memory::{self, Plain, Pointer},
 };
 
 /// The two ends of a connection, from its socket or its request: both begin with a
@@ -33,19 +35,17 @@ pub fn open(call: Call, hook: usize, request: u64) {
     let Some(sk) = memory::get::<u64>(request, field::REQ_LISTENER) else {
         return;
     };
-    if sk == 0 || !filter::port(sk) {
+    let sk = Plain(sk);
+    if sk.0 == 0 || !filter::port(sk) {
         return evidence::skip();
     }
-    let Some(net) = memory::get(sk, field::SK_NET) else {
-        return;
-    };
     let Some(peer) = peer_of(request) else {
         return;
     };
-    if !filter::netns(net) || !filter::pair(&peer.local, &peer.client) {
+    if !filter::netns(sk.follow(field::SK_NET)) || !filter::pair(&peer.local, &peer.client) {
         return evidence::skip();
     }
-    evidence::open(call, hook, sk, 0, request, net);
+    evidence::open(call, hook, sk, 0, request);
     if let Some(cpu) = evidence::cpu() {
         cpu.request = Request {
             local: peer.local,
@@ -69,7 +69,8 @@ pub fn tell(outcome: u8, frame: &Frame, moved: Moved, retransmits_more: u8) {
             count: 1,
             sk: frame.sk,
             net: frame.net,
-            port: 0,
+            listener: Identity::of(Plain(frame.sk)),
+            by_softirq: false,
             retransmits: request.retransmits + retransmits_more,
         },
         || {

@@ -25,7 +25,8 @@ use crate::{
     evidence::{self, Counters, Movement},
     filter,
     globals::{self, BASELINES},
-    memory,
+    listener::Identity,
+    memory::{self, Plain},
     packet::{Packet, flag},
     request, syn, table,
 };
@@ -70,9 +71,7 @@ fn prime(net: u64) {
         return;
     }
     let Some(cpu) = evidence::cpu() else { return };
-    let Some(address) = evidence::counters_of(net, cpu) else {
-        return;
-    };
+    let address = evidence::counters_of(Plain(net), cpu.offset, &mut cpu.frame.counters);
     let mut baseline = Baseline {
         address,
         values: [0; counter::COUNT],
@@ -167,7 +166,8 @@ fn freed(skb: u64, how: Freed) {
             count,
             sk,
             net,
-            port: if packet.icmp { 0 } else { packet.local_port },
+            listener: identify(sk, net, if packet.icmp { 0 } else { packet.local_port }),
+            by_softirq: false,
             retransmits: 0,
         },
         || (!packet.icmp).then(|| Peer::from(packet)),
@@ -187,11 +187,21 @@ fn most(before: &Counters, now: &Counters) -> u32 {
     most as u32
 }
 
+/// What tells the listener from others: itself, or where it listens if it is not known.
+#[inline(always)]
+fn identify(sk: u64, net: u64, port: u16) -> Identity {
+    if sk == 0 {
+        Identity::at_port(Plain(net), port)
+    } else {
+        Identity::of(Plain(sk))
+    }
+}
+
 #[inline(never)]
 fn wanted(net: u64, packet: &Packet) -> bool {
     let (ports, _, _) = globals::filters();
     (!ports || globals::port_wanted(packet.local_port))
-        && filter::netns(net)
+        && filter::netns(Plain(net))
         && filter::pair(&packet.local, &packet.client)
 }
 
@@ -210,7 +220,7 @@ fn decide(packet: &Packet, how: Freed, moved: Moved, net: u64) -> Option<u8> {
             return Some(outcome::SYN_DROPPED_SYN_QUEUE_FULL);
         }
         if moved & COOKIE_SENT != 0 && moved & DROP == 0 {
-            return Some(syn::cookie_cause(net));
+            return Some(syn::cookie_cause(Plain(net)));
         }
         if moved & DROP != 0 {
             return Some(outcome::SYN_DROPPED_OTHER);
@@ -320,14 +330,16 @@ fn completed(sk: u64, net: u64) {
         (outcome::ESTABLISHED_HANDSHAKE, 0)
     };
     let outcome = evidence::through(&mut baseline.outcome, outcome);
+    let sk = table::find(net, &packet);
     emit::verdict(
         &Verdict {
             outcome,
             moved,
             count: 1,
-            sk: table::find(net, &packet),
+            sk,
             net,
-            port: local_port,
+            listener: identify(sk, net, local_port),
+            by_softirq: false,
             retransmits: 0,
         },
         || Some(peer),

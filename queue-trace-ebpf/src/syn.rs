@@ -14,45 +14,39 @@ use queue_trace_common::{
 use crate::{
     emit,
     evidence::{self, Call, Frame, saw},
-    filter, globals, listener, memory,
+    filter, globals, listener,
+    memory::{self, Plain, Pointer, Typed},
 };
 
-/// A SYN enters. The IPv6 functions hand IPv4 packets to the IPv4 ones, which then
-/// run nested, on an IPv6 socket: the outer call is the one that counts.
+/// A SYN enters, of a port that is wanted. The IPv6 functions hand IPv4 packets to the IPv4
+/// ones, which then run nested, on an IPv6 socket: the outer call is the one that counts.
 #[inline(always)]
-fn enter(hook: usize, sk: u64, skb: u64) {
-    if !filter::port(sk) {
-        return evidence::skip();
-    }
+fn enter(hook: usize, sk: impl Pointer, skb: u64) {
     if hook != hook::SYN_V6 && hook != hook::SYN_MPTCP6 && listener::is_v6(sk) {
         return;
     }
-    let Some(net) = memory::get(sk, field::SK_NET) else {
-        return;
-    };
-    if !filter::netns(net) || !filter::addresses(skb) {
+    if !filter::netns(sk.follow(field::SK_NET)) || !filter::addresses(skb) {
         return evidence::skip();
     }
-    evidence::open(Call::Syn, hook, sk, skb, 0, net);
+    evidence::open(Call::Syn, hook, sk, skb, 0);
 }
 
-/// It leaves. `sk` and `skb` are 0 where the program does not see them.
+/// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked
+/// of the frame.
 #[inline(always)]
-fn exit(hook: usize, sk: u64, skb: u64) {
-    if sk != 0 && !filter::port(sk) {
-        return;
-    }
+fn exit<P: Pointer>(hook: usize, skb: u64, listener: impl FnOnce(&Frame) -> P) {
     let Some((frame, moved)) = evidence::close(Call::Syn, hook, skb) else {
         return;
     };
-    let outcome = decide(frame, moved);
-    emit::packet(frame, outcome, moved);
+    let sk = listener(frame);
+    let outcome = decide(frame, moved, sk);
+    emit::packet(frame, outcome, moved, sk, Call::Syn);
 }
 
 /// The verdict. The order is that of the evidence's strength: a request that was
 /// queued was queued, even if a fast-open attempt inside moved the drop counters.
 #[inline(always)]
-fn decide(frame: &Frame, moved: u8) -> u8 {
+fn decide(frame: &Frame, moved: u8, sk: impl Pointer) -> u8 {
     if frame.saw & saw::QUEUED != 0 {
         return outcome::QUEUED;
     }
@@ -66,7 +60,7 @@ fn decide(frame: &Frame, moved: u8) -> u8 {
         return outcome::SYN_DROPPED_SYN_QUEUE_FULL;
     }
     if moved & COOKIE_SENT != 0 && moved & DROP == 0 {
-        return cookie_cause(frame.net);
+        return cookie_cause(sk.follow(field::SK_NET));
     }
     if moved & DROP == 0 {
         // After the request is allocated every end but one moves a counter or is
@@ -100,8 +94,8 @@ fn decide(frame: &Frame, moved: u8) -> u8 {
 
 /// Why a cookie was sent: tcp_syncookies=2 sends one whatever the queue.
 #[inline(always)]
-pub fn cookie_cause(net: u64) -> u8 {
-    if memory::uint(net, field::NET_SYNCOOKIES) == 2 {
+pub fn cookie_cause(net: impl Pointer) -> u8 {
+    if net.load_uint(field::NET_SYNCOOKIES) == 2 {
         outcome::COOKIE_SENT_ALWAYS
     } else {
         outcome::COOKIE_SENT_FULL
@@ -112,27 +106,39 @@ macro_rules! conn_request {
     ($hook:ident $enter:ident $exit:ident $enter_kprobe:ident $exit_kprobe:ident) => {
         #[fentry]
         fn $enter(ctx: FEntryContext) -> i32 {
-            enter(hook::$hook, ctx.arg(0), ctx.arg(1));
+            let sk = Typed(ctx.arg(0));
+            if filter::port(sk) {
+                enter(hook::$hook, sk, ctx.arg(1));
+            }
             0
         }
 
         #[fexit]
         fn $exit(ctx: FExitContext) -> i32 {
-            exit(hook::$hook, ctx.arg(0), ctx.arg(1));
+            let sk = Typed(ctx.arg(0));
+            if filter::port(sk) {
+                exit(hook::$hook, ctx.arg(1), |_| sk);
+            }
             0
         }
 
         #[kprobe]
         fn $enter_kprobe(ctx: ProbeContext) -> u32 {
             if let (Some(sk), Some(skb)) = (ctx.arg(0), ctx.arg(1)) {
-                enter(hook::$hook, sk, skb);
+                let sk = Plain(sk);
+                if filter::port(sk) {
+                    enter(hook::$hook, sk, skb);
+                } else {
+                    // Its exit will not see the listener.
+                    evidence::skip();
+                }
             }
             0
         }
 
         #[kretprobe]
         fn $exit_kprobe(_: RetProbeContext) -> u32 {
-            exit(hook::$hook, 0, 0);
+            exit(hook::$hook, 0, |frame| Plain(frame.sk));
             0
         }
     };

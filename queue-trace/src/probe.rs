@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use queue_trace_common::{
     field,
     hook::{self, Hook},
-    settings::{Address, CountKey, Counted, Kernel, Loss},
+    settings::{Address, CountKey, Counted, Kernel, Loss, Slot, Slots},
 };
 use tokio::io::unix::AsyncFd;
 
@@ -61,6 +61,9 @@ pub struct Probe {
     notes: Vec<String>,
     records: AsyncFd<RingBuf<MapData>>,
     counts: PerCpuHashMap<MapData, Wire<CountKey>, Wire<Counted>>,
+    slots: PerCpuArray<MapData, Wire<Slots>>,
+    /// What was counted of a namespace that is to be forgotten.
+    forgotten: HashMap<CountKey, Counted>,
     overflowed: PerCpuArray<MapData, u64>,
     loss: PerCpuArray<MapData, Wire<Loss>>,
 }
@@ -106,6 +109,8 @@ impl Probe {
         Ok(Self {
             records,
             counts: take(&mut ebpf, "COUNTS")?,
+            slots: take(&mut ebpf, "SLOTS")?,
+            forgotten: HashMap::new(),
             overflowed: take(&mut ebpf, "OVERFLOWED")?,
             loss: take(&mut ebpf, "LOSS")?,
             notes,
@@ -163,19 +168,31 @@ impl Probe {
     /// # Errors
     /// If the map cannot be read.
     pub fn counts(&self) -> Result<HashMap<CountKey, Counted>> {
-        self.counts
-            .iter()
-            .map(|entry| {
-                let (Wire(key), values) = entry.context("cannot read the counts")?;
-                let sum = values
-                    .iter()
-                    .fold(Counted::default(), |sum, Wire(cpu)| Counted {
-                        seen: sum.seen + cpu.seen,
-                        held: sum.held + cpu.held,
-                    });
-                Ok((key, sum))
-            })
-            .collect()
+        let mut counts: HashMap<CountKey, Counted> = HashMap::new();
+        let slots = self
+            .slots
+            .get(&0, 0)
+            .context("cannot read the counts of SYNs")?;
+        for Slot { key, counted } in slots.iter().flat_map(|Wire(slots)| slots) {
+            if counted.seen > 0 {
+                counts.entry(*key).or_default().add(counted);
+            }
+        }
+        for entry in self.counts.iter() {
+            let (Wire(key), values) = entry.context("cannot read the counts")?;
+            let sum = counts.entry(key).or_default();
+            values.iter().for_each(|Wire(cpu)| sum.add(cpu));
+        }
+        for (key, forgotten) in &self.forgotten {
+            if let Some(counted) = counts.get_mut(key) {
+                counted.seen -= forgotten.seen;
+                counted.held -= forgotten.held;
+                if counted.seen == 0 {
+                    counts.remove(key);
+                }
+            }
+        }
+        Ok(counts)
     }
 
     /// Counts by outcome tag that found no room by listener.
@@ -243,13 +260,11 @@ impl Probe {
     /// Forgets the counts of one namespace.
     ///
     /// # Errors
-    /// If the map cannot be read or changed.
+    /// If the maps cannot be read.
     pub fn forget(&mut self, netns: u32) -> Result<()> {
-        for key in self.counts()?.into_keys().filter(|key| key.netns == netns) {
-            self.counts
-                .remove(&Wire(key))
-                .context("cannot remove a count")?;
-        }
+        let counts = self.counts()?.into_iter();
+        self.forgotten
+            .extend(counts.filter(|(key, _)| key.netns == netns));
         Ok(())
     }
 

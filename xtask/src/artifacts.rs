@@ -51,6 +51,22 @@ pub fn live_tests(place: For) -> Result<PathBuf> {
     build(place, &args, "live")
 }
 
+/// The program that measures.
+pub fn bench(place: For) -> Result<PathBuf> {
+    build(
+        place,
+        &[
+            "build",
+            "--release",
+            "--package",
+            "live-tests",
+            "--bin",
+            "bench",
+        ],
+        "bench",
+    )
+}
+
 /// The program of the unit tests, which holds the laboratory's own tests.
 pub fn unit_tests() -> Result<PathBuf> {
     build(

@@ -4,6 +4,7 @@
 
 mod apt;
 mod artifacts;
+mod bench;
 mod bpf;
 mod gate;
 mod live;
@@ -29,6 +30,8 @@ enum Task {
     Vm(vm::Command),
     /// Run the live tests on this machine's own kernel.
     Live(live::Args),
+    /// Measure what queue-trace costs, beside what others cost.
+    Bench(bench::Args),
     /// Run every check there is, the fast ones first.
     Test,
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf(args) => bpf::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Vm(command) => vm::run(command),
         Task::Live(args) => live::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Test => gate::run().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

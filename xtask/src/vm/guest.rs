@@ -35,6 +35,8 @@ const PROGRAMS: &[&str] = &[
 pub struct Guest {
     /// Further programs, which go to /bin.
     pub programs: Vec<PathBuf>,
+    /// Folders of this machine, and where they go.
+    pub trees: Vec<(PathBuf, String)>,
     pub environment: Vec<(String, String)>,
     pub command: Vec<String>,
 }
@@ -62,6 +64,9 @@ impl Guest {
         let given = self.programs.iter().map(PathBuf::as_path);
         for program in PROGRAMS.iter().map(Path::new).chain(given) {
             add_program(&mut archive, program)?;
+        }
+        for (folder, place) in &self.trees {
+            add_tree(&mut archive, folder, place)?;
         }
         archive.symlink("bin/sh", "dash");
         for applet in process::stdout(Command::new("/bin/busybox").arg("--list"))?.lines() {
@@ -95,6 +100,24 @@ fn add_program(archive: &mut Archive, program: &Path) -> Result<()> {
         let path = library.strip_prefix("/usr").unwrap_or(&library).to_string();
         if !archive.contains(&path) {
             archive.copy(&path, Path::new(&library), 0o755)?;
+        }
+    }
+    Ok(())
+}
+
+fn add_tree(archive: &mut Archive, folder: &Path, place: &str) -> Result<()> {
+    let listing =
+        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    for entry in listing {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let place = format!("{place}/{name}");
+        if path.is_symlink() {
+            archive.symlink(&place, &fs::read_link(&path)?.to_string_lossy());
+        } else if path.is_dir() {
+            add_tree(archive, &path, &place)?;
+        } else {
+            archive.copy(&place, &path, 0o755)?;
         }
     }
     Ok(())
@@ -158,6 +181,7 @@ mod tests {
     fn the_script_keeps_words_as_they_are() {
         let guest = Guest {
             programs: Vec::new(),
+            trees: Vec::new(),
             environment: vec![("A".into(), "b c".into())],
             command: ["sh", "-c", "echo 'x' $A"].map(String::from).to_vec(),
         };

@@ -27,6 +27,10 @@ pub struct Size {
     /// Seconds until the machine is stopped.
     #[arg(long, default_value_t = Self::default().timeout)]
     pub timeout: u64,
+    /// A clock that counts instructions, one a nanosecond: what is measured is the same
+    /// however busy this machine is. For one CPU.
+    #[arg(long)]
+    pub icount: bool,
 }
 
 impl Default for Size {
@@ -35,6 +39,7 @@ impl Default for Size {
             smp: 1,
             mem: "1G".into(),
             timeout: 1200,
+            icount: false,
         }
     }
 }
@@ -127,6 +132,11 @@ fn boot(
     echo: bool,
 ) -> Result<(End, String)> {
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    let icount: &[&str] = if size.icount {
+        &["-icount", "shift=0,sleep=off"]
+    } else {
+        &[]
+    };
     // `timeout` rather than a clock here: it stops QEMU even if this process is killed.
     let mut command = Command::new("timeout");
     command
@@ -148,6 +158,7 @@ fn boot(
             "-serial",
             "stdio",
         ])
+        .args(icount)
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
         .args(["-append", "console=ttyS0 panic=-1 quiet", "-kernel"])
         .arg(vmlinuz)

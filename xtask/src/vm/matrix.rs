@@ -184,6 +184,7 @@ impl Plan<'_> {
         let skipped = skipped.flat_map(|group| ["--skip".into(), format!("{group}::")]);
         command.extend(skipped);
         Guest {
+            trees: Vec::new(),
             programs: vec![self.program.clone(), self.tests.clone()],
             environment: environment
                 .map(|(name, value)| (name.to_string(), value))

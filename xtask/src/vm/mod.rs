@@ -92,12 +92,44 @@ fn list() -> Result<()> {
     Ok(())
 }
 
+/// A command for a machine, from another part of this program.
+pub struct Run<'a> {
+    pub kernel: &'a str,
+    pub size: Size,
+    pub programs: Vec<PathBuf>,
+    pub trees: Vec<(PathBuf, String)>,
+    pub command: Vec<String>,
+}
+
+impl Run<'_> {
+    /// Boots the machine, shows what the command prints, and says whether it went well.
+    pub fn boot(self) -> Result<bool> {
+        let kernel = kernels::find(self.kernel)?;
+        let image = cache::cached_or_fetched(kernel)?;
+        self.size.check()?;
+        let guest = Guest {
+            programs: self.programs,
+            trees: self.trees,
+            environment: Vec::new(),
+            command: self.command,
+        };
+        let name = format!("{}-bench", kernel.name);
+        let run = machine::run(&image, &guest, &self.size, &name, true)?;
+        if let Some(fault) = run.fault() {
+            eprintln!("error: {}: {fault}", kernel.name);
+            return Ok(false);
+        }
+        Ok(run.end == End::Exit(0))
+    }
+}
+
 fn boot(args: RunArgs) -> Result<ExitCode> {
     let kernel = kernels::find(&args.kernel)?;
     let image = cache::cached_or_fetched(kernel)?;
     args.size.check()?;
     let guest = Guest {
         programs: args.programs,
+        trees: Vec::new(),
         environment: args.environment,
         command: args.command,
     };

@@ -63,6 +63,7 @@ fn guest(kernel: &Kernel, program: &Path) -> Guest {
         script += &format!("\necho '{ANSWER}{name}'\nqueue-trace check --attach {name}");
     }
     Guest {
+        trees: Vec::new(),
         programs: vec![program.to_path_buf()],
         environment: Vec::new(),
         command: ["dash", "-c", &script].map(String::from).to_vec(),

@@ -1,0 +1,130 @@
+//! The loads: what is done to a listener in a namespace of its own while something is
+//! attached or not, and what that takes.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use live_tests::Room;
+use queue_trace::lab::Family;
+use queue_trace::lab::raw::{Flood, flood};
+use rustix::net::sockopt::set_socket_linger;
+
+use crate::contender::{Programs, Running};
+
+/// A load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Load {
+    /// SYNs to a listener whose accept queue is full: each is dropped.
+    Dropped,
+    /// SYNs to a listener whose SYN queue is full: each is answered with a cookie.
+    Cookies,
+    /// Connections made, accepted and closed, one after the other.
+    Churn,
+}
+
+/// What a load took.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// SYNs or connections.
+    pub operations: u32,
+    /// By the clock.
+    pub elapsed: Duration,
+    /// Of CPUs: the sender's, in which the kernel handles what is sent on loopback, and
+    /// the tracer's.
+    pub cpu: Duration,
+    /// What the tracer's programs did, if that is counted.
+    pub programs: Programs,
+}
+
+/// Waits until nothing else runs: a machine that has just booted has other things to do.
+pub fn settle() {
+    for _ in 0..30 {
+        let cost = Load::Dropped.run(5000, 0, &Running::nothing());
+        if cost.cpu * 50 > cost.elapsed * 49 {
+            return;
+        }
+    }
+    eprintln!("note: something else keeps this machine busy");
+}
+
+impl Load {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Dropped, Self::Cookies, Self::Churn];
+
+    /// As the table calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dropped => "SYN flood, accept queue full",
+            Self::Cookies => "SYN flood, cookies sent",
+            Self::Churn => "connect, accept, close",
+        }
+    }
+
+    /// Puts it on, and says what it took.
+    pub fn run(self, syns: u32, connections: u32, running: &Running) -> Cost {
+        let (backlog, cookies) = match self {
+            Self::Dropped => (4, 0),
+            Self::Cookies => (16, 1),
+            Self::Churn => (128, 1),
+        };
+        let sysctls = [
+            ("net.ipv4.tcp_syncookies", cookies),
+            ("net.ipv4.tcp_max_syn_backlog", 4096),
+        ];
+        let room = Room::new(Family::V4, backlog, &sysctls);
+        let address = room.address;
+        // Fills what is to be full, and warms what is to be warm.
+        let _clients = (self == Self::Dropped).then(|| room.connect(5));
+        let (warm, operations) = match self {
+            Self::Dropped | Self::Cookies => (1000, syns),
+            Self::Churn => (100, connections),
+        };
+        self.load(&room, address, warm);
+        // What it had to say of the beginning is said.
+        thread::sleep(Duration::from_millis(500));
+        let programs = running.programs();
+        let (cpu, began) = (own_cpu() + running.cpu(), Instant::now());
+        self.load(&room, address, operations);
+        let elapsed = began.elapsed();
+        Cost {
+            operations,
+            elapsed,
+            cpu: own_cpu() + running.cpu() - cpu,
+            programs: running.programs().since(programs),
+        }
+    }
+
+    fn load(self, room: &Room, address: SocketAddr, count: u32) {
+        room.netns
+            .run(|| {
+                match self {
+                    Self::Churn => churn(&room.listener, address, count)?,
+                    Self::Dropped | Self::Cookies => {
+                        flood(address, &Flood::of(count))?;
+                    }
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+}
+
+fn churn(listener: &TcpListener, address: SocketAddr, count: u32) -> io::Result<()> {
+    for _ in 0..count {
+        let client = TcpStream::connect(address)?;
+        let (server, _) = listener.accept()?;
+        // Ended by a reset, so that no port stays taken.
+        set_socket_linger(&client, Some(Duration::ZERO))?;
+        drop(client);
+        drop(server);
+    }
+    Ok(())
+}
+
+/// The CPU time of this process.
+fn own_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}

@@ -1,0 +1,103 @@
+//! What it costs: the same loads with nothing attached, with queue-trace, and with what
+//! an engineer would use instead, in one run and in turn. `cargo xtask bench` builds and
+//! starts this program, here or in a virtual machine.
+//!
+//! Every number that is compared comes from the same round as the number it is compared
+//! with. Where the machine is emulated with a clock that counts instructions, times are
+//! counts of instructions.
+
+// As in tests: what is not there is a failure, and says so.
+#![allow(clippy::unwrap_used)]
+
+mod contender;
+mod load;
+mod soak;
+mod table;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+
+use contender::Contender;
+use load::Load;
+use table::Table;
+
+/// Measures what queue-trace and others cost.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The program.
+    #[arg(long)]
+    program: PathBuf,
+    /// How it attaches: fentry, kprobe or tracepoint.
+    #[arg(long)]
+    attach: String,
+    /// The folder into which the others' packages were unpacked.
+    #[arg(long)]
+    rivals: Option<PathBuf>,
+    /// Only the contenders of these names, and nothing attached.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Rounds.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// SYNs of a load.
+    #[arg(long, default_value_t = 20_000)]
+    syns: u32,
+    /// Connections of a load.
+    #[arg(long, default_value_t = 2_000)]
+    connections: u32,
+    /// The clock counts instructions.
+    #[arg(long)]
+    icount: bool,
+    /// Instead of all this: flood for so many seconds, and watch the memory.
+    #[arg(long)]
+    soak: Option<u64>,
+}
+
+fn main() {
+    // bpftrace starts a command once it is attached: this one.
+    if std::env::args().nth(1).as_deref() == Some(contender::READY) {
+        contender::say_ready();
+    }
+    let args = Args::parse();
+    if let Some(seconds) = args.soak {
+        return soak::run(&args.program, &args.attach, Duration::from_secs(seconds));
+    }
+    let contenders = Contender::all(&args.program, &args.attach, args.rivals.as_deref());
+    let contenders: Vec<_> = contenders
+        .into_iter()
+        .filter(|contender| {
+            args.only.is_empty()
+                || contender.is_nothing()
+                || args.only.contains(&contender.name)
+        })
+        .collect();
+    load::settle();
+    let mut table = Table::new(args.icount);
+    for round in 0..args.rounds {
+        for turn in 0..contenders.len() {
+            // Another one begins each round, so that none always runs after the same.
+            let contender = &contenders[(turn + round) % contenders.len()];
+            eprintln!("round {}: {}", round + 1, contender.name);
+            let Some(mut running) = contender.start() else {
+                table.failed(contender);
+                continue;
+            };
+            table.started(contender, &running);
+            for load in Load::ALL {
+                let cost = load.run(args.syns, args.connections, &running);
+                table.add(round, contender, load, cost);
+            }
+            running.count_programs(true);
+            for load in Load::ALL {
+                let cost = load.run(args.syns, args.connections, &running);
+                table.add_programs(contender, load, cost);
+            }
+            running.count_programs(false);
+            table.ended(contender, &running);
+            running.stop();
+        }
+    }
+    print!("{table}");
+}
