@@ -20,6 +20,7 @@ use queue_trace_common::{
 #[cfg(target_os = "linux")]
 use crate::lab::scenario::SCENARIOS;
 use crate::sink::{Limit, Rotation};
+use crate::clients::Prefixes;
 
 /// Tells which TCP listener refuses connections, what the kernel did to each packet,
 /// and why.
@@ -122,6 +123,10 @@ pub struct Trace {
     /// 0: no limit
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub rate: u32,
+
+    /// Lengths of the IPv4 and IPv6 networks by which clients are put together
+    #[arg(long, value_name = "V4,V6", default_value = "24,64")]
+    pub networks: Prefixes,
 
     /// Write JSON, one object a line
     #[arg(long)]
@@ -493,6 +498,7 @@ mod tests {
             (["--attach", "ptrace"], "--attach"),
             (["--rotate", "big"], "64K, 100M"),
             (["--rotate", "0M"], "more than nothing"),
+            (["--networks", "24"], "--networks"),
         ] {
             let error = parse(&args).unwrap_err();
             assert!(error.contains(says), "{args:?}: {error}");

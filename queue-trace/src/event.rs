@@ -44,6 +44,14 @@ pub struct Event {
     pub sk: u64,
 }
 
+impl Event {
+    /// Whether it stands for events that are in the stream only as their number.
+    #[must_use]
+    pub fn is_held_back(&self) -> bool {
+        self.cpu.is_none()
+    }
+}
+
 /// A listening socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Listener {

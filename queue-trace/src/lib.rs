@@ -12,6 +12,7 @@
 //! kernel to watch, and works on any system.
 
 pub mod cli;
+pub mod clients;
 pub mod clock;
 pub mod diagnose;
 pub mod event;
@@ -22,6 +23,7 @@ pub mod replay;
 pub mod report;
 pub mod sink;
 pub mod snapshot;
+pub mod space_saving;
 
 #[cfg(target_os = "linux")]
 pub mod attach;

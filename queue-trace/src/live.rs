@@ -19,6 +19,7 @@ use crate::{
     books::Books,
     btf::Types,
     cli,
+    clients::ClientTable,
     clock::{monotonic_now, wall_now},
     decode::decode,
     diagnose::{self, Case},
@@ -111,6 +112,7 @@ pub struct Live {
     wanted: Wanted,
     host: Host,
     listeners: HashMap<u64, Listener>,
+    clients: ClientTable,
     loss: Loss,
     missed: u64,
     undecoded: u64,
@@ -148,6 +150,7 @@ impl Live {
         let books = Books::open(&probe, &wanted)?;
         privilege::keep_only_what_is_needed()?;
         Ok(Self {
+            clients: ClientTable::new(wanted.networks),
             probe,
             books,
             plan,
@@ -336,7 +339,7 @@ impl Live {
                 continue;
             };
             let listener = self.listener(key);
-            sink.event(&Event {
+            let event = Event {
                 mono_ns,
                 wall_ns,
                 outcome,
@@ -352,9 +355,12 @@ impl Live {
                 moved: key.moved,
                 cpu: None,
                 sk: key.sk,
-            })?;
+            };
+            self.clients.take(&event);
+            sink.event(&event)?;
             self.events += news;
         }
+        self.clients.end_second();
         Ok(())
     }
 
@@ -382,6 +388,7 @@ impl Live {
             Ok(event) => {
                 self.events += event.count;
                 self.listeners.insert(event.sk, event.listener);
+                self.clients.take(&event);
                 sink.event(&event)
             }
             Err(error) => {
@@ -421,6 +428,9 @@ impl Live {
         }
         let totals = self.totals().map_err(io::Error::other)?;
         sink.summary(&totals)?;
+        for clients in self.clients.top(MOST_NETWORKS) {
+            sink.clients(&clients)?;
+        }
         for ledger in &ledgers {
             sink.ledger(ledger)?;
         }
@@ -466,6 +476,9 @@ impl Live {
         Ok(totals)
     }
 }
+
+/// Networks of clients in the recording, for each listener.
+const MOST_NETWORKS: usize = 20;
 
 /// How often the books are looked at while running.
 const AUDIT: Duration = Duration::from_secs(10);

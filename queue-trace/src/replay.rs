@@ -68,6 +68,7 @@ fn as_json(reader: &mut Reader, only: &Only, output: &mut Output) -> Result<()> 
 fn as_text(reader: &mut Reader, only: &Only, mut text: Text<Output>) -> Result<()> {
     let mut totals = Vec::new();
     let mut sums = Sums::default();
+    let mut clients = Vec::new();
     let mut ledgers = Vec::new();
     while let Some(entry) = reader.next()? {
         let Some(line) = entry.line.filter(|line| only.passes(line)) else {
@@ -76,6 +77,7 @@ fn as_text(reader: &mut Reader, only: &Only, mut text: Text<Output>) -> Result<(
         match line {
             // They are shown together, and last.
             Line::Total(total) => totals.push(total),
+            Line::Clients(whose) => clients.push(whose),
             Line::Ledger(ledger) => ledgers.push(ledger),
             Line::Counts(counts) => sums.add(&counts, only.outcomes),
             Line::End(_) => {}
@@ -86,6 +88,9 @@ fn as_text(reader: &mut Reader, only: &Only, mut text: Text<Output>) -> Result<(
         totals = sums.totals();
     }
     text.summary(&totals)?;
+    for whose in &clients {
+        text.clients(whose)?;
+    }
     for ledger in &ledgers {
         text.ledger(ledger)?;
     }
@@ -168,6 +173,7 @@ impl Only {
             }
             Line::Counts(counts) => self.of(counts.netns, &counts.listener),
             Line::Listener(snapshot) => self.of(snapshot.netns, &snapshot.listener),
+            Line::Clients(clients) => self.of(clients.netns, &clients.listener),
             Line::Ledger(ledger) => self.netns.is_empty() || self.netns.contains(&ledger.netns),
         }
     }

@@ -12,6 +12,7 @@ use queue_trace_common::{
 
 use crate::{
     cli,
+    clients::Prefixes,
     netns::{self, Door},
 };
 
@@ -30,6 +31,8 @@ pub struct Wanted {
     pub netns: BTreeMap<u32, Option<Door>>,
     /// Records a second from each CPU at most; 0: no limit.
     pub rate: u32,
+    /// By which networks clients are put together.
+    pub networks: Prefixes,
     /// Whether the kernel side's own messages are wanted.
     pub debug: bool,
 }
@@ -60,6 +63,7 @@ impl Wanted {
             clients: filters.clients.clone(),
             netns,
             rate: trace.rate,
+            networks: trace.networks,
             debug: trace.verbose >= 2,
         })
     }

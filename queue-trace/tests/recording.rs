@@ -69,6 +69,7 @@ fn every_line_comes_back_the_same() {
             Line::Counts(line) => serde_json::to_string(&line),
             Line::Loss(line) => serde_json::to_string(&line),
             Line::Total(line) => serde_json::to_string(&line),
+            Line::Clients(line) => serde_json::to_string(&line),
             Line::Ledger(line) => serde_json::to_string(&line),
             Line::End(line) => serde_json::to_string(&line),
         };

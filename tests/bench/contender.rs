@@ -1,6 +1,7 @@
 //! What is measured: nothing, queue-trace in several ways, and what others offer. Starts
 //! them, says when they are attached, and reads what they take.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -219,6 +220,9 @@ pub struct Running {
     pub start: Duration,
 }
 
+/// What programs did, by name.
+pub type ByName = BTreeMap<String, Programs>;
+
 /// What programs did: runs, and the time they took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Programs {
@@ -234,6 +238,14 @@ impl Programs {
         Self {
             runs: self.runs - before.runs,
             nanoseconds: self.nanoseconds - before.nanoseconds,
+        }
+    }
+
+    /// Those of two.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            runs: self.runs + other.runs,
+            nanoseconds: self.nanoseconds + other.nanoseconds,
         }
     }
 }
@@ -293,15 +305,27 @@ impl Running {
     }
 
     /// What its programs did while that was counted.
-    pub fn programs(&self) -> Programs {
+    pub fn programs(&self) -> ByName {
         let infos = self.pid().map(descriptors).unwrap_or_default();
-        infos
+        let own: BTreeSet<_> = infos
             .iter()
-            .filter(|info| value(info, "prog_id").is_some() && value(info, "link_id").is_none())
-            .fold(Programs::default(), |sum, info| Programs {
-                runs: sum.runs + value(info, "run_cnt").unwrap_or(0),
-                nanoseconds: sum.nanoseconds + value(info, "run_time_ns").unwrap_or(0),
+            .filter_map(|info| value(info, "prog_id"))
+            .collect();
+        if own.is_empty() {
+            return ByName::new();
+        }
+        aya::programs::loaded_programs()
+            .filter_map(Result::ok)
+            .filter(|program| own.contains(&u64::from(program.id())))
+            .map(|program| {
+                let name = program.name_as_str().unwrap_or("?").to_owned();
+                let did = Programs {
+                    runs: program.run_count(),
+                    nanoseconds: program.run_time().as_nanos() as u64,
+                };
+                (name, did)
             })
+            .collect()
     }
 
     /// Tells it to stop, and waits until it has.

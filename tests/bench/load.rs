@@ -11,7 +11,7 @@ use queue_trace::lab::Family;
 use queue_trace::lab::raw::{Flood, flood};
 use rustix::net::sockopt::set_socket_linger;
 
-use crate::contender::{Programs, Running};
+use crate::contender::{ByName, Running};
 
 /// A load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +25,7 @@ pub enum Load {
 }
 
 /// What a load took.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Cost {
     /// SYNs or connections.
     pub operations: u32,
@@ -35,7 +35,7 @@ pub struct Cost {
     /// the tracer's.
     pub cpu: Duration,
     /// What the tracer's programs did, if that is counted.
-    pub programs: Programs,
+    pub programs: ByName,
 }
 
 /// Waits until nothing else runs: a machine that has just booted has other things to do.
@@ -88,11 +88,16 @@ impl Load {
         let (cpu, began) = (own_cpu() + running.cpu(), Instant::now());
         self.load(&room, address, operations);
         let elapsed = began.elapsed();
+        let cpu = own_cpu() + running.cpu() - cpu;
+        let did = running.programs().into_iter().map(|(name, after)| {
+            let before = programs.get(&name).copied().unwrap_or_default();
+            (name, after.since(before))
+        });
         Cost {
             operations,
             elapsed,
-            cpu: own_cpu() + running.cpu() - cpu,
-            programs: running.programs().since(programs),
+            cpu,
+            programs: did.filter(|(_, did)| did.runs > 0).collect(),
         }
     }
 

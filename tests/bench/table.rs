@@ -7,6 +7,9 @@ use std::time::Duration;
 use crate::contender::{Contender, Programs, Running};
 use crate::load::{Cost, Load};
 
+/// The contender whose programs are shown one by one.
+const OWN: &str = "queue-trace";
+
 /// What was measured so far.
 pub struct Table {
     icount: bool,
@@ -114,7 +117,11 @@ impl Table {
                 let cpu = median(rounds.values().map(per_operation));
                 let programs = &self.programs[&(load, name.clone())];
                 let each = |of: fn(&Programs) -> u64| {
-                    let each = |cost: &Cost| of(&cost.programs) as f64 / f64::from(cost.operations);
+                    let each = |cost: &Cost| {
+                        let all = cost.programs.values().copied();
+                        let all = all.fold(Programs::default(), Programs::and);
+                        of(&all) as f64 / f64::from(cost.operations)
+                    };
                     median(programs.iter().map(each))
                 };
                 let (inside, runs) = (each(|sum| sum.nanoseconds), each(|sum| sum.runs));
@@ -124,6 +131,21 @@ impl Table {
                     spread(&ratios),
                     cpu - base_cpu,
                 )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What each program of queue-trace took for each run, in the round measured last.
+    fn programs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for ((load, name), rounds) in &self.programs {
+            if name != OWN {
+                continue;
+            }
+            writeln!(f, "\n{}, by program of {OWN}", load.name())?;
+            for (name, did) in rounds.last().iter().flat_map(|cost| &cost.programs) {
+                let each = did.nanoseconds as f64 / did.runs as f64;
+                writeln!(f, "  {name:<27} {each:>9.0} a run, {} runs", did.runs)?;
             }
         }
         Ok(())
@@ -156,6 +178,7 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.loads(f)?;
+        self.programs(f)?;
         self.takes(f)
     }
 }

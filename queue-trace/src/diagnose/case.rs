@@ -7,6 +7,7 @@ use queue_trace_common::outcome::{self, OUTCOMES, Outcome, Set};
 
 use super::clients::Networks;
 use crate::{
+    clients::Clients,
     event::{Event, Listener, Sysctls, from_rfc3339, outcome_named},
     ledger::Ledger,
     sink::{Counts, Header, LossNote, Sink, Total},
@@ -415,6 +416,11 @@ impl Sink for Case {
                 );
             }
         }
+        Ok(())
+    }
+
+    fn clients(&mut self, _: &Clients) -> io::Result<()> {
+        // Its events say as much.
         Ok(())
     }
 

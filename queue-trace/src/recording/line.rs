@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use crate::{
+    clients::Clients,
     event::Event,
     ledger::Ledger,
     sink::{Counts, End, Header, LossNote, Sink, Total},
@@ -22,6 +23,7 @@ pub enum Line {
     Counts(Counts),
     Loss(LossNote),
     Total(Total),
+    Clients(Clients),
     Ledger(Ledger),
     End(End),
 }
@@ -53,6 +55,7 @@ impl Line {
             "listener" => fields(bytes).map(|snapshot| Self::Listener(Box::new(snapshot))),
             "loss" => fields(bytes).map(Self::Loss),
             "total" => fields(bytes).map(Self::Total),
+            "clients" => fields(bytes).map(Self::Clients),
             "ledger" => fields(bytes).map(Self::Ledger),
             "header" => fields(bytes).map(Self::Header),
             "end" => fields(bytes).map(Self::End),
@@ -72,6 +75,7 @@ impl Line {
             Self::Counts(counts) => sink.counts(counts),
             Self::Loss(note) => sink.loss(note),
             Self::Total(total) => sink.summary(std::slice::from_ref(total)),
+            Self::Clients(clients) => sink.clients(clients),
             Self::Ledger(ledger) => sink.ledger(ledger),
             Self::End(end) => sink.end(&end.time),
         }

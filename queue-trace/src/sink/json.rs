@@ -5,7 +5,7 @@ use std::io;
 use serde::Serialize;
 
 use super::{Counts, End, Header, LossNote, Medium, Sink, Total};
-use crate::{event::Event, ledger::Ledger, snapshot::Snapshot};
+use crate::{clients::Clients, event::Event, ledger::Ledger, snapshot::Snapshot};
 
 /// Writes one JSON object a line.
 pub struct Json<W> {
@@ -69,6 +69,10 @@ impl<W: Medium> Sink for Json<W> {
 
     fn summary(&mut self, totals: &[Total]) -> io::Result<()> {
         totals.iter().try_for_each(|total| self.line(total))
+    }
+
+    fn clients(&mut self, clients: &Clients) -> io::Result<()> {
+        self.line(clients)
     }
 
     fn ledger(&mut self, ledger: &Ledger) -> io::Result<()> {

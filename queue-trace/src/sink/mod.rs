@@ -11,6 +11,7 @@ use queue_trace_common::{outcome::Outcome, settings::Loss};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
+    clients::Clients,
     event::{Event, Listener, Words},
     ledger::Ledger,
     snapshot::Snapshot,
@@ -40,6 +41,8 @@ pub trait Sink {
     fn loss(&mut self, note: &LossNote) -> io::Result<()>;
     /// The exact counts, at the end.
     fn summary(&mut self, totals: &[Total]) -> io::Result<()>;
+    /// The networks that most of a listener's events came from: at the end.
+    fn clients(&mut self, clients: &Clients) -> io::Result<()>;
     /// The ledger of a namespace: at the end, or when a difference appears.
     fn ledger(&mut self, ledger: &Ledger) -> io::Result<()>;
     /// The end: nothing more comes. Everything is written out.

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 
 use super::{Counts, Header, Json, LossNote, Output, Sink, Total};
 use crate::{
+    clients::Clients,
     clock::wall_now,
     event::{Event, rfc3339},
     ledger::Ledger,
@@ -169,6 +170,10 @@ impl Sink for Rotating {
 
     fn summary(&mut self, totals: &[Total]) -> io::Result<()> {
         self.file.summary(totals)
+    }
+
+    fn clients(&mut self, clients: &Clients) -> io::Result<()> {
+        self.file.clients(clients)
     }
 
     fn ledger(&mut self, ledger: &Ledger) -> io::Result<()> {

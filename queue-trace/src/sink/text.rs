@@ -11,6 +11,7 @@ use queue_trace_common::outcome::{Kind, Outcome};
 
 use super::{Counts, Header, LossNote, Medium, Sink, Total};
 use crate::{
+    clients::Clients,
     event::{Event, Listener},
     ledger::Ledger,
     snapshot::Snapshot,
@@ -32,6 +33,9 @@ const BOLD: Style = Style::new().bold();
 const RED: Style = AnsiColor::Red.on_default();
 const YELLOW: Style = AnsiColor::Yellow.on_default();
 const GREEN: Style = AnsiColor::Green.on_default();
+
+/// Networks of clients in the summary, for each listener.
+const SHOWN_NETWORKS: usize = 5;
 
 const VERDICT_WIDTH: usize = 20;
 const CAUSE_WIDTH: usize = 23;
@@ -216,6 +220,31 @@ impl<W: Medium> Sink for Text<W> {
                 cause_words(total.outcome)
             );
             writeln!(self.out, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+
+    fn clients(&mut self, clients: &Clients) -> io::Result<()> {
+        let name = listener_words(&clients.listener);
+        let title = self.styled(BOLD, &format!("{name} by network of clients"));
+        let mut note = String::new();
+        if clients.told < clients.events {
+            note = format!(
+                "  (estimated from {} of {} events; shares are good to {:.1}%)",
+                clients.told,
+                clients.events,
+                clients.margin * 100.0
+            );
+        }
+        writeln!(self.out, "{title}{note}")?;
+        for network in clients.networks.iter().take(SHOWN_NETWORKS) {
+            writeln!(
+                self.out,
+                "{:>10}  {:<VERDICT_WIDTH$}  {:.1}%",
+                network.count,
+                network.network,
+                network.share(clients) * 100.0
+            )?;
         }
         Ok(())
     }

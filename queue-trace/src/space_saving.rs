@@ -1,0 +1,128 @@
+//! Counts of the most frequent among many things, in bounded memory: the Space-Saving
+//! algorithm (Metwally, Agrawal, El Abbadi, 2005).
+//!
+//! There is room for a fixed number of things. A new one takes the place of the one with
+//! the smallest count, and its count with it, which is noted as its error. So the counts
+//! add up to all that was counted; none is too small; and none is too large by more than
+//! its error, which is at most all that was counted divided by the room.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+};
+
+/// Counts of the most frequent.
+#[derive(Debug, Clone)]
+pub struct SpaceSaving<K> {
+    room: usize,
+    counts: HashMap<K, Count>,
+    /// The same, by count, to find the smallest.
+    order: BTreeSet<(u64, K)>,
+}
+
+/// The count of one thing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// It did not come more often than this.
+    pub count: u64,
+    /// By how much the count may be too large.
+    pub error: u64,
+}
+
+impl<K: Copy + Eq + Hash + Ord> SpaceSaving<K> {
+    /// With room for so many things, one at least.
+    #[must_use]
+    pub fn new(room: usize) -> Self {
+        Self {
+            room: room.max(1),
+            counts: HashMap::new(),
+            order: BTreeSet::new(),
+        }
+    }
+
+    /// Counts a thing that came so often.
+    pub fn add(&mut self, key: K, by: u64) {
+        if by == 0 {
+            return;
+        }
+        let before = match self.counts.get(&key) {
+            Some(count) => {
+                self.order.remove(&(count.count, key));
+                *count
+            }
+            None if self.counts.len() < self.room => Count::default(),
+            None => match self.order.pop_first() {
+                Some((count, smallest)) => {
+                    self.counts.remove(&smallest);
+                    Count {
+                        count,
+                        error: count,
+                    }
+                }
+                None => Count::default(),
+            },
+        };
+        let now = Count {
+            count: before.count + by,
+            ..before
+        };
+        self.counts.insert(key, now);
+        self.order.insert((now.count, key));
+    }
+
+    /// All that there is room for, the most frequent first.
+    pub fn iter(&self) -> impl Iterator<Item = (K, Count)> {
+        self.order
+            .iter()
+            .rev()
+            .map(|(_, key)| (*key, self.counts[key]))
+    }
+
+    /// All that was counted.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.order.iter().map(|(count, _)| count).sum()
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.counts.clear();
+        self.order.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_bounds_hold_for_any_stream(room in 1usize..8, stream in proptest::collection::vec((0u8..20, 1u64..50), 0..300)) {
+            let mut saving = SpaceSaving::new(room);
+            let mut exact: BTreeMap<u8, u64> = BTreeMap::new();
+            for (key, by) in stream {
+                saving.add(key, by);
+                *exact.entry(key).or_default() += by;
+            }
+            let total: u64 = exact.values().sum();
+            prop_assert_eq!(saving.total(), total);
+            prop_assert!(saving.iter().count() <= room);
+            for (key, Count { count, error }) in saving.iter() {
+                prop_assert!(count >= exact[&key] && count - error <= exact[&key]);
+                prop_assert!(error <= total / room as u64);
+            }
+            // What is more frequent than the bound is there.
+            for (key, count) in exact {
+                if count > total / room as u64 {
+                    prop_assert!(saving.iter().any(|(kept, _)| kept == key));
+                }
+            }
+            let counts: Vec<_> = saving.iter().map(|(_, count)| count.count).collect();
+            prop_assert!(counts.is_sorted_by(|a, b| a >= b));
+        }
+    }
+}
