@@ -148,6 +148,9 @@ impl Live {
             attach::self_test(&mut probe, &mut plan)?
         };
         let books = Books::open(&probe, &wanted)?;
+        // The kernel's types took most of it, and are not needed any more.
+        drop(types);
+        give_back_memory();
         privilege::keep_only_what_is_needed()?;
         Ok(Self {
             clients: ClientTable::new(wanted.networks),
@@ -479,6 +482,16 @@ impl Live {
 
 /// Networks of clients in the recording, for each listener.
 const MOST_NETWORKS: usize = 20;
+
+/// Gives back to the kernel what was freed: a tracer runs for long, on machines that need
+/// their memory.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes no pointer and touches only what the allocator holds as free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
 
 /// How often the books are looked at while running.
 const AUDIT: Duration = Duration::from_secs(10);

@@ -314,6 +314,8 @@ fn load(
     let field_bytes: &[u8] = bytemuck::cast_slice(fields);
     let filter = wanted.filter();
     let ports = wanted.port_bits();
+    let cpus = aya::util::nr_cpus()
+        .map_err(|(_, error)| anyhow!(error).context("cannot tell how many CPUs there are"))?;
     let level = if wanted.debug {
         aya_log::Level::Debug as u8
     } else {
@@ -328,6 +330,7 @@ fn load(
         .override_global("FILTER", bytes_of(&filter), true)
         .override_global("PORTS", &ports[..], true)
         .override_global(aya_log::LEVEL, &level, true)
+        .map_max_entries("RECORDS", wanted.ring_bytes(cpus))
         .load(OBJECT)
         .map_err(|error| AttachError::Other(anyhow!(error).context("cannot load the kernel side")))
 }

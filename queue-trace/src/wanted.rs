@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use queue_trace_common::{
-    outcome,
+    outcome, record,
     settings::{Filter, MAX_NETNS, PORT_WORDS},
 };
 
@@ -110,6 +110,24 @@ impl Wanted {
         filter
     }
 
+    /// Bytes of the ring of records, a power of two: two seconds of what so many CPUs may
+    /// write, so that a burst and a reader that is late find room. Every page of it is
+    /// resident memory, mapped twice.
+    #[must_use]
+    pub fn ring_bytes(&self, cpus: usize) -> u32 {
+        // What the ring adds to each.
+        const HEAD: u64 = 8;
+        if self.rate == 0 {
+            return UNLIMITED_RING;
+        }
+        let each = record::SIZE as u64 + HEAD;
+        let bytes = (2 * each)
+            .saturating_mul(u64::from(self.rate))
+            .saturating_mul(cpus as u64);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        bytes.clamp(SMALLEST_RING, LARGEST_RING).next_power_of_two()
+    }
+
     /// The ports as a bit each.
     #[must_use]
     pub fn port_bits(&self) -> Vec<u64> {
@@ -123,11 +141,31 @@ impl Wanted {
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
+const SMALLEST_RING: u32 = 256 << 10;
+const LARGEST_RING: u32 = 16 << 20;
+/// Where records are not limited.
+const UNLIMITED_RING: u32 = 4 << 20;
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_ring_holds_two_seconds_and_is_bounded() {
+        let ring = |rate, cpus| {
+            let wanted = Wanted {
+                rate,
+                ..Wanted::default()
+            };
+            wanted.ring_bytes(cpus)
+        };
+        assert_eq!(ring(1, 1), SMALLEST_RING);
+        assert_eq!(ring(1000, 2), 1 << 20);
+        assert_eq!(ring(u32::MAX, 1024), LARGEST_RING);
+        assert_eq!(ring(0, 1), UNLIMITED_RING);
+    }
 
     proptest! {
         #[test]

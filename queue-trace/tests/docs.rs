@@ -8,6 +8,7 @@ use clap::{CommandFactory, Parser};
 use jsonschema::Validator;
 use queue_trace::{
     cli::{Attach, Cli},
+    clients::{Clients, Network},
     decode::decode,
     diagnose::RULES,
     event::{Event, Listener},
@@ -305,8 +306,8 @@ fn assert_valid(validator: &Validator, line: &Value) {
     assert!(faults.is_empty(), "{line}\n{}", faults.join("\n"));
 }
 
-const TYPES: [&str; 7] = [
-    "header", "event", "counts", "loss", "total", "ledger", "end",
+const TYPES: [&str; 8] = [
+    "header", "event", "counts", "loss", "total", "clients", "ledger", "end",
 ];
 
 #[test]
@@ -376,6 +377,24 @@ fn full_lines() -> Vec<Value> {
         time: header.time.clone(),
         lines: 1,
         rotated: false,
+    }));
+    lines.push(json!(Clients {
+        netns: 1,
+        listener: Listener {
+            addr: None,
+            port: 8080,
+            cookie: None,
+            inode: None,
+        },
+        events: 3,
+        told: 2,
+        unattributed: 1,
+        margin: 0.5,
+        networks: vec![Network {
+            network: "192.0.2.0/24".parse().unwrap(),
+            count: 2,
+            over: 1,
+        }],
     }));
     let seen = Look::default();
     let ledger = Ledger::between(1, &seen, &seen, 0);

@@ -127,10 +127,13 @@ impl Contender {
             let _ = child.wait();
             return None;
         }
-        Some(Running {
+        let mut running = Running {
             child: Some(child),
             start: began.elapsed(),
-        })
+            start_cpu: Duration::ZERO,
+        };
+        running.start_cpu = running.cpu();
+        Some(running)
     }
 }
 
@@ -218,6 +221,8 @@ pub struct Running {
     child: Option<Child>,
     /// From its start to the moment at which it was attached.
     pub start: Duration,
+    /// What of that it was at work, and not waiting for the kernel.
+    pub start_cpu: Duration,
 }
 
 /// What programs did, by name.
@@ -258,6 +263,7 @@ impl Running {
         Self {
             child: None,
             start: Duration::ZERO,
+            start_cpu: Duration::ZERO,
         }
     }
 

@@ -24,6 +24,7 @@ pub struct Table {
 #[derive(Default)]
 struct Takes {
     start: Vec<f64>,
+    start_cpu: Vec<f64>,
     at_rest: Vec<f64>,
     after: Vec<f64>,
     maps: Vec<f64>,
@@ -59,6 +60,7 @@ impl Table {
         let takes = self.of(contender);
         if running.is_something() {
             takes.start.push(running.start.as_secs_f64() * 1e3);
+            takes.start_cpu.push(running.start_cpu.as_secs_f64() * 1e3);
             takes.at_rest.push(running.resident() as f64);
             takes.maps.push(running.maps() as f64);
         }
@@ -154,8 +156,8 @@ impl Table {
     fn takes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "\n  {:<27} {:>12}  {:>16} {:>12} {:>12}",
-            "", "start, ms", "resident, KiB", "after", "maps, KiB"
+            "\n  {:<27} {:>10} {:>10}  {:>16} {:>12} {:>12}",
+            "", "start, ms", "CPU, ms", "resident, KiB", "after", "maps, KiB"
         )?;
         for name in &self.contenders {
             let takes = &self.takes[name];
@@ -164,8 +166,9 @@ impl Table {
             }
             writeln!(
                 f,
-                "  {name:<27} {:>12.0}  {:>16.0} {:>12.0} {:>12.0}",
+                "  {name:<27} {:>10.0} {:>10.0}  {:>16.0} {:>12.0} {:>12.0}",
                 median(takes.start.iter().copied()),
+                median(takes.start_cpu.iter().copied()),
                 median(takes.at_rest.iter().copied()),
                 median(takes.after.iter().copied()),
                 median(takes.maps.iter().copied()),
