@@ -193,7 +193,9 @@ macro_rules! cookie_check {
 
         #[kretprobe]
         fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
-            exit(Call::Cookie, hook::$hook, 0, ctx.ret(), |frame| Plain(frame.sk));
+            exit(Call::Cookie, hook::$hook, 0, ctx.ret(), |frame| {
+                Plain(frame.sk)
+            });
             0
         }
     };

@@ -1,8 +1,6 @@
 //! Out of the kernel: exact counts, records, and what was lost.
 
-use aya_ebpf::helpers::{
-    bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_jiffies64,
-};
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_jiffies64};
 use aya_log_ebpf::{debug, macro_support::Level};
 use queue_trace_common::{
     counter::Moved,

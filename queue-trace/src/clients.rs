@@ -176,7 +176,10 @@ impl ClientTable {
     /// The `most` networks of each listener.
     #[must_use]
     pub fn top(&self, most: usize) -> Vec<Clients> {
-        let with_events = self.listeners.iter().filter(|(_, sample)| sample.events > 0);
+        let with_events = self
+            .listeners
+            .iter()
+            .filter(|(_, sample)| sample.events > 0);
         with_events
             .map(|(key, sample)| sample.top(key.0, most))
             .collect()
@@ -292,7 +295,13 @@ mod tests {
     #[test]
     fn clients_are_put_together_by_network() {
         let mut table = ClientTable::new(Prefixes::default());
-        for client in ["192.0.2.1", "192.0.2.200", "198.51.100.7", "2001:db8::1", "2001:db8::2"] {
+        for client in [
+            "192.0.2.1",
+            "192.0.2.200",
+            "198.51.100.7",
+            "2001:db8::1",
+            "2001:db8::2",
+        ] {
             table.take(&event(Some(client), 1));
         }
         let top = &table.top(10)[0];
@@ -301,8 +310,14 @@ mod tests {
             .iter()
             .map(|network| (network.network.to_string(), network.count, network.over))
             .collect();
-        assert!(networks.contains(&("192.0.2.0/24".into(), 2, 0)), "{networks:?}");
-        assert!(networks.contains(&("2001:db8::/64".into(), 2, 0)), "{networks:?}");
+        assert!(
+            networks.contains(&("192.0.2.0/24".into(), 2, 0)),
+            "{networks:?}"
+        );
+        assert!(
+            networks.contains(&("2001:db8::/64".into(), 2, 0)),
+            "{networks:?}"
+        );
         assert_eq!((top.events, top.told, top.margin), (5, 5, 0.0));
     }
 
@@ -310,7 +325,11 @@ mod tests {
     fn what_was_held_back_is_shared_out_as_the_sample_says() {
         let mut table = ClientTable::new(Prefixes::default());
         for number in 0..1000 {
-            let from = if number % 4 == 0 { "198.51.100.1" } else { "192.0.2.1" };
+            let from = if number % 4 == 0 {
+                "198.51.100.1"
+            } else {
+                "192.0.2.1"
+            };
             table.take(&event(Some(from), 1));
         }
         table.take(&event(None, 99_000));

@@ -68,9 +68,7 @@ fn main() {
     let contenders: Vec<_> = contenders
         .into_iter()
         .filter(|contender| {
-            args.only.is_empty()
-                || contender.is_nothing()
-                || args.only.contains(&contender.name)
+            args.only.is_empty() || contender.is_nothing() || args.only.contains(&contender.name)
         })
         .collect();
     load::settle();

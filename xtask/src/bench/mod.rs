@@ -57,7 +57,12 @@ pub fn run(args: &Args) -> Result<()> {
         println!("Linux {kernel}, {}", attach.name());
         let mut command = vec![OsString::from("bench")];
         let guest_rivals = rivals.as_ref().map(|_| Path::new("/rivals"));
-        command.extend(words(args, Path::new("/bin/queue-trace"), attach, guest_rivals));
+        command.extend(words(
+            args,
+            Path::new("/bin/queue-trace"),
+            attach,
+            guest_rivals,
+        ));
         if icount {
             command.push("--icount".into());
         }
@@ -70,7 +75,10 @@ pub fn run(args: &Args) -> Result<()> {
                 icount,
             },
             programs: vec![program.clone(), bench.clone()],
-            trees: rivals.iter().map(|root| (root.clone(), "rivals".into())).collect(),
+            trees: rivals
+                .iter()
+                .map(|root| (root.clone(), "rivals".into()))
+                .collect(),
             command: command
                 .into_iter()
                 .map(|word| word.to_string_lossy().into_owned())
