@@ -46,13 +46,24 @@ pub struct Cli {
     pub trace: Trace,
 }
 
+impl Cli {
+    /// The exit status when it could not be done. For a diagnosis 1 means findings.
+    #[must_use]
+    pub fn status_of_errors(&self) -> u8 {
+        match self.command {
+            Some(Command::Diagnose(_)) => 2,
+            _ => 1,
+        }
+    }
+}
+
 /// The other things that it does.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Say what is wrong and what to change, from the running kernel or from a recording
     ///
     /// Exit status: 0 nothing found, and the ledger proves that nothing was missed; 1
-    /// findings; 2 could not tell.
+    /// findings; 2 could not tell, or an error.
     Diagnose(Diagnose),
     /// Show a recording as if it happened now
     ///

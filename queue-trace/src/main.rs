@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("queue-trace: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(cli.status_of_errors())
         }
     }
 }

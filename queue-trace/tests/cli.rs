@@ -179,6 +179,7 @@ fn a_recording_is_replayed_as_text_and_as_json() {
         &["not a recording"],
     );
     assert_refused(&["replay", env!("CARGO_MANIFEST_DIR")], 1, &["folder"]);
+    assert_refused(&["diagnose", "/no/such/file"], 2, &["/no/such/file"]);
     assert_refused(&["diagnose", "--for", "5s", recording], USAGE, &["--for"]);
     assert_refused(&["--rotate", "1M"], USAGE, &["--output"]);
 }
