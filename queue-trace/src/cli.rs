@@ -17,10 +17,10 @@ use queue_trace_common::{
     settings::MAX_NETNS,
 };
 
+use crate::clients::Prefixes;
 #[cfg(target_os = "linux")]
 use crate::lab::scenario::SCENARIOS;
 use crate::sink::{Limit, Rotation};
-use crate::clients::Prefixes;
 
 /// Tells which TCP listener refuses connections, what the kernel did to each packet,
 /// and why.

@@ -1,70 +1,65 @@
-//! Which networks the clients of a flood come from, in bounded memory: the heaviest are
-//! kept by the space-saving method, so that one that is missing was never heavy.
+//! Which networks the clients of a flood come from, as far as events tell it.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::case::add;
+use crate::space_saving::SpaceSaving;
 
 /// Networks kept at a time.
 const MOST: usize = 512;
 /// A network is a /24, or a /64 of IPv6.
 const BITS_V4: u8 = 24;
 const BITS_V6: u8 = 64;
+/// More than this in one event is no count.
+const MOST_AT_ONCE: u64 = 1 << 40;
 
 /// Counts of networks.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Networks {
-    counts: HashMap<IpNet, u64>,
+    counts: SpaceSaving<IpNet>,
     /// All events counted.
     pub total: u64,
-    /// Whether there were more networks than are kept.
-    pub overflowed: bool,
+}
+
+impl Default for Networks {
+    fn default() -> Self {
+        Self {
+            counts: SpaceSaving::new(MOST),
+            total: 0,
+        }
+    }
 }
 
 impl Networks {
     /// Counts `count` events of a client.
     pub fn add(&mut self, client: IpAddr, count: u64) {
         let bits = if client.is_ipv4() { BITS_V4 } else { BITS_V6 };
-        let Ok(network) = IpNet::new(client, bits) else {
-            return;
-        };
-        let network = network.trunc();
-        add(&mut self.total, count);
-        if let Some(known) = self.counts.get_mut(&network) {
-            add(known, count);
-            return;
+        if let Ok(network) = IpNet::new(client, bits) {
+            let count = count.min(MOST_AT_ONCE);
+            add(&mut self.total, count);
+            self.counts.add(network.trunc(), count);
         }
-        let mut inherited = 0;
-        if self.counts.len() >= MOST {
-            self.overflowed = true;
-            let lightest = self.counts.iter().min_by_key(|(_, count)| **count);
-            if let Some((lightest, count)) = lightest.map(|(network, count)| (*network, *count)) {
-                self.counts.remove(&lightest);
-                inherited = count;
-            }
-        }
-        self.counts.insert(network, inherited.saturating_add(count));
     }
 
     /// The heaviest, heaviest first.
     #[must_use]
     pub fn top(&self, most: usize) -> Vec<(IpNet, u64)> {
-        let mut all: Vec<_> = self
-            .counts
-            .iter()
-            .map(|(net, count)| (*net, *count))
-            .collect();
-        all.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
-        all.truncate(most);
-        all
+        let all = self.counts.iter().take(most);
+        all.map(|(network, count)| (network, count.count)).collect()
     }
 
     /// How many networks there are, at least.
     #[must_use]
     pub fn networks(&self) -> usize {
-        self.counts.len()
+        self.counts.iter().count()
+    }
+
+    /// Whether there were more networks than are kept.
+    #[must_use]
+    pub fn overflowed(&self) -> bool {
+        self.counts.iter().any(|(_, count)| count.error > 0)
     }
 }
 
@@ -86,7 +81,7 @@ mod tests {
         // The method never counts too little, and too much by the lightest at most.
         assert!((20_000..20_100).contains(&top[0].1), "{top:?}");
         assert_eq!(networks.total, 40_000);
-        assert!(networks.overflowed);
+        assert!(networks.overflowed());
         assert_eq!(networks.networks(), MOST);
     }
 }

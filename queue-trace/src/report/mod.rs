@@ -330,7 +330,7 @@ fn client_table(listeners: &[(&Key, &Course)]) -> Markup {
                 h3 { (course.name()) }
                 p.soft {
                     "By network (/24, or /64 of IPv6), of " (course.clients.total) " events that have a client"
-                    @if course.clients.overflowed { "; there are more networks than are counted apart, so small ones may be missing" } "."
+                    @if course.clients.overflowed() { "; there are more networks than are counted apart, so small ones may be missing" } "."
                 }
                 div.scroll { table {
                     thead { tr { th scope="col" { "Network" } th.n scope="col" { "Events" } th.n scope="col" { "Share" } } }

@@ -89,7 +89,7 @@ fn finding(
         finding = finding.because(format!(
             "of {sampled} SYNs with a known source: {}{}",
             top.join(", "),
-            if course.clients.overflowed {
+            if course.clients.overflowed() {
                 format!(
                     ", and more than {} networks in all",
                     course.clients.networks()
