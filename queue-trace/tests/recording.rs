@@ -84,8 +84,8 @@ fn cut_off_at_any_byte_the_whole_lines_are_read() {
     let text = RECORDING.as_bytes();
     let first = text.iter().position(|byte| *byte == b'\n').unwrap();
     for cut in (0..text.len())
-        .step_by(7)
-        .chain(text.len() - 300..text.len())
+        .step_by(61)
+        .chain(text.len() - 90..text.len())
     {
         let ends = text[..cut].iter().filter(|byte| **byte == b'\n').count();
         match read(&text[..cut]) {
