@@ -323,15 +323,16 @@ impl Running {
         aya::programs::loaded_programs()
             .filter_map(Result::ok)
             .filter(|program| own.contains(&u64::from(program.id())))
-            .map(|program| {
+            .fold(ByName::new(), |mut all, program| {
                 let name = program.name_as_str().unwrap_or("?").to_owned();
-                let did = Programs {
+                // The kernel cuts names short: several may have one.
+                let sum = all.entry(name).or_default();
+                *sum = sum.and(Programs {
                     runs: program.run_count(),
                     nanoseconds: program.run_time().as_nanos() as u64,
-                };
-                (name, did)
+                });
+                all
             })
-            .collect()
     }
 
     /// Tells it to stop, and waits until it has.

@@ -50,5 +50,6 @@ pub fn run(program: &Path, attach: &str, long: Duration) {
         LOOK.as_secs(),
         resident.iter().max().unwrap(),
     );
+    println!("each {} s: {resident:?}", LOOK.as_secs());
     running.stop();
 }
