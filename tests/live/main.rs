@@ -28,5 +28,6 @@ mod namespaces;
 mod output;
 mod overflow;
 mod rare;
+mod recordings;
 mod records;
 mod scenarios;

@@ -1,0 +1,85 @@
+//! Recordings as they are made: compressed, divided, and cut off by a kill.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use live_tests::{Finished, Launch, Recording, Room, Scratch};
+use queue_trace::lab::Family;
+use rustix::process::Signal;
+
+const ALWAYS: [(&str, u32); 1] = [("net.ipv4.tcp_syncookies", 2)];
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until it is so.
+fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn record(room: &Room, path: &Path) -> Launch {
+    Launch::text()
+        .args(["--json", "-o"])
+        .arg(path)
+        .on(&room.netns)
+}
+
+fn replay(path: &Path) -> Finished {
+    Launch::plain(["replay", "--json"]).arg(path).finish()
+}
+
+/// It can be read while it is written, and after its recorder was killed.
+#[test]
+fn what_was_flushed_survives_a_kill() {
+    for name in ["x.jsonl", "x.jsonl.zst", "x.jsonl.gz"] {
+        let scratch = Scratch::new("killed");
+        let path = scratch.file(name);
+        let room = Room::new(Family::V4, 4, &ALWAYS);
+        let tracer = record(&room, &path).start();
+        room.flood(10);
+        let events = |finished: &Finished| finished.stdout.matches("\"type\":\"event\"").count();
+        wait_until("ten events in the file", || events(&replay(&path)) == 10);
+        tracer.signal(Signal::KILL);
+        let _ = tracer.wait();
+        let left = replay(&path);
+        assert_eq!(left.status.code(), Some(0), "{name}: {left:?}");
+        assert_eq!(events(&left), 10, "{name}");
+        assert!(left.stderr.contains("no end"), "{name}: {}", left.stderr);
+        let _ = Recording::parse(&left.stdout);
+    }
+}
+
+/// The last files are kept, each can be read alone, and all of them together.
+#[test]
+fn a_recording_in_several_files() {
+    let scratch = Scratch::new("rotated");
+    let path = scratch.file("x.jsonl.zst");
+    let room = Room::new(Family::V4, 4, &ALWAYS);
+    let tracer = record(&room, &path)
+        .args(["--rotate", "1s", "--keep", "2"])
+        .start();
+    wait_until("a third file", || {
+        scratch.file("x.000003.jsonl.zst").exists()
+    });
+    room.flood(10);
+    tracer.signal(Signal::TERM);
+    tracer.wait().assert_well();
+    let mut files: Vec<PathBuf> = fs::read_dir(scratch.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    assert_eq!(files.len(), 2, "{files:?}");
+    for file in &files {
+        let finished = replay(file);
+        assert_eq!(finished.stderr, "", "{file:?}");
+        let _ = Recording::parse(&finished.stdout).header();
+    }
+    let together = Launch::plain(["replay", "--json"]).args(&files).finish();
+    assert_eq!(together.stdout.matches("\"type\":\"header\"").count(), 2);
+    assert_eq!(together.stdout.matches("\"type\":\"event\"").count(), 10);
+}
