@@ -92,5 +92,14 @@ fields! {
     REQ_RETRANSMITS  "request_sock.num_retrans";
     REQ_HASHED       "request_sock.__req_common.skc_nulls_node.pprev";
     REQ_CHILD        "request_sock.sk";
+    REQ_SYNACK_US    "tcp_request_sock.snt_synack" without "how long handshakes take";
+    SK_REUSEPORT     "sock.sk_reuseport_cb" without "the place in a SO_REUSEPORT group (then the order of making tells)";
+    GROUP_SIZE       "sock_reuseport.num_socks" without "the place in a SO_REUSEPORT group (then the order of making tells)";
+    GROUP_SOCKETS    "sock_reuseport.socks" without "the place in a SO_REUSEPORT group (then the order of making tells)";
+    TASK_PID         "task_struct.tgid" without "who holds a listener (then /proc tells)";
+    TASK_LEADER      "task_struct.group_leader" without "who holds a listener (then /proc tells)";
+    TASK_COMM        "task_struct.comm" without "who holds a listener (then /proc tells)";
+    FILE_PRIVATE     "file.private_data" without "who holds a listener (then /proc tells)";
+    SOCKET_SK        "socket.sk" without "who holds a listener (then /proc tells)";
     PERCPU_SLOTS     "bpf_array.pptrs";
 }

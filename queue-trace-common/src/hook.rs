@@ -114,7 +114,7 @@ hooks! {
     ACK "ack" "tcp_check_req" ["*sock", "*sk_buff", "*request_sock", "bool"] (5, 6), Main, ACK_STEP;
     CHILD "child" "tcp_create_openreq_child" [] (3, 3), Cause,
         bits(&[outcome::ACK_DROPPED_NO_MEMORY, outcome::ACK_DROPPED_LISTENER_CLOSING]);
-    HASHDANCE "hashdance" "inet_csk_complete_hashdance" [] (4, 4), Cause,
+    HASHDANCE "hashdance" "inet_csk_complete_hashdance" ["*sock", "*sock", "*request_sock", "bool"] (4, 4), Cause,
         bits(&[outcome::ACK_DROPPED_LISTENER_CLOSING]);
     COOKIE_V4 "cookie_v4" "cookie_v4_check" ["*sock", "*sk_buff"] (2, 2), Main, COOKIE;
     COOKIE_V6 "cookie_v6" "cookie_v6_check" ["*sock", "*sk_buff"] (2, 2), Main, COOKIE;
@@ -122,7 +122,13 @@ hooks! {
     ICMP "icmp" "tcp_req_err" ["*sock"] (3, 3), Cause, bits(&[outcome::REQUEST_ABORTED]);
     ACCEPT "accept" "inet_csk_accept" ["*sock"] (2, 4), Main, bits(&[outcome::ACCEPTED]);
     STOP "stop" "inet_csk_listen_stop" ["*sock"] (1, 1), Cause, bits(&[outcome::QUEUE_DISCARDED]);
+    LISTEN "listen" "inet_csk_listen_start" ["*sock"] (1, 2), Cause, 0;
+    QUEUE_ADD "queue_add" "inet_csk_reqsk_queue_add" ["*sock", "*request_sock", "*sock"] (3, 3), Cause, 0;
+    FORGET "forget" "inet_child_forget" ["*sock", "*request_sock", "*sock"] (3, 3), Cause, 0;
 }
+
+/// The hooks by which the statistics of the queues are kept, whatever outcomes are wanted.
+pub const KEEP_QUEUES: [usize; 6] = [HASHDANCE, ACCEPT, STOP, LISTEN, QUEUE_ADD, FORGET];
 
 impl Hook {
     /// The hook in a set of hooks, a bit for each index.

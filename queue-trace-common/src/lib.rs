@@ -10,5 +10,6 @@ pub mod counter;
 pub mod field;
 pub mod hook;
 pub mod outcome;
+pub mod queue;
 pub mod record;
 pub mod settings;

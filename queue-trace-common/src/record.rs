@@ -21,6 +21,12 @@ pub struct Record {
     pub local_addr: [u8; 16],
     /// Address of the client ([`PACKET`]).
     pub client_addr: [u8; 16],
+    /// Short name of the thread that accepted ([`ACCEPTED`]).
+    pub comm: [u8; 16],
+    /// Time in the accept queue, nanoseconds ([`WAITED`]).
+    pub waited_ns: u64,
+    /// The process that accepted ([`ACCEPTED`]).
+    pub pid: u32,
     /// Inode number of the network namespace.
     pub netns: u32,
     /// CPU that handled the packet.
@@ -58,7 +64,7 @@ pub struct Record {
     /// SYN-ACKs retransmitted so far, for the timer's outcomes.
     pub retransmits: u8,
     /// Padding.
-    pub _pad: [u8; 2],
+    pub _pad: [u8; 6],
 }
 
 /// Version of the record's layout.
@@ -76,7 +82,11 @@ pub const SYSCTLS: u16 = 1 << 3;
 pub const COOKIE: u16 = 1 << 4;
 /// `inode` is known.
 pub const INODE: u16 = 1 << 5;
+/// `waited_ns` is known.
+pub const WAITED: u16 = 1 << 6;
+/// `pid` and `comm` are known.
+pub const ACCEPTED: u16 = 1 << 7;
 
 /// Bytes of a record.
 pub const SIZE: usize = size_of::<Record>();
-const _: () = assert!(SIZE == 136);
+const _: () = assert!(SIZE == 168);

@@ -20,6 +20,9 @@ pub struct Filter {
     pub outcomes: u64,
     /// Nanoseconds that a record costs of its CPU's allowance; 0: no limit.
     pub record_cost_ns: u64,
+    /// Connections are told as accepted only if they waited at least so long,
+    /// nanoseconds; 0: all.
+    pub slow_ns: u64,
     /// Namespace inode numbers, the first `netns_count` of them valid.
     pub netns: [u32; MAX_NETNS],
     /// How many namespaces are named.
@@ -82,6 +85,11 @@ pub struct Loss {
     pub ambiguous: u64,
     /// First packet of a namespace on a CPU, its counters not known before it.
     pub no_baseline: u64,
+    /// Listeners that found the table of queues full: nothing is kept of them.
+    pub unlisted: u64,
+    /// Connections that found the table of those in accept queues full: how long they
+    /// wait is not known.
+    pub untimed: u64,
 }
 
 /// Key of the exact counts.

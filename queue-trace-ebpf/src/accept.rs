@@ -2,19 +2,22 @@
 //! runs in the application's context, under the socket's lock, and may sleep.
 
 use aya_ebpf::{
-    helpers::bpf_get_current_pid_tgid,
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid},
     macros::{fexit, kprobe, kretprobe},
     programs::{FExitContext, ProbeContext, RetProbeContext},
 };
-use queue_trace_common::{field, hook, outcome};
+use queue_trace_common::{
+    field, hook, outcome,
+    record::{self, Record},
+};
 
 use crate::{
     emit::{self, Verdict},
-    filter,
-    globals::ACCEPTING,
+    filter, gauge,
+    globals::{self, ACCEPTING},
     listener::Identity,
     memory::{self, Plain},
-    request,
+    request, wait,
 };
 
 #[inline(always)]
@@ -28,13 +31,15 @@ fn exit(sk: u64, child: u64) {
     if !filter::netns(Plain(net)) {
         return;
     }
+    let waited_ns = wait::left(child);
+    gauge::accept_fell(sk);
     let Some(peer) = request::peer_of(child) else {
         return;
     };
     if !filter::pair(&peer.local, &peer.client) {
         return;
     }
-    emit::verdict(
+    emit::verdict_with(
         &Verdict {
             outcome: outcome::ACCEPTED,
             moved: 0,
@@ -45,8 +50,24 @@ fn exit(sk: u64, child: u64) {
             by_softirq: false,
             retransmits: 0,
         },
+        waited_ns >= globals::slow_ns(),
         || Some(peer),
+        |out| who_accepted(out, waited_ns),
     );
+}
+
+/// How long it waited, and who took it: accept() runs in the application's own context.
+#[inline(always)]
+fn who_accepted(out: &mut Record, waited_ns: u64) {
+    if waited_ns != 0 {
+        out.waited_ns = waited_ns;
+        out.present |= record::WAITED;
+    }
+    if let Ok(comm) = bpf_get_current_comm() {
+        out.comm = comm;
+        out.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        out.present |= record::ACCEPTED;
+    }
 }
 
 #[fexit]

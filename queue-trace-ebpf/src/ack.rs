@@ -17,6 +17,7 @@ use crate::{
     filter,
     memory::{self, Plain, Pointer, Typed},
     syn::nested_exit,
+    wait,
 };
 
 /// A packet enters, of a port that is wanted.
@@ -208,5 +209,6 @@ nested_exit!(CHILD child_exit child_exit_kprobe |returned| {
     if returned == 0 { saw::NO_CHILD } else { saw::CHILD }
 });
 nested_exit!(HASHDANCE hashdance_exit hashdance_exit_kprobe |returned| {
+    wait::entered(returned);
     if returned == 0 { saw::NOT_ADDED } else { 0 }
 });

@@ -13,6 +13,7 @@ use crate::{
     filter,
     listener::Identity,
     memory::{self, Plain},
+    owner,
 };
 
 #[inline(always)]
@@ -26,6 +27,7 @@ fn enter(sk: u64) {
     if !filter::netns(Plain(net)) {
         return;
     }
+    owner::closed(sk);
     let Some(waiting @ 1..) = memory::get::<u32>(sk, field::SK_DEPTH) else {
         return;
     };

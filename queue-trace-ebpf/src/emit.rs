@@ -79,7 +79,19 @@ pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, sk: impl Pointer, ca
 /// Counts a verdict, and sends a record of it if one is wanted. `peer` is asked
 /// only then.
 #[inline(always)]
-pub fn verdict(verdict: &Verdict, peer: impl FnOnce() -> Option<Peer>) {
+pub fn verdict(what: &Verdict, peer: impl FnOnce() -> Option<Peer>) {
+    verdict_with(what, true, peer, |_| {});
+}
+
+/// The same for a verdict that is not `shown` whenever its outcome is, and of which there
+/// is `more` to say.
+#[inline(always)]
+pub fn verdict_with(
+    verdict: &Verdict,
+    shown: bool,
+    peer: impl FnOnce() -> Option<Peer>,
+    more: impl FnOnce(&mut Record),
+) {
     let Identity {
         inode,
         netns_cookie,
@@ -105,7 +117,7 @@ pub fn verdict(verdict: &Verdict, peer: impl FnOnce() -> Option<Peer>) {
         log(&key, verdict.count);
     }
 
-    if !wanted {
+    if !shown || !wanted {
         return;
     }
     let Some(now) = within_allowance() else {
@@ -139,6 +151,7 @@ pub fn verdict(verdict: &Verdict, peer: impl FnOnce() -> Option<Peer>) {
         listener::describe(out, verdict.sk);
     }
     listener::sysctls(out, verdict.net);
+    more(out);
     if let Some(peer) = peer() {
         out.local_addr = peer.local;
         out.client_addr = peer.client;

@@ -8,6 +8,7 @@ use queue_trace_common::{
     counter, field,
     field::Field,
     hook, outcome,
+    queue::{self, Entered, Marks, Queue, QueueKey},
     settings::{Address, CountKey, Counted, Filter, Kernel, Loss, PORT_WORDS, Slots},
 };
 
@@ -24,6 +25,7 @@ static FIELDS: [Field; field::COUNT] = [Field { offset: 0, size: 0 }; field::COU
 static FILTER: Filter = Filter {
     outcomes: 0,
     record_cost_ns: 0,
+    slow_ns: 0,
     netns: [0; _],
     netns_count: 0,
     ports: 0,
@@ -75,6 +77,12 @@ pub fn wanted() -> outcome::Set {
 #[inline(always)]
 pub fn record_cost_ns() -> u64 {
     global!(FILTER.record_cost_ns)
+}
+
+/// Below what time in the accept queue an accepted connection is not told, nanoseconds.
+#[inline(always)]
+pub fn slow_ns() -> u64 {
+    global!(FILTER.slow_ns)
 }
 
 /// Which filters are on: ports, addresses, clients.
@@ -186,6 +194,23 @@ pub static CLIENTS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(1024, 1);
 /// see the arguments.
 #[map]
 pub static ACCEPTING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// What all CPUs share of a listener's queues.
+#[map]
+pub static QUEUES: HashMap<QueueKey, Queue> = HashMap::with_max_entries(queue::LISTENERS, 0);
+
+/// What each CPU keeps of a listener's queues.
+#[map]
+pub static MARKS: PerCpuHashMap<QueueKey, Marks> =
+    PerCpuHashMap::with_max_entries(queue::LISTENERS, 0);
+
+/// The connections in accept queues, by the address of their `struct sock`.
+#[map]
+pub static WAITING: HashMap<u64, Entered> = HashMap::with_max_entries(queue::WAITING, 0);
+
+/// The connection that is entering an accept queue on each CPU.
+#[map]
+pub static ENTERING: PerCpuArray<crate::wait::Entering> = PerCpuArray::with_max_entries(1, 0);
 
 /// Tracepoint mode: each namespace's counters on this CPU when last looked at.
 #[map]

@@ -45,7 +45,7 @@ fn fetch_addr(place: &mut Address, sk: u64, v4: usize, v6: usize) -> Status {
 
 /// The inode number of a socket, as `ss -e` shows it; 0 if it has none (any more).
 #[inline(always)]
-fn inode<P: Pointer>(sk: P) -> u64 {
+pub fn inode<P: Pointer>(sk: P) -> u64 {
     // A listener being closed has no struct socket; then all that follows gives zero.
     let socket = sk.follow(field::SK_SOCKET);
     if P::LOADS {

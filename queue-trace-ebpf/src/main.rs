@@ -15,16 +15,20 @@ mod close;
 mod emit;
 mod evidence;
 mod filter;
+mod gauge;
 mod globals;
 mod icmp;
 mod listener;
 mod memory;
+mod owner;
 mod packet;
 mod request;
 mod rx;
+mod snapshot;
 mod syn;
 mod table;
 mod timer;
+mod wait;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

@@ -23,10 +23,11 @@ use queue_trace_common::{
 use crate::{
     emit::{self, Peer, Verdict},
     evidence::{self, Counters, Movement},
-    filter,
+    filter, gauge,
     globals::{self, BASELINES},
     listener::Identity,
     memory::{self, Plain},
+    owner,
     packet::{Packet, flag},
     request, syn, table,
 };
@@ -159,6 +160,9 @@ fn freed(skb: u64, how: Freed) {
     if outcome == outcome::QUEUED && sk == 0 {
         return;
     }
+    if outcome == outcome::QUEUED {
+        gauge::syn_rose(sk);
+    }
     emit::verdict(
         &Verdict {
             outcome,
@@ -286,8 +290,10 @@ fn rx_state(ctx: RawTracePointContext) -> i32 {
     };
     if new == listen {
         table::remember(sk, net);
+        owner::made(sk, net);
     } else if old == listen && new != syn_recv {
         table::forget(sk, net);
+        owner::closed(sk);
     } else if old == syn_recv && new == established {
         completed(sk, net);
     }
@@ -331,6 +337,9 @@ fn completed(sk: u64, net: u64) {
     };
     let outcome = evidence::through(&mut baseline.outcome, outcome);
     let sk = table::find(net, &packet);
+    if sk != 0 {
+        gauge::accept_rose(&gauge::key_of(sk));
+    }
     emit::verdict(
         &Verdict {
             outcome,

@@ -14,7 +14,7 @@ use queue_trace_common::{
 use crate::{
     emit,
     evidence::{self, Call, Frame, saw},
-    filter, globals, listener,
+    filter, gauge, globals, listener,
     memory::{self, Plain, Pointer, Typed},
 };
 
@@ -40,6 +40,9 @@ fn exit<P: Pointer>(hook: usize, skb: u64, listener: impl FnOnce(&Frame) -> P) {
     };
     let sk = listener(frame);
     let outcome = decide(frame, moved, sk);
+    if outcome == outcome::QUEUED {
+        gauge::syn_rose(frame.sk);
+    }
     emit::packet(frame, outcome, moved, sk, Call::Syn);
 }
 

@@ -81,6 +81,17 @@ pub enum Command {
     /// Nothing is left behind. Takes a few seconds.
     #[cfg(target_os = "linux")]
     Demo(Demo),
+    /// Show every listener: whose it is, how full its queues are, how long connections wait
+    ///
+    /// A look at what is there needs no privilege, and shows what you may see. With --watch
+    /// it attaches, and shows what happened since as well.
+    #[cfg(target_os = "linux")]
+    Listeners(Listeners),
+    /// Show the listeners in the terminal, those in trouble first
+    ///
+    /// Press ? for the keys.
+    #[cfg(target_os = "linux")]
+    Top(Top),
     /// Write a completion script for a shell to standard output
     Completions(Completions),
     /// Write the manual page to standard output, or all pages to a folder
@@ -113,6 +124,10 @@ pub struct Filters {
     /// Show the normal course of handshakes too: queued, established, accepted, …
     #[arg(long, conflicts_with = "events")]
     pub all: bool,
+
+    /// Show connections too that waited at least so long to be accepted, e.g. 100ms
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub slow: Option<Duration>,
 }
 
 /// Options of the live stream.
@@ -299,6 +314,50 @@ pub struct Demo {
     pub kernel: Kernel,
 }
 
+/// Which listeners, and how the kernel is watched.
+#[derive(Debug, Clone, Args)]
+pub struct Which {
+    /// Only listeners on these ports, e.g. 80,443 or 8000-8099
+    #[arg(short, long = "port", value_name = "PORT[,PORT|A-B]", value_delimiter = ',', value_parser = ports)]
+    pub ports: Vec<RangeInclusive<u16>>,
+
+    /// Only listeners on these addresses of this host
+    #[arg(long = "addr", value_name = "CIDR", value_parser = network)]
+    pub addrs: Vec<IpNet>,
+
+    /// Only this network namespace: its number (lsns -t net) or a path like /run/netns/NAME
+    #[arg(long = "netns", value_name = "ID|PATH", value_parser = NetnsArg::from_str)]
+    pub netns: Vec<NetnsArg>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub kernel: Kernel,
+}
+
+/// Options of `listeners`.
+#[derive(Debug, Clone, Args)]
+pub struct Listeners {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub which: Which,
+
+    /// Attach, and show them again at this interval, e.g. 1s
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub watch: Option<Duration>,
+
+    /// Write JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `top`.
+#[derive(Debug, Clone, Args)]
+pub struct Top {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub which: Which,
+}
+
 /// How to attach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Attach {
@@ -435,6 +494,18 @@ impl Filters {
     /// The outcomes asked for.
     #[must_use]
     pub fn wanted(&self) -> Set {
+        let slow = self.slow.map_or(0, |_| 1 << outcome::ACCEPTED);
+        self.named() | slow
+    }
+
+    /// Whether every accepted connection is shown, slow or not.
+    #[must_use]
+    pub fn shows_accepted(&self) -> bool {
+        self.named() & 1 << outcome::ACCEPTED != 0
+    }
+
+    /// The outcomes asked for by `--event` or `--all`, or by neither.
+    fn named(&self) -> Set {
         if self.all {
             outcome::of_kind(Kind::Refusal) | outcome::of_kind(Kind::Routine)
         } else if self.events.is_empty() {

@@ -6,10 +6,10 @@ use std::net::{IpAddr, Ipv6Addr};
 use bytes::Buf;
 use queue_trace_common::{
     outcome::{Outcome, Step},
-    record::{self, COOKIE, INODE, LISTENER, PACKET, QUEUES, Record, SYSCTLS},
+    record::{self, ACCEPTED, COOKIE, INODE, LISTENER, PACKET, QUEUES, Record, SYSCTLS, WAITED},
 };
 
-use crate::event::{AcceptQueue, Client, Event, Listener, SynQueue, Sysctls};
+use crate::event::{AcceptQueue, Client, Event, Listener, Process, SynQueue, Sysctls};
 
 /// Why bytes are not a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -76,10 +76,21 @@ pub fn decode(mut bytes: impl Buf, wall_offset_ns: i128) -> Result<Event, Decode
             somaxconn: record.somaxconn,
         }),
         retransmits: (outcome.step == Step::Timer).then_some(record.retransmits),
+        waited_us: known(WAITED).then_some(record.waited_ns / 1000),
+        process: known(ACCEPTED).then(|| Process {
+            pid: record.pid,
+            comm: text(&record.comm).unwrap_or_default(),
+        }),
         moved: record.moved,
         cpu: Some(record.cpu),
         sk: record.sk,
     })
+}
+
+/// The text before the first zero; `None` if there is none.
+pub(crate) fn text(bytes: &[u8]) -> Option<String> {
+    let text = bytes.split(|byte| *byte == 0).next()?;
+    (!text.is_empty()).then(|| String::from_utf8_lossy(text).into_owned())
 }
 
 /// An address of a record; IPv4 travels as `::ffff:a.b.c.d`.

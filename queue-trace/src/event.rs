@@ -1,12 +1,18 @@
 //! The domain: what happened to a handshake, as sinks see it. Serialises to the JSON
 //! of docs/events.md, and comes back from it. Anything unknown is absent.
 
-use std::{borrow::Cow, fmt, net::IpAddr};
+use std::{
+    borrow::Cow,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use queue_trace_common::outcome::{OUTCOMES, Outcome};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeStruct,
 };
+
+pub use crate::snapshot::Process;
 
 /// One verdict of the kernel.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +41,10 @@ pub struct Event {
     pub sysctls: Option<Sysctls>,
     /// SYN-ACKs retransmitted so far, for outcomes of the timer.
     pub retransmits: Option<u8>,
+    /// Time in the accept queue, microseconds, where the application took it.
+    pub waited_us: Option<u64>,
+    /// Who took it.
+    pub process: Option<Process>,
     /// Counters of the kernel that moved with it, see
     /// [`queue_trace_common::counter`].
     pub moved: u8,
@@ -66,6 +76,14 @@ pub struct Listener {
     /// Inode number, as in `ss -e` (`ino:`) and `/proc/PID/fd`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inode: Option<u64>,
+}
+
+impl Listener {
+    /// Where it listens, if its address is known.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.addr?, self.port))
+    }
 }
 
 /// The other side of a handshake.
@@ -145,7 +163,7 @@ pub fn from_rfc3339(text: &str) -> Result<i128, String> {
 
 impl Serialize for Event {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut out = serializer.serialize_struct("Event", 17)?;
+        let mut out = serializer.serialize_struct("Event", 19)?;
         macro_rules! optional {
             ($name:literal, $value:expr) => {
                 match &$value {
@@ -168,6 +186,8 @@ impl Serialize for Event {
         optional!("syn_queue", self.syn_queue);
         optional!("sysctls", self.sysctls);
         optional!("retransmits", self.retransmits);
+        optional!("waited_us", self.waited_us);
+        optional!("process", self.process);
         optional!("cpu", self.cpu);
         out.serialize_field("count", &self.count)?;
         out.end()
@@ -247,6 +267,8 @@ struct EventLine<'a> {
     syn_queue: Option<SynQueue>,
     sysctls: Option<Sysctls>,
     retransmits: Option<u8>,
+    waited_us: Option<u64>,
+    process: Option<Process>,
     cpu: Option<u32>,
     count: u64,
 }
@@ -273,6 +295,8 @@ impl<'de> Deserialize<'de> for Event {
             syn_queue: line.syn_queue,
             sysctls: line.sysctls,
             retransmits: line.retransmits,
+            waited_us: line.waited_us,
+            process: line.process,
             moved: outcome.moves,
             cpu: line.cpu,
             sk: 0,

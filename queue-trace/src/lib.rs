@@ -44,6 +44,8 @@ pub mod host;
 #[cfg(target_os = "linux")]
 pub mod lab;
 #[cfg(target_os = "linux")]
+pub mod listeners;
+#[cfg(target_os = "linux")]
 pub mod live;
 #[cfg(target_os = "linux")]
 pub mod netns;
@@ -55,6 +57,8 @@ pub mod privilege;
 pub mod probe;
 #[cfg(target_os = "linux")]
 pub mod stop;
+#[cfg(target_os = "linux")]
+pub mod top;
 #[cfg(target_os = "linux")]
 pub mod wanted;
 
@@ -93,6 +97,10 @@ fn watch(command: Option<&Command>, cli: &Cli) -> Result<u8> {
         Some(Command::Check(args)) => check::run(args),
         Some(Command::Diagnose(args)) => runtime.block_on(live::diagnose(args)),
         Some(Command::Demo(args)) => runtime.block_on(demo::run(args)).map(|()| 0),
+        Some(Command::Listeners(args)) => {
+            runtime.block_on(listeners::command::run(args)).map(|()| 0)
+        }
+        Some(Command::Top(args)) => runtime.block_on(top::run(args)).map(|()| 0),
         _ => runtime.block_on(live::trace(&cli.trace)).map(|()| 0),
     }
 }

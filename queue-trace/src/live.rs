@@ -25,12 +25,14 @@ use crate::{
     diagnose::{self, Case},
     event::{Event, Listener, rfc3339},
     host::Host,
+    listeners::{Row, Watch, look},
     plan::{Family, Name, Plan},
     privilege,
     probe::Probe,
     sink::{
         AttachPlan, Counts, Header, Json, LossNote, Output, Rotating, SCHEMA, Sink, Text, Total,
     },
+    snapshot::Snapshot,
     stop::{StopSignals, reader_is_gone},
     wanted::Wanted,
 };
@@ -123,6 +125,8 @@ pub struct Live {
     held: HashMap<CountKey, u64>,
     /// What was counted when the counts were last printed.
     counted: HashMap<CountKey, u64>,
+    /// Which listeners the stream has told of.
+    watch: Watch,
     signals: StopSignals,
     began_ns: i128,
 }
@@ -152,8 +156,10 @@ impl Live {
         drop(types);
         give_back_memory();
         privilege::keep_only_what_is_needed()?;
+        let watch = Watch::new(plan.family);
         Ok(Self {
             clients: ClientTable::new(wanted.networks),
+            watch,
             probe,
             books,
             plan,
@@ -236,6 +242,7 @@ impl Live {
         let mut audit = tokio::time::interval(AUDIT);
         audit.reset();
         sink.header(&self.header())?;
+        self.print_listeners(sink)?;
         sink.flush()?;
         loop {
             tokio::select! {
@@ -256,6 +263,7 @@ impl Live {
                     }
                     self.note_loss(sink)?;
                     self.print_counts(sink)?;
+                    self.print_news(sink)?;
                     sink.flush()?;
                     if reader_is_gone() {
                         return Err(ErrorKind::BrokenPipe.into());
@@ -355,6 +363,8 @@ impl Live {
                 syn_queue: None,
                 sysctls: None,
                 retransmits: None,
+                waited_us: None,
+                process: None,
                 moved: key.moved,
                 cpu: None,
                 sk: key.sk,
@@ -402,6 +412,18 @@ impl Live {
         }
     }
 
+    /// Prints all listeners.
+    fn print_listeners(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
+        let rows = self.watch.all(&mut self.probe, &self.wanted);
+        print_rows(sink, rows)
+    }
+
+    /// Prints the listeners that were made or closed.
+    fn print_news(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
+        let rows = self.watch.news(&mut self.probe, &self.wanted);
+        print_rows(sink, rows)
+    }
+
     fn note_loss(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
         let loss = self.probe.loss().map_err(io::Error::other)?;
         let undecoded = std::mem::take(&mut self.undecoded);
@@ -423,12 +445,16 @@ impl Live {
     fn end(&mut self, sink: &mut dyn Sink, most: Option<u64>) -> io::Result<()> {
         let ledgers = self.books.close(&self.probe).map_err(io::Error::other)?;
         self.note_loss(sink)?;
+        // The kernel's lists go with the rest.
+        let look = look(&self.wanted, self.probe.iterators());
         // From here on nothing more comes, and what is counted is what is printed.
         self.probe.detach();
         if !self.enough(most) {
             self.print_records(sink, most)?;
             self.print_counts(sink)?;
         }
+        let rows = self.watch.add_to(look, &mut self.probe, &self.wanted);
+        print_rows(sink, rows)?;
         let totals = self.totals().map_err(io::Error::other)?;
         sink.summary(&totals)?;
         for clients in self.clients.top(MOST_NETWORKS) {
@@ -491,6 +517,13 @@ fn give_back_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+fn print_rows(sink: &mut dyn Sink, rows: Result<Vec<Row>>) -> io::Result<()> {
+    for row in &rows.map_err(io::Error::other)? {
+        sink.listener(&Snapshot::from(row))?;
+    }
+    Ok(())
 }
 
 /// How often the books are looked at while running.

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use queue_trace_common::{
-    hook::{HOOKS, Hook, Need},
+    hook::{HOOKS, Hook, KEEP_QUEUES, Need},
     outcome::{self, OUTCOMES, Set},
 };
 
@@ -270,6 +270,11 @@ impl Plan {
                  one that began to listen"
                     .to_owned(),
             );
+            limits.push(
+                "how long connections wait for accept(), and how long accept queues are full, \
+                 cannot be told"
+                    .to_owned(),
+            );
         }
         if self.unobservable != 0 {
             limits.push(format!("not observable here: {}", names(self.unobservable)));
@@ -293,11 +298,13 @@ impl Plan {
             });
             match hook {
                 Some(hook) => {
-                    let lost = self.observable & hook.serves;
+                    let lost = match self.observable & hook.serves {
+                        0 => "what is kept of the queues".to_owned(),
+                        lost => names(lost),
+                    };
                     self.amiss.push(format!(
-                        "{} did not fire in the self-test, so these may be missed: {}",
-                        hook.function,
-                        names(lost)
+                        "{} did not fire in the self-test, so these may be missed: {lost}",
+                        hook.function
                     ));
                 }
                 None => self
@@ -327,12 +334,13 @@ fn is_missed(hook: &Hook, why: &Without) -> bool {
 }
 
 /// Hooks that only serve outcomes nobody asked for are not attached, unless they
-/// explain movements of the counters that the ledger compares.
+/// explain movements of the counters that the ledger compares, or keep the queues'
+/// statistics.
 fn is_needed(hook: &Hook, wanted: Set) -> bool {
     let explains = OUTCOMES
         .iter()
         .any(|o| hook.serves & o.bit() != 0 && (o.moves | o.may_move) != 0);
-    explains || hook.serves & wanted != 0
+    explains || hook.serves & wanted != 0 || KEEP_QUEUES.contains(&hook.index)
 }
 
 impl From<&Plan> for AttachPlan {
@@ -380,7 +388,8 @@ mod tests {
     fn hooks_that_nothing_wanted_needs_stay_off() {
         let plan = Plan::make(Attach::Auto, of_kind(Kind::Refusal), &offers()).unwrap();
         let has = |index| plan.hooks.iter().any(|hook| hook.index == index);
-        assert!(!has(hook::ACCEPT) && !has(hook::TIMER));
+        assert!(!has(hook::TIMER));
+        assert!(has(hook::ACCEPT), "it tells how long connections wait");
         assert!(has(hook::ICMP), "it explains ListenDrops");
     }
 

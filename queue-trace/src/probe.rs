@@ -1,8 +1,11 @@
 //! The only file that touches the BPF library: loads the kernel side as planned,
 //! attaches it, and reads its maps.
 
+mod iterate;
+mod queues;
+
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     hash::Hash,
     io,
@@ -22,6 +25,7 @@ use ipnet::IpNet;
 use queue_trace_common::{
     field,
     hook::{self, Hook},
+    queue::{Queue, QueueKey},
     settings::{Address, CountKey, Counted, Kernel, Loss, Slot, Slots},
 };
 use tokio::io::unix::AsyncFd;
@@ -31,6 +35,12 @@ use crate::{
     netns::{self, Door},
     plan::{Family, Plan},
     wanted::Wanted,
+};
+
+use self::queues::Queues;
+pub use self::{
+    iterate::{Iterators, Unattached},
+    queues::Kept,
 };
 
 /// The kernel side, built ahead from `queue-trace-ebpf`.
@@ -66,6 +76,7 @@ pub struct Probe {
     forgotten: HashMap<CountKey, Counted>,
     overflowed: PerCpuArray<MapData, u64>,
     loss: PerCpuArray<MapData, Wire<Loss>>,
+    queues: Queues,
 }
 
 impl Probe {
@@ -101,6 +112,9 @@ impl Probe {
         if plan.hooks.iter().any(|hook| hook.index == hook::TIMER) {
             attach_tracepoint(&mut ebpf, "retransmit_synack", "tcp_retransmit_synack")?;
         }
+        if let Err(error) = iterate::prepare(&mut ebpf) {
+            log::info!("the kernel's iterators cannot be used: {}", reason(&error));
+        }
         let ring: RingBuf<MapData> = take(&mut ebpf, "RECORDS")?;
         // SAFETY: the ring owns its descriptor, which stays open and the same until the
         // ring is dropped, together with the registration.
@@ -113,6 +127,7 @@ impl Probe {
             forgotten: HashMap::new(),
             overflowed: take(&mut ebpf, "OVERFLOWED")?,
             loss: take(&mut ebpf, "LOSS")?,
+            queues: Queues::of(&mut ebpf)?,
             notes,
             ebpf: Some(ebpf),
         })
@@ -222,6 +237,8 @@ impl Probe {
             unpaired: sum.unpaired + cpu.unpaired,
             ambiguous: sum.ambiguous + cpu.ambiguous,
             no_baseline: sum.no_baseline + cpu.no_baseline,
+            unlisted: sum.unlisted + cpu.unlisted,
+            untimed: sum.untimed + cpu.untimed,
         }))
     }
 
@@ -257,7 +274,37 @@ impl Probe {
         Ok(all)
     }
 
-    /// Forgets the counts of one namespace.
+    /// What lists what exists; `None` once detached.
+    pub fn iterators(&mut self) -> Option<Iterators<'_>> {
+        self.ebpf.as_mut().map(Iterators)
+    }
+
+    /// What is kept of the listeners' queues.
+    ///
+    /// # Errors
+    /// If the maps cannot be read.
+    pub fn kept(&self) -> Result<Kept> {
+        self.queues.read()
+    }
+
+    /// The part of it that all CPUs share, which says who made a listener and whether it
+    /// was closed.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn queues(&self) -> Result<HashMap<QueueKey, Queue>> {
+        self.queues.shared()
+    }
+
+    /// Forgets what is kept of listeners, which must be closed.
+    ///
+    /// # Errors
+    /// If the maps cannot be read.
+    pub fn forget_queues(&mut self, keys: &HashSet<QueueKey>) -> Result<()> {
+        self.queues.forget(keys)
+    }
+
+    /// Forgets the counts of one namespace, and what is kept of its listeners.
     ///
     /// # Errors
     /// If the maps cannot be read.
@@ -265,6 +312,9 @@ impl Probe {
         let counts = self.counts()?.into_iter();
         self.forgotten
             .extend(counts.filter(|(key, _)| key.netns == netns));
+        let queues = self.queues()?.into_iter();
+        let gone = queues.filter(|(_, queue)| queue.netns == netns);
+        self.forget_queues(&gone.map(|(key, _)| key).collect())?;
         Ok(())
     }
 

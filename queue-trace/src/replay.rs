@@ -167,6 +167,7 @@ impl Only {
                 self.outcomes & event.outcome.bit() != 0
                     && self.of(event.netns, &event.listener)
                     && self.between(event)
+                    && self.slow_enough(event)
             }
             Line::Total(total) => {
                 self.outcomes & total.outcome.bit() != 0 && self.of(total.netns, &total.listener)
@@ -182,6 +183,18 @@ impl Only {
         let Filters { ports, .. } = &self.filters;
         (self.netns.is_empty() || self.netns.contains(&netns))
             && (ports.is_empty() || ports.iter().any(|range| range.contains(&listener.port)))
+    }
+
+    /// With `--slow` alone, accepted connections are shown only if they were slow.
+    fn slow_enough(&self, event: &Event) -> bool {
+        let Filters { slow, .. } = &self.filters;
+        let least = slow.filter(|_| !self.filters.shows_accepted());
+        let (Some(least), outcome::ACCEPTED) = (least, event.outcome.tag) else {
+            return true;
+        };
+        event
+            .waited_us
+            .is_some_and(|us| u128::from(us) >= least.as_micros())
     }
 
     /// As in the kernel: what has no addresses does not fit a filter on them.

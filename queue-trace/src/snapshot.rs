@@ -46,9 +46,15 @@ pub struct Snapshot {
     /// What was refused since it was attached, by cause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drops: Option<BTreeMap<String, u64>>,
+    /// Every outcome by its name, since it was attached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counts: Option<BTreeMap<String, u64>>,
     /// How long connections waited for accept().
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accept_latency_us: Option<Latency>,
+    /// How long handshakes took, from the first SYN-ACK.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handshake_us: Option<Latency>,
     /// Age of the oldest connection that nobody has accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_waiting_us: Option<u64>,
@@ -58,6 +64,35 @@ pub struct Snapshot {
     /// Whether it was closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<bool>,
+}
+
+impl Snapshot {
+    /// Whose it is, as a person says it: `nginx[812,813] nginx.service`.
+    #[must_use]
+    pub fn owner(&self) -> Option<String> {
+        const SHOWN: usize = 3;
+        let mut names: Vec<(&str, Vec<u32>)> = Vec::new();
+        for process in self.processes.iter().flatten() {
+            match names.iter_mut().find(|(name, _)| *name == process.comm) {
+                Some((_, pids)) => pids.push(process.pid),
+                None => names.push((&process.comm, vec![process.pid])),
+            }
+        }
+        let mut parts: Vec<_> = names
+            .iter()
+            .map(|(comm, pids)| {
+                let shown: Vec<_> = pids.iter().take(SHOWN).map(u32::to_string).collect();
+                let more = if pids.len() > SHOWN { ",…" } else { "" };
+                format!("{comm}[{}{more}]", shown.join(","))
+            })
+            .collect();
+        // As container tools show an id.
+        let short = |id: &String| format!("container {}", id.get(..12).unwrap_or(id));
+        let place = self.pod.as_ref().map(|pod| format!("pod {pod}"));
+        let place = place.or_else(|| self.container.as_ref().map(short));
+        parts.extend(place.or_else(|| self.unit.clone()));
+        (!parts.is_empty()).then(|| parts.join(" "))
+    }
 }
 
 /// A listener's place in a `SO_REUSEPORT` group.
@@ -77,7 +112,7 @@ pub struct Group {
 }
 
 /// A process.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Process {
     /// Its number.
@@ -108,6 +143,15 @@ pub struct Gauge {
     /// The most there have been.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub high_water: Option<u32>,
+    /// When there were so many first, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub high_water_time: Option<String>,
+    /// How long it was full, all together, microseconds; accept queue only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_us: Option<u64>,
+    /// How often it became full; accept queue only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_times: Option<u64>,
 }
 
 /// Latency in microseconds.

@@ -1,7 +1,7 @@
 //! What the user wants to see, checked against the machine: from the command line to
 //! the filters of the kernel side.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -33,6 +33,8 @@ pub struct Wanted {
     pub rate: u32,
     /// By which networks clients are put together.
     pub networks: Prefixes,
+    /// Connections are told as accepted only if they waited at least so long.
+    pub slow: Option<Duration>,
     /// Whether the kernel side's own messages are wanted.
     pub debug: bool,
 }
@@ -44,8 +46,25 @@ impl Wanted {
     /// If a namespace named by its path is not there.
     pub fn from_cli(trace: &cli::Trace) -> Result<Self> {
         let filters = &trace.filters;
-        let netns = filters
-            .netns
+        Ok(Self {
+            outcomes: filters.wanted(),
+            ports: filters.ports.clone(),
+            addrs: filters.addrs.clone(),
+            clients: filters.clients.clone(),
+            netns: Self::namespaces_named(&filters.netns)?,
+            rate: trace.rate,
+            networks: trace.networks,
+            slow: filters.slow.filter(|_| !filters.shows_accepted()),
+            debug: trace.verbose >= 2,
+        })
+    }
+
+    /// The namespaces that the user named.
+    ///
+    /// # Errors
+    /// If one named by its path is not there.
+    pub(crate) fn namespaces_named(named: &[cli::NetnsArg]) -> Result<BTreeMap<u32, Option<Door>>> {
+        named
             .iter()
             .map(|arg| match arg {
                 cli::NetnsArg::Id(id) => Ok((*id, None)),
@@ -55,23 +74,24 @@ impl Wanted {
                         format!("--netns {}: no network namespace there", path.display())
                     }),
             })
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            outcomes: filters.wanted(),
-            ports: filters.ports.clone(),
-            addrs: filters.addrs.clone(),
-            clients: filters.clients.clone(),
-            netns,
-            rate: trace.rate,
-            networks: trace.networks,
-            debug: trace.verbose >= 2,
-        })
+            .collect()
     }
 
     /// Whether whole namespaces are counted, so that the ledger can be closed.
     #[must_use]
     pub fn counts_all(&self) -> bool {
         self.ports.is_empty() && self.addrs.is_empty() && self.clients.is_empty()
+    }
+
+    /// Whether a listener passes the filters on ports and addresses. One bound to any
+    /// address takes what is sent to each.
+    #[must_use]
+    pub fn has(&self, bound: SocketAddr) -> bool {
+        let port = self.ports.is_empty() || self.ports.iter().any(|r| r.contains(&bound.port()));
+        let addr = self.addrs.is_empty()
+            || bound.ip().is_unspecified()
+            || self.addrs.iter().any(|net| net.contains(&bound.ip()));
+        port && addr
     }
 
     /// The namespaces to look into.
@@ -98,6 +118,9 @@ impl Wanted {
                 0 => 0,
                 rate => NS_PER_SECOND / u64::from(rate),
             },
+            slow_ns: self
+                .slow
+                .map_or(0, |slow| u64::try_from(slow.as_nanos()).unwrap_or(u64::MAX)),
             netns_count: self.netns.len().min(MAX_NETNS) as u32,
             ports: (!self.ports.is_empty()).into(),
             addrs: (!self.addrs.is_empty()).into(),

@@ -11,10 +11,12 @@ use queue_trace::{
     clients::{Clients, Network},
     decode::decode,
     diagnose::RULES,
-    event::{Event, Listener},
+    event::{Event, Listener, Process},
     ledger::{Ledger, Look},
+    listeners::{AcceptGauge, Cgroup, Group, LimitFrom, Row, Spread, SynGauge},
     plan::{Name, Offers, Plan},
     sink::{AttachPlan, Counts, End, Header, LossNote, SCHEMA, Total},
+    snapshot::Snapshot,
 };
 use queue_trace_common::{
     counter::{COUNTERS, Moved},
@@ -306,8 +308,8 @@ fn assert_valid(validator: &Validator, line: &Value) {
     assert!(faults.is_empty(), "{line}\n{}", faults.join("\n"));
 }
 
-const TYPES: [&str; 8] = [
-    "header", "event", "counts", "loss", "total", "clients", "ledger", "end",
+const TYPES: [&str; 9] = [
+    "header", "listener", "event", "counts", "loss", "total", "clients", "ledger", "end",
 ];
 
 #[test]
@@ -322,6 +324,63 @@ fn the_examples_fit_the_schema_and_show_every_type_of_line() {
         .filter_map(|line| line["type"].as_str())
         .collect();
     assert_eq!(shown, BTreeSet::from(TYPES));
+}
+
+/// All that can be known of a listener.
+fn full_row(limit_from: LimitFrom) -> Row {
+    let spread = Spread {
+        count: 1,
+        ..Spread::default()
+    };
+    let words = || Some("word".to_owned());
+    Row {
+        time: 1,
+        netns: 1,
+        listener: Listener {
+            addr: Some([127, 0, 0, 1].into()),
+            port: 80,
+            cookie: Some(1),
+            inode: Some(1),
+        },
+        processes: vec![Process::default()],
+        cgroup: Cgroup {
+            path: words(),
+            unit: words(),
+            container: words(),
+            pod: words(),
+        },
+        group: Some(Group {
+            share: Some(0.5),
+            size: 1,
+            full_among_idle: true,
+            ..Group::default()
+        }),
+        accept_queue: AcceptGauge {
+            limit_from: Some(limit_from),
+            somaxconn: Some(1),
+            high_water: Some(1),
+            high_water_time: Some(1),
+            full_us: Some(1),
+            full_times: Some(1),
+            ..AcceptGauge::default()
+        },
+        syn_queue: Some(SynGauge {
+            high_water: Some(1),
+            high_water_time: Some(1),
+            ..SynGauge::default()
+        }),
+        drops: Some([("accept_queue_full".to_owned(), 1)].into()),
+        counts: Some([("accepted".to_owned(), 1)].into()),
+        accept_latency_us: Some(spread),
+        handshake_us: Some(spread),
+        oldest_waiting_us: Some(1),
+        default_of: Some("Java"),
+        entered: None,
+        waits: None,
+        place: None,
+        device: 0,
+        closed: true,
+    }
 }
 
 /// One line of each type as the program writes it, with every field that it can have.
@@ -396,6 +455,13 @@ fn full_lines() -> Vec<Value> {
             over: 1,
         }],
     }));
+    for from in [
+        LimitFrom::Backlog,
+        LimitFrom::Somaxconn,
+        LimitFrom::EarlierSomaxconn,
+    ] {
+        lines.push(json!(Snapshot::from(&full_row(from))));
+    }
     let seen = Look::default();
     let ledger = Ledger::between(1, &seen, &seen, 0);
     lines.push(json!(ledger));

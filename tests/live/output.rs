@@ -1,14 +1,12 @@
 //! What it writes where: text for people, files, colours.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::OwnedFd;
 
-use live_tests::{Launch, Recording, Room, Scratch, Shown, expected};
+use live_tests::{Launch, Recording, Room, Scratch, Shown, expected, terminal};
 use queue_trace::lab::Family;
 use queue_trace_common::outcome;
 use rustix::process::Signal;
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 const ALWAYS: [(&str, u32); 1] = [("net.ipv4.tcp_syncookies", 2)];
 
@@ -85,21 +83,6 @@ fn colour_is_for_terminals_and_not_with_no_color() {
         assert!(text.contains("cookie sent"), "{text}");
         assert_eq!(text.contains('\x1b'), colourful, "{text}");
     }
-}
-
-/// Both ends of a pseudo-terminal: ours, and the one for the program.
-fn terminal() -> (File, OwnedFd) {
-    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&ours).unwrap();
-    unlockpt(&ours).unwrap();
-    let path = ptsname(&ours, Vec::new()).unwrap();
-    let path = path.to_str().unwrap();
-    let theirs = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
-    (ours.into(), theirs.into())
 }
 
 /// What was written to a terminal that nobody has open any more.

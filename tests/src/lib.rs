@@ -21,15 +21,17 @@ mod room;
 mod scratch;
 mod security;
 mod setting;
+mod terminal;
 mod tracer;
 
 pub use cookies::make_cookies;
 pub use counters::Counters;
 pub use expected::{Shown, Sums, expected, imposed};
 pub use mounts::{Mounts, in_private_mounts};
-pub use recording::{Event, Ledger, Line, Recording, Total};
+pub use recording::{Event, Ledger, Line, Recording, Row, Spread, Total};
 pub use room::{Inhabitant, Room, listener_beside};
 pub use scratch::Scratch;
 pub use security::SecurityModule;
 pub use setting::{Attach, attach, kernel, program};
+pub use terminal::terminal;
 pub use tracer::{Finished, Launch, Tracer};

@@ -22,6 +22,7 @@ pub enum Line {
     Loss(Map<String, Value>),
     Total(Total),
     Ledger(Ledger),
+    Listener(Row),
     /// Lines that these tests are not about.
     #[serde(other)]
     Other,
@@ -57,6 +58,8 @@ pub struct Event {
     pub client: Option<Client>,
     pub accept_queue: Option<AcceptQueue>,
     pub syn_queue: Option<SynQueue>,
+    pub waited_us: Option<u64>,
+    pub process: Option<Process>,
     pub cpu: Option<u32>,
     pub count: u64,
 }
@@ -68,6 +71,73 @@ pub struct Listener {
     pub port: u16,
     pub cookie: Option<u64>,
     pub inode: Option<u64>,
+}
+
+/// What is known of a listener at a moment.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+pub struct Row {
+    pub netns: u32,
+    pub listener: Listener,
+    pub processes: Vec<Process>,
+    pub cgroup: Option<String>,
+    pub group: Option<Group>,
+    pub accept_queue: AcceptGauge,
+    pub syn_queue: Option<SynGauge>,
+    pub drops: Option<Sums>,
+    pub counts: Option<Sums>,
+    pub accept_latency_us: Option<Spread>,
+    pub handshake_us: Option<Spread>,
+    pub oldest_waiting_us: Option<u64>,
+    pub default_of: Option<String>,
+    #[serde(default)]
+    pub closed: bool,
+}
+
+/// A process.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub struct Process {
+    pub pid: u32,
+    pub comm: Option<String>,
+}
+
+/// A place in a group.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+pub struct Group {
+    pub index: u32,
+    pub size: u32,
+    pub share: Option<f64>,
+    #[serde(default)]
+    pub full_among_idle: bool,
+}
+
+/// The accept queue of a listener.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub struct AcceptGauge {
+    pub depth: u32,
+    pub limit: u32,
+    pub limit_from: Option<String>,
+    pub somaxconn: Option<u32>,
+    pub high_water: Option<u32>,
+    pub full_us: Option<u64>,
+    pub full_times: Option<u64>,
+}
+
+/// The SYN queue of a listener.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub struct SynGauge {
+    pub depth: u32,
+    pub young: u32,
+    pub limit: u32,
+    pub high_water: Option<u32>,
+}
+
+/// How a time was spread.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub struct Spread {
+    pub p50: u64,
+    pub p99: u64,
+    pub max: u64,
+    pub count: u64,
 }
 
 /// A client.
@@ -193,6 +263,21 @@ impl Recording {
             Line::Event(event) => Some(event),
             _ => None,
         })
+    }
+
+    /// What was told of listeners, in the order of telling.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.lines.iter().filter_map(|line| match line {
+            Line::Listener(row) => Some(row),
+            _ => None,
+        })
+    }
+
+    /// What was told last of the socket with this inode number.
+    #[must_use]
+    pub fn row(&self, inode: u64) -> &Row {
+        let of_it = self.rows().filter(|row| row.listener.inode == Some(inode));
+        of_it.last().expect("there is no line about the listener")
     }
 
     /// The totals.

@@ -121,6 +121,15 @@ impl Launch {
         self
     }
 
+    /// In a terminal: its standard input, output and error.
+    #[must_use]
+    pub fn terminal(self, terminal: OwnedFd) -> Self {
+        let (input, error) = (terminal.try_clone().unwrap(), terminal.try_clone().unwrap());
+        let mut launch = self.stdout_to(terminal);
+        launch.command.stdin(input).stderr(error);
+        launch
+    }
+
     /// With a standard output that nobody reads: [`Tracer::take_stdout`] gives its
     /// other end.
     #[must_use]
@@ -163,23 +172,27 @@ impl Launch {
         self.spawn().wait()
     }
 
-    fn spawn(mut self) -> Tracer {
+    /// Starts it.
+    #[must_use]
+    pub fn spawn(mut self) -> Tracer {
         let mut child = self.command.spawn().unwrap();
         // The command holds what it was given as standard output.
         drop(self.command);
         let stdout = child.stdout.take();
-        let stderr = child.stderr.take().unwrap();
+        let stderr = child.stderr.take();
         let (sender, stderr_lines) = mpsc::channel();
-        let stderr = thread::spawn(move || {
-            let mut text = String::new();
-            for line in BufReader::new(stderr).lines() {
-                let line = line.unwrap();
-                text.push_str(&line);
-                text.push('\n');
-                // Nobody listens any more once it is ready.
-                let _ = sender.send(line);
-            }
-            text
+        let stderr = stderr.map(|stderr| {
+            thread::spawn(move || {
+                let mut text = String::new();
+                for line in BufReader::new(stderr).lines() {
+                    let line = line.unwrap();
+                    text.push_str(&line);
+                    text.push('\n');
+                    // Nobody listens any more once it is ready.
+                    let _ = sender.send(line);
+                }
+                text
+            })
         });
         let (stdout, unread) = match (stdout, self.reads) {
             (Some(stdout), true) => (Some(read_in_thread(stdout)), None),
@@ -189,7 +202,7 @@ impl Launch {
             child,
             stdout,
             unread,
-            stderr: Some(stderr),
+            stderr,
             stderr_lines,
             programs: HashSet::new(),
         }

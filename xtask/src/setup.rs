@@ -32,6 +32,11 @@ const PACKAGES: &[&str] = &[
     "nftables",
     // The page of `queue-trace report` in a browser.
     "chromium",
+    // The servers whose queues are looked at.
+    "nginx-light",
+    "redis-server",
+    "python3-minimal",
+    "nodejs",
 ];
 
 /// With all that it brings along, so that it comes from one suite.

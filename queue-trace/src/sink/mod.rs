@@ -19,9 +19,10 @@ use crate::{
 
 pub use self::{
     json::Json,
+    output::person_wants_colour,
     output::{Medium, Output},
     rotate::{Limit, Rotating, Rotation},
-    text::Text,
+    text::{Text, endpoint, short_time},
 };
 
 /// One form of output. A sink writes what it is given, in the order given.
@@ -106,6 +107,10 @@ pub struct LossNote {
     pub ambiguous: u64,
     /// First packets of a namespace on a CPU, before which its counters were not known.
     pub no_baseline: u64,
+    /// Entries of listeners that found the table of queues full.
+    pub unlisted: u64,
+    /// Connections that found the table of those in accept queues full.
+    pub untimed: u64,
     /// Runs of a program that the kernel left out because it was running on that CPU
     /// already.
     pub missed: u64,
@@ -125,6 +130,8 @@ impl LossNote {
             unpaired: to.unpaired - from.unpaired,
             ambiguous: to.ambiguous - from.ambiguous,
             no_baseline: to.no_baseline - from.no_baseline,
+            unlisted: to.unlisted - from.unlisted,
+            untimed: to.untimed - from.untimed,
             missed: 0,
             undecoded: 0,
         }
@@ -139,6 +146,8 @@ impl LossNote {
             ("unpaired calls", self.unpaired),
             ("ambiguous calls", self.ambiguous),
             ("packets without a baseline", self.no_baseline),
+            ("queues without room in the table", self.unlisted),
+            ("connections whose wait is not known", self.untimed),
             ("missed program runs", self.missed),
             ("records not understood", self.undecoded),
         ]

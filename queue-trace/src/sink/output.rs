@@ -27,6 +27,14 @@ pub trait Medium: Write {
 
 impl Medium for Vec<u8> {}
 
+/// Whether the person at the terminal takes colours.
+#[must_use]
+pub fn person_wants_colour() -> bool {
+    let says_no = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    !says_no("NO_COLOR") && !dumb
+}
+
 /// Standard output or a file.
 pub struct Output {
     form: Form,
@@ -72,9 +80,7 @@ impl Output {
     /// Whether a person may be looking at it in colour.
     #[must_use]
     pub fn wants_colour(&self) -> bool {
-        let says_no = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        self.terminal && !says_no("NO_COLOR") && !dumb
+        self.terminal && person_wants_colour()
     }
 
     /// The name by which the user knows it.

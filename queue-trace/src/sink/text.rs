@@ -1,6 +1,7 @@
 //! Text for a person: one aligned line an event, and a summary at the end.
 
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
 };
@@ -26,6 +27,8 @@ pub struct Text<W> {
     listener_width: usize,
     client_width: usize,
     titled: bool,
+    /// What was told last of each listener, by namespace and inode number.
+    listeners: HashMap<(u32, Option<u64>), Snapshot>,
 }
 
 const DIM: Style = Style::new().dimmed();
@@ -50,6 +53,7 @@ impl<W: Medium> Text<W> {
             listener_width: "192.168.100.100:65535".len(),
             client_width: "192.168.100.100:65535".len(),
             titled: false,
+            listeners: HashMap::new(),
         }
     }
 
@@ -89,6 +93,39 @@ impl<W: Medium> Text<W> {
     }
 }
 
+/// How full the accept queue got, for how long, and how long connections waited.
+fn history(snapshot: &Snapshot) -> Option<String> {
+    let queue = snapshot.accept_queue.as_ref()?;
+    let mut text = format!("accept queue at most {}", queue.high_water?);
+    if let Some(limit) = queue.limit.filter(|_| snapshot.closed.is_none()) {
+        text.push_str(&format!(", limit {limit}"));
+    }
+    if let Some(full_us @ 1..) = queue.full_us {
+        text.push_str(&format!(", full for {}", short_time(full_us)));
+    }
+    let spread = snapshot.accept_latency_us.unwrap_or_default();
+    if let (Some(half), Some(most), Some(max)) = (spread.p50, spread.p99, spread.max) {
+        let [half, most, max] = [half, most, max].map(short_time);
+        text.push_str(&format!(
+            "; waited {half} (half), {most} (99%), {max} (longest)"
+        ));
+    }
+    Some(text)
+}
+
+/// A time in microseconds, to two or three digits: `840us`, `1.2ms`, `35s`.
+#[must_use]
+pub fn short_time(us: u64) -> String {
+    let units = [(1_000_000, "s"), (1_000, "ms")];
+    match units.iter().find(|(size, _)| us >= *size) {
+        Some((size, unit)) if us < 10 * size => {
+            format!("{}.{}{unit}", us / size, us % size * 10 / size)
+        }
+        Some((size, unit)) => format!("{}{unit}", us / size),
+        None => format!("{us}us"),
+    }
+}
+
 /// A verdict in words: `syn_dropped` is "SYN dropped".
 fn verdict_words(outcome: &Outcome) -> String {
     outcome
@@ -116,7 +153,8 @@ fn style_of(outcome: &Outcome) -> Style {
 }
 
 /// An address and a port, as they are written together.
-fn endpoint(addr: Option<IpAddr>, port: u16) -> String {
+#[must_use]
+pub fn endpoint(addr: Option<IpAddr>, port: u16) -> String {
     match addr {
         Some(addr) => SocketAddr::new(addr, port).to_string(),
         None => format!("?:{port}"),
@@ -160,6 +198,12 @@ impl<W: Medium> Sink for Text<W> {
         if let Some(times) = event.retransmits.filter(|times| *times > 0) {
             queues.push(format!("sent again {times}x"));
         }
+        if let Some(waited_us) = event.waited_us {
+            queues.push(format!("waited {}", short_time(waited_us)));
+        }
+        if let Some(process) = &event.process {
+            queues.push(format!("by {}[{}]", process.comm, process.pid));
+        }
         let verdict = format!("{:<VERDICT_WIDTH$}", verdict_words(event.outcome));
         let verdict = self.styled(style_of(event.outcome), &verdict);
         let time = self.styled(DIM, &self.time(event.wall_ns));
@@ -173,7 +217,10 @@ impl<W: Medium> Sink for Text<W> {
         writeln!(self.out, "{}", line.trim_end())
     }
 
-    fn listener(&mut self, _: &Snapshot) -> io::Result<()> {
+    fn listener(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        // For the summary. `queue-trace listeners` shows them as a table.
+        let whose = (snapshot.netns, snapshot.listener.inode);
+        self.listeners.insert(whose, snapshot.clone());
         Ok(())
     }
 
@@ -210,7 +257,15 @@ impl<W: Medium> Sink for Text<W> {
                 if let Some(inode) = total.listener.inode {
                     identity.push_str(&format!(", socket inode {inode}"));
                 }
+                let told = self.listeners.get(&(total.netns, total.listener.inode));
+                if let Some(owner) = told.and_then(Snapshot::owner) {
+                    identity.push_str(", ");
+                    identity.push_str(&owner);
+                }
                 writeln!(self.out, "{name}  ({identity})")?;
+                if let Some(history) = told.and_then(history) {
+                    writeln!(self.out, "            {history}")?;
+                }
             }
             let verdict = format!("{:<VERDICT_WIDTH$}", verdict_words(total.outcome));
             let verdict = self.styled(style_of(total.outcome), &verdict);

@@ -29,6 +29,13 @@ pub struct Args {
     pub filters: Vec<String>,
 }
 
+/// Servers that the live tests look at; `cargo xtask setup` installs them.
+const SERVERS: [&str; 2] = ["/usr/sbin/nginx", "/usr/bin/redis-server"];
+
+/// Tests of servers that are more than a program and its libraries, or too big to travel in
+/// memory: on this machine's own kernel only.
+const HERE_ONLY: [&str; 2] = ["servers::python", "servers::node"];
+
 /// One machine to boot.
 struct Job {
     kernel: &'static Kernel,
@@ -183,9 +190,15 @@ impl Plan<'_> {
         let skipped = job.left_out(self.args.size.smp);
         let skipped = skipped.flat_map(|group| ["--skip".into(), format!("{group}::")]);
         command.extend(skipped);
+        let skipped = HERE_ONLY.iter().flat_map(|group| ["--skip", group]);
+        command.extend(skipped.map(String::from));
         Guest {
             trees: Vec::new(),
-            programs: vec![self.program.clone(), self.tests.clone()],
+            programs: [&self.program, &self.tests]
+                .into_iter()
+                .cloned()
+                .chain(SERVERS.map(PathBuf::from))
+                .collect(),
             environment: environment
                 .map(|(name, value)| (name.to_string(), value))
                 .to_vec(),

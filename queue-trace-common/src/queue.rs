@@ -1,0 +1,144 @@
+//! What is kept in the kernel of each listener's queues while attached.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Listeners that are kept.
+pub const LISTENERS: u32 = 4096;
+
+/// Connections in accept queues whose entry is remembered, all listeners together.
+pub const WAITING: u32 = 65536;
+
+/// Key: one listener.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct QueueKey {
+    /// Address of the listener's `struct sock`.
+    pub sk: u64,
+    /// Its inode number, which tells it from an earlier socket at that address.
+    pub inode: u64,
+}
+
+/// What all CPUs share of a listener. Times are of CLOCK_MONOTONIC, nanoseconds; 0: not
+/// (yet).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Queue {
+    /// The address that it is bound to.
+    pub addr: [u8; 16],
+    /// The short name of the thread that called listen().
+    pub comm: [u8; 16],
+    /// When it called listen(); 0: before we attached.
+    pub made_ns: u64,
+    /// When it was closed.
+    pub closed_ns: u64,
+    /// Since when its accept queue is full.
+    pub full_since_ns: u64,
+    /// How long its accept queue was full, before that.
+    pub full_ns: u64,
+    /// How often its accept queue became full.
+    pub full_times: u64,
+    /// The cgroup of the thread that called listen().
+    pub cgroup: u64,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// The process that called listen().
+    pub pid: u32,
+    /// The port.
+    pub port: u16,
+    /// Padding.
+    pub _pad: [u16; 3],
+}
+
+/// What each CPU keeps of a listener by itself, so that no two write the same.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Marks {
+    /// When the accept queue was deepest first.
+    pub accept_high_ns: u64,
+    /// When the SYN queue was deepest first.
+    pub syn_high_ns: u64,
+    /// The longest time in the accept queue, nanoseconds.
+    pub waited_max_ns: u64,
+    /// The longest handshake, microseconds.
+    pub handshake_max_us: u64,
+    /// The deepest accept queue.
+    pub accept_high: u32,
+    /// The deepest SYN queue.
+    pub syn_high: u32,
+    /// Connections that entered the accept queue.
+    pub entered: u32,
+    /// Padding.
+    pub _pad: u32,
+    /// Connections by the time that they were in the accept queue, see [`bucket`].
+    pub waited: [u32; BUCKETS],
+    /// Handshakes by the time that they took, see [`bucket`].
+    pub handshakes: [u32; BUCKETS],
+}
+
+/// A connection in an accept queue.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Entered {
+    /// When it entered.
+    pub at_ns: u64,
+    /// Whose queue it is.
+    pub listener: QueueKey,
+}
+
+/// A listening socket that a process holds, as an iterator finds it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Held {
+    /// Inode number of the socket.
+    pub inode: u64,
+    /// Short name of the process.
+    pub comm: [u8; 16],
+    /// The process.
+    pub pid: u32,
+    /// Padding.
+    pub _pad: u32,
+}
+
+/// What an iterator tells of a listener that the kernel's socket diagnosis does not.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Depths {
+    /// Address of its `struct sock`.
+    pub sk: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Depth of the SYN queue.
+    pub syn_depth: u32,
+    /// Requests of the SYN queue whose SYN-ACK was not sent again.
+    pub syn_young: u32,
+    /// Place in its `SO_REUSEPORT` group.
+    pub index: u32,
+    /// How many are in the group; 0: it is in none.
+    pub size: u32,
+}
+
+/// Places of a histogram of times.
+pub const BUCKETS: usize = 32;
+
+/// The place of a time in microseconds: place 0 has 0, place n has what is below 2^n and
+/// not below 2^(n-1); the last one all that is longer.
+#[must_use]
+#[inline(always)]
+pub const fn bucket(us: u64) -> usize {
+    // By halving, as BPF has no instruction that counts leading zeros.
+    let mut rest = us;
+    let mut place = 0;
+    let mut step = 32;
+    while step > 0 {
+        if rest >> step != 0 {
+            rest >>= step;
+            place += step;
+        }
+        step /= 2;
+    }
+    let place = if rest != 0 { place + 1 } else { place };
+    if place < BUCKETS { place } else { BUCKETS - 1 }
+}
+
+const _: () = assert!(bucket(0) == 0 && bucket(1) == 1 && bucket(2) == 2 && bucket(3) == 2);
+const _: () = assert!(bucket(1023) == 10 && bucket(1024) == 11 && bucket(u64::MAX) == 31);

@@ -1,0 +1,127 @@
+//! The gauges of a listener's queues: how deep they were at most, and how long the accept
+//! queue was full. Read right after what moves them, on the CPU that moved them, so a
+//! spike between two looks from user space is not missed.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use queue_trace_common::{
+    field,
+    queue::{Marks, QueueKey},
+};
+
+use crate::{
+    emit,
+    globals::{MARKS, QUEUES},
+    listener,
+    memory::{self, Plain},
+    owner,
+};
+
+static NO_MARKS: Marks = Marks {
+    accept_high_ns: 0,
+    syn_high_ns: 0,
+    waited_max_ns: 0,
+    handshake_max_us: 0,
+    accept_high: 0,
+    syn_high: 0,
+    entered: 0,
+    _pad: 0,
+    waited: [0; _],
+    handshakes: [0; _],
+};
+
+/// BPF_NOEXIST (include/uapi/linux/bpf.h): another CPU may have made it meanwhile.
+pub const IF_MISSING: u64 = 1;
+
+/// The listener's key. A socket that has lost its file has none: it is being closed.
+#[inline(always)]
+pub fn key_of(sk: u64) -> QueueKey {
+    QueueKey {
+        sk,
+        inode: listener::inode(Plain(sk)),
+    }
+}
+
+/// This CPU's marks of a listener.
+#[inline(always)]
+pub fn marks(key: &QueueKey) -> Option<&'static mut Marks> {
+    let mut place = MARKS.get_ptr_mut(key);
+    if place.is_none() {
+        // If there is no room, nothing is found below.
+        let _ = MARKS.insert(key, &NO_MARKS, IF_MISSING);
+        place = MARKS.get_ptr_mut(key);
+        // So that its end will be noticed.
+        let _ = owner::queue(key);
+    }
+    // SAFETY: this CPU's copy. What runs in softirq and what runs in accept() write
+    // different members.
+    place.map(|marks| unsafe { &mut *marks })
+}
+
+/// A connection entered the accept queue. A function of its own, for the verifier's sake.
+#[inline(never)]
+pub fn accept_rose(key: &QueueKey) {
+    let (depth, limit) = accept_queue(key.sk);
+    // SAFETY: a plain helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(marks) = marks(key) else {
+        return emit::lost(|loss| &mut loss.unlisted);
+    };
+    marks.entered += 1;
+    if depth > marks.accept_high {
+        marks.accept_high = depth;
+        marks.accept_high_ns = now;
+    }
+    if depth <= limit {
+        return;
+    }
+    let Some(queue) = owner::queue(key) else {
+        return;
+    };
+    if queue.full_since_ns == 0 {
+        queue.full_since_ns = now;
+        queue.full_times += 1;
+        // accept() on another CPU may have looked before that was written.
+        let (depth, limit) = accept_queue(key.sk);
+        if depth <= limit {
+            queue.full_since_ns = 0;
+        }
+    }
+}
+
+/// A connection left the accept queue.
+#[inline(always)]
+pub fn accept_fell(sk: u64) {
+    let key = key_of(sk);
+    // SAFETY: the entry is not removed while its listener lives.
+    let Some(queue) = QUEUES.get_ptr_mut(&key).map(|queue| unsafe { &mut *queue }) else {
+        return;
+    };
+    let (depth, limit) = accept_queue(sk);
+    if queue.full_since_ns != 0 && depth <= limit {
+        owner::no_longer_full(queue);
+    }
+}
+
+/// A request entered the SYN queue. A function of its own, for the verifier's sake.
+#[inline(never)]
+pub fn syn_rose(sk: u64) {
+    let depth: u32 = memory::value(sk, field::SYN_DEPTH);
+    let key = key_of(sk);
+    let Some(marks) = marks(&key) else {
+        return emit::lost(|loss| &mut loss.unlisted);
+    };
+    if depth > marks.syn_high {
+        marks.syn_high = depth;
+        // SAFETY: a plain helper without arguments.
+        marks.syn_high_ns = unsafe { bpf_ktime_get_ns() };
+    }
+}
+
+/// Depth and limit of the accept queue.
+#[inline(always)]
+fn accept_queue(sk: u64) -> (u32, u32) {
+    (
+        memory::value(sk, field::SK_DEPTH),
+        memory::value(sk, field::SK_LIMIT),
+    )
+}

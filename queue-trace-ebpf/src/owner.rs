@@ -1,0 +1,124 @@
+//! Whose listener it is: noted when listen() is called, which runs in the owner's own
+//! context (no packet does), and when it is closed.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated},
+    macros::{fentry, kprobe},
+    programs::{FEntryContext, ProbeContext},
+};
+use queue_trace_common::{
+    field,
+    queue::{Queue, QueueKey},
+};
+
+use crate::{
+    emit, filter, gauge,
+    globals::QUEUES,
+    listener,
+    memory::{self, Plain},
+};
+
+static NO_QUEUE: Queue = Queue {
+    addr: [0; 16],
+    comm: [0; 16],
+    made_ns: 0,
+    closed_ns: 0,
+    full_since_ns: 0,
+    full_ns: 0,
+    full_times: 0,
+    cgroup: 0,
+    netns: 0,
+    pid: 0,
+    port: 0,
+    _pad: [0; 3],
+};
+
+/// What all CPUs share of a listener.
+#[inline(always)]
+pub fn queue(key: &QueueKey) -> Option<&'static mut Queue> {
+    let mut place = QUEUES.get_ptr_mut(key);
+    if place.is_none() {
+        // If there is no room, nothing is found below.
+        let _ = QUEUES.insert(key, &NO_QUEUE, gauge::IF_MISSING);
+        place = QUEUES.get_ptr_mut(key);
+        if place.is_none() {
+            emit::lost(|loss| &mut loss.unlisted);
+        }
+    }
+    // SAFETY: user space removes the entry only after its listener was closed. CPUs may
+    // write at once, each whole words.
+    let queue = unsafe { &mut *place? };
+    if queue.netns == 0 {
+        let net: u64 = memory::value(key.sk, field::SK_NET);
+        queue.netns = memory::value(net, field::NET_ID);
+        queue.port = memory::value(key.sk, field::SK_PORT);
+        let _ = listener::fetch_bound_addr(&mut queue.addr, key.sk);
+    }
+    Some(queue)
+}
+
+/// A socket begins to listen: the calling thread's process owns it.
+#[inline(never)]
+pub fn made(sk: u64, net: u64) {
+    if !filter::netns(Plain(net)) {
+        return;
+    }
+    let key = gauge::key_of(sk);
+    let Some(queue) = queue(&key) else { return };
+    if let Ok(comm) = bpf_get_current_comm() {
+        queue.comm = comm;
+    }
+    queue.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: plain helpers without arguments.
+    unsafe {
+        queue.cgroup = generated::bpf_get_current_cgroup_id();
+        queue.made_ns = bpf_ktime_get_ns();
+    }
+}
+
+/// A socket ends listening.
+#[inline(always)]
+pub fn closed(sk: u64) {
+    let key = gauge::key_of(sk);
+    // SAFETY: as in `queue`.
+    let Some(queue) = QUEUES.get_ptr_mut(&key).map(|queue| unsafe { &mut *queue }) else {
+        return;
+    };
+    if queue.full_since_ns != 0 {
+        no_longer_full(queue);
+    }
+    // SAFETY: a plain helper without arguments.
+    queue.closed_ns = unsafe { bpf_ktime_get_ns() };
+}
+
+/// The accept queue has room again.
+#[inline(always)]
+pub fn no_longer_full(queue: &mut Queue) {
+    // SAFETY: a plain helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    queue.full_ns += now - queue.full_since_ns;
+    queue.full_since_ns = 0;
+}
+
+// `inet_csk_listen_start` runs in listen(), with the socket's lock held.
+
+#[inline(always)]
+fn enter(sk: u64) {
+    if let Some(net) = memory::get::<u64>(sk, field::SK_NET) {
+        made(sk, net);
+    }
+}
+
+#[fentry]
+fn listen_enter(ctx: FEntryContext) -> i32 {
+    enter(memory::plain(ctx.arg(0)));
+    0
+}
+
+#[kprobe]
+fn listen_enter_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(sk) = ctx.arg(0) {
+        enter(sk);
+    }
+    0
+}

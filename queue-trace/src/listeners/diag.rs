@@ -1,0 +1,284 @@
+//! What the kernel's socket diagnosis (`sock_diag(7)`, as `ss` asks it) tells of the
+//! listeners of the calling thread's network namespace. Needs no privilege.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla as _,
+};
+use netlink_packet_sock_diag::{
+    SockDiagMessage,
+    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
+    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, Timer, nlas::Nla},
+};
+use netlink_sys::{Socket, SocketAddr as Kernel, protocols::NETLINK_SOCK_DIAG};
+
+/// A socket that listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listening {
+    /// Where.
+    pub address: SocketAddr,
+    /// Socket cookie. Asking for it makes the kernel give it one.
+    pub cookie: u64,
+    /// Inode number; 0 if it belongs to no file.
+    pub inode: u32,
+    /// Depth of the accept queue.
+    pub depth: u32,
+    /// The backlog in force.
+    pub limit: u32,
+    /// The device that it is bound to; 0: none.
+    pub device: u32,
+    /// Whether it takes IPv6 only.
+    pub only_v6: bool,
+    /// The cgroup that it was made in, by number (from 5.9 on).
+    pub cgroup: Option<u64>,
+}
+
+/// A handshake that is not finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HalfOpen {
+    /// The address that the client talks to.
+    pub local: SocketAddr,
+    /// Whether the SYN-ACK was not sent again.
+    pub young: bool,
+}
+
+/// A connection that nobody has accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// The address that the client talks to.
+    pub local: SocketAddr,
+    /// How long it has been established.
+    pub age: Duration,
+}
+
+/// Attribute `INET_DIAG_CGROUP_ID` (include/uapi/linux/inet_diag.h).
+const CGROUP_ID: u16 = 21;
+
+/// The listeners.
+///
+/// # Errors
+/// If the kernel does not answer, which is where it lacks `tcp_diag`.
+pub fn listening() -> io::Result<Vec<Listening>> {
+    let mut all = Vec::new();
+    dump(StateFlags::LISTEN, ExtensionFlags::empty(), 0, |socket| {
+        all.push(Listening::of(&socket));
+    })?;
+    Ok(all)
+}
+
+/// The handshakes that are not finished.
+///
+/// # Errors
+/// As [`listening`].
+pub fn half_open() -> io::Result<Vec<HalfOpen>> {
+    let mut all = Vec::new();
+    dump(StateFlags::SYN_RECV, ExtensionFlags::empty(), 0, |socket| {
+        all.push(HalfOpen {
+            local: local(&socket),
+            young: matches!(socket.header.timer, Some(Timer::Retransmit(_, 0))),
+        });
+    })?;
+    Ok(all)
+}
+
+/// The connections on a port that nobody has accepted: established, or closed by the
+/// client already, and without a file. A connection that was closed on our side is
+/// without one too, but in another state.
+///
+/// # Errors
+/// As [`listening`].
+pub fn waiting(port: u16) -> io::Result<Vec<Waiting>> {
+    let mut all = Vec::new();
+    let states = StateFlags::ESTABLISHED | StateFlags::CLOSE_WAIT;
+    dump(states, ExtensionFlags::INFO, port, |socket| {
+        // The filter by port is a hint that kernels take or leave.
+        if socket.header.inode != 0 || socket.header.socket_id.source_port != port {
+            return;
+        }
+        let info = socket.nlas.iter().find_map(|nla| match nla {
+            Nla::TcpInfo(info) => Some(info),
+            _ => None,
+        });
+        if let Some(age) = info.and_then(|info| idle_for(info)) {
+            all.push(Waiting {
+                local: local(&socket),
+                age,
+            });
+        }
+    })?;
+    Ok(all)
+}
+
+/// How long ago a connection last sent data: `tcpi_last_data_sent` of `struct tcp_info`
+/// (include/uapi/linux/tcp.h), milliseconds. One that nobody has accepted has sent none,
+/// and then the kernel counts from when it was made (`tcp_create_openreq_child`).
+fn idle_for(info: &[u8]) -> Option<Duration> {
+    const LAST_DATA_SENT: usize = 44;
+    let bytes = info.get(LAST_DATA_SENT..)?.first_chunk()?;
+    Some(Duration::from_millis(u32::from_ne_bytes(*bytes).into()))
+}
+
+impl Listening {
+    fn of(socket: &InetResponse) -> Self {
+        let header = &socket.header;
+        Self {
+            address: local(socket),
+            cookie: cookie(&header.socket_id),
+            inode: header.inode,
+            depth: header.recv_queue,
+            limit: header.send_queue,
+            device: header.socket_id.interface_id,
+            only_v6: socket
+                .nlas
+                .iter()
+                .any(|nla| matches!(nla, Nla::SkV6Only(true))),
+            cgroup: socket.nlas.iter().find_map(|nla| match nla {
+                Nla::Other(other) if other.kind() == CGROUP_ID => {
+                    let mut value = [0; 8];
+                    (other.value_len() == value.len()).then(|| {
+                        other.emit_value(&mut value);
+                        u64::from_ne_bytes(value)
+                    })
+                }
+                _ => None,
+            }),
+        }
+    }
+}
+
+fn local(socket: &InetResponse) -> SocketAddr {
+    let id = &socket.header.socket_id;
+    SocketAddr::new(id.source_address.to_canonical(), id.source_port)
+}
+
+/// Two halves, the lower first (`sock_diag_save_cookie`, net/core/sock_diag.c).
+fn cookie(id: &SocketId) -> u64 {
+    let half = |bytes: &[u8]| {
+        bytes
+            .first_chunk()
+            .map_or(0, |bytes| u64::from(u32::from_ne_bytes(*bytes)))
+    };
+    half(&id.cookie[..4]) | half(&id.cookie[4..]) << 32
+}
+
+/// Asks for the sockets of both families in these states.
+fn dump(
+    states: StateFlags,
+    extensions: ExtensionFlags,
+    port: u16,
+    mut take: impl FnMut(InetResponse),
+) -> io::Result<()> {
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&Kernel::new(0, 0))?;
+    for (family, any) in [
+        (AF_INET, SocketId::new_v4()),
+        (AF_INET6, SocketId::new_v6()),
+    ] {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let request = InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: extensions.clone(),
+            states: states.clone(),
+            socket_id: SocketId {
+                source_port: port,
+                ..any
+            },
+        };
+        let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        socket.send(&bytes, 0)?;
+        while receive(&socket, family, &mut take)? {}
+    }
+    Ok(())
+}
+
+/// Takes one datagram of the answer; whether there is more to come.
+fn receive(socket: &Socket, family: u8, take: &mut impl FnMut(InetResponse)) -> io::Result<bool> {
+    let (datagram, _) = socket.recv_from_full()?;
+    let mut rest = &datagram[..];
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        match message.payload {
+            // A v4 socket may be listed among v6 ones in some states.
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found))
+                if found.header.family == family =>
+            {
+                take(*found);
+            }
+            NetlinkPayload::Done(_) => return Ok(false),
+            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            _ => {}
+        }
+        // Messages begin at multiples of four.
+        let length = (message.header.length as usize).next_multiple_of(4);
+        rest = rest.get(length.max(4)..).unwrap_or_default();
+    }
+    Ok(true)
+}
+
+/// Whether a listener bound to `bound` gets what is sent to `local`.
+#[must_use]
+pub fn takes(bound: SocketAddr, only_v6: bool, local: SocketAddr) -> bool {
+    bound.port() == local.port()
+        && match (bound.ip(), local.ip()) {
+            (IpAddr::V4(any), IpAddr::V4(_)) if any.is_unspecified() => true,
+            (IpAddr::V6(any), IpAddr::V6(_)) if any.is_unspecified() => true,
+            (IpAddr::V6(any), IpAddr::V4(_)) if any.is_unspecified() => !only_v6,
+            (bound, local) => bound == local,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_listener_and_who_waits_for_it_are_found() {
+        for ip in [
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            Ipv6Addr::LOCALHOST.into(),
+        ] {
+            let listener = TcpListener::bind((ip, 0)).unwrap();
+            let address = listener.local_addr().unwrap();
+            let _clients = [(); 3].map(|()| TcpStream::connect(address).unwrap());
+            let all = listening().unwrap();
+            let found = all.iter().find(|found| found.address == address).unwrap();
+            assert_eq!((found.depth, found.cookie != 0), (3, true));
+            assert_eq!(waiting(address.port()).unwrap().len(), 3);
+            let _accepted = listener.accept().unwrap();
+            assert_eq!(waiting(address.port()).unwrap().len(), 2);
+        }
+    }
+
+    #[test]
+    fn who_takes_what_is_sent_where() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        for (bound, only_v6, local, taken) in [
+            ("0.0.0.0:80", false, "10.0.0.1:80", true),
+            ("0.0.0.0:80", false, "10.0.0.1:81", false),
+            ("10.0.0.2:80", false, "10.0.0.1:80", false),
+            ("[::]:80", false, "10.0.0.1:80", true),
+            ("[::]:80", true, "10.0.0.1:80", false),
+            ("[::1]:80", false, "[::1]:80", true),
+        ] {
+            assert_eq!(
+                takes(at(bound), only_v6, at(local)),
+                taken,
+                "{bound} {local}"
+            );
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Listeners that share an address and a port by `SO_REUSEPORT`: the kernel gives each new
+//! connection to one of them, whether that one is stuck or not.
+
+use std::collections::HashMap;
+
+use super::Row;
+
+/// Place in a group.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Group {
+    /// Place in the group, from 0.
+    pub index: u32,
+    /// How many sockets are in it.
+    pub size: u32,
+    /// The part of the group's connections since attached that this socket was given.
+    pub share: Option<f64>,
+    /// Whether its queue is full while a sibling's is empty.
+    pub full_among_idle: bool,
+}
+
+/// Finds the groups among listeners: those of one namespace with the same address, port,
+/// and device. Their order
+/// is the kernel's if that is known, else that of their inode numbers.
+pub fn find(rows: &mut [Row]) {
+    let mut groups: HashMap<_, Vec<usize>> = HashMap::new();
+    for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.closed) {
+        let key = (row.netns, row.listener.addr, row.listener.port, row.device);
+        groups.entry(key).or_default().push(at);
+    }
+    for mut members in groups.into_values() {
+        let known = members.iter().all(|at| rows[*at].place.is_some());
+        if !known && members.len() == 1 {
+            continue;
+        }
+        members.sort_by_key(|at| (rows[*at].place, rows[*at].listener.inode));
+        for (made, at) in members.iter().enumerate() {
+            let (index, size) = match rows[*at].place {
+                Some(place) if known => place,
+                _ => (made as u32, members.len() as u32),
+            };
+            rows[*at].group = Some(Group {
+                index,
+                size,
+                ..Group::default()
+            });
+        }
+        let idle = members.iter().any(|at| rows[*at].accept_queue.depth == 0);
+        let all: u64 = members.iter().filter_map(|at| given(&rows[*at])).sum();
+        for at in members {
+            let full = rows[at].accept_queue.is_full();
+            let given = given(&rows[at]).filter(|_| all > 0);
+            if let Some(group) = &mut rows[at].group {
+                group.full_among_idle = full && idle;
+                group.share = given.map(|given| given as f64 / all as f64);
+            }
+        }
+    }
+}
+
+/// The connections that a listener was given: those that entered its queue, and those
+/// that it had no room for.
+fn given(row: &Row) -> Option<u64> {
+    let refused = row.drops.as_ref()?.get("accept_queue_full");
+    Some(row.entered? + refused.copied().unwrap_or(0))
+}

@@ -1,0 +1,106 @@
+//! Which processes hold a socket, from `/proc`: every process's open files. A process that
+//! ends meanwhile is left out, and so are those that we may not look at.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fs,
+};
+
+use crate::event::Process;
+
+/// Processes by the inode number of a socket that they hold.
+pub type Owners = HashMap<u64, Vec<Process>>;
+
+/// The processes that hold one of these sockets.
+#[must_use]
+pub fn of(sockets: &HashSet<u64>) -> Owners {
+    let mut owners = Owners::new();
+    if sockets.is_empty() {
+        return owners;
+    }
+    for pid in pids() {
+        let held = held_by(pid, sockets);
+        if held.is_empty() {
+            continue;
+        }
+        let process = Process {
+            pid,
+            comm: comm(pid).unwrap_or_default(),
+        };
+        for inode in held {
+            owners.entry(inode).or_default().push(process.clone());
+        }
+    }
+    for processes in owners.values_mut() {
+        processes.sort_by_key(|process| process.pid);
+    }
+    owners
+}
+
+fn pids() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn held_by(pid: u32, sockets: &HashSet<u64>) -> BTreeSet<u64> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
+    files
+        .flatten()
+        .filter_map(|file| socket(fs::read_link(file.path()).ok()?.to_str()?))
+        .filter(|inode| sockets.contains(inode))
+        .collect()
+}
+
+/// The number in `socket:[NUMBER]`.
+fn socket(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
+}
+
+/// The short name of a process; `None` if it is gone.
+#[must_use]
+pub fn comm(pid: u32) -> Option<String> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&comm).trim_end().to_owned())
+}
+
+/// The file name of the program that a process runs; `None` if it may not be seen.
+#[must_use]
+pub fn program(pid: u32) -> Option<String> {
+    let path = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let name = path.file_name()?.to_str()?;
+    // A program that was replaced on disk goes on under a longer name.
+    Some(name.trim_end_matches(" (deleted)").to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::TcpListener,
+        os::{fd::AsRawFd, unix::fs::MetadataExt},
+    };
+
+    use super::*;
+
+    #[test]
+    fn our_own_listener_is_ours() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let path = format!("/proc/self/fd/{}", listener.as_raw_fd());
+        let inode = fs::metadata(path).unwrap().ino();
+        let owners = of(&HashSet::from([inode]));
+        let pids: Vec<_> = owners[&inode].iter().map(|process| process.pid).collect();
+        assert_eq!(pids, [std::process::id()]);
+        assert!(of(&HashSet::from([u64::MAX])).is_empty());
+    }
+
+    #[test]
+    fn only_links_to_sockets_count() {
+        assert_eq!(socket("socket:[4711]"), Some(4711));
+        assert_eq!(socket("pipe:[4711]"), None);
+        assert_eq!(socket("/tmp/socket:[4711]"), None);
+    }
+}

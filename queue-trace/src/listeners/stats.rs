@@ -1,0 +1,268 @@
+//! Adds to the listeners that were looked at what the kernel side kept of them since it
+//! was attached. Pure arithmetic.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use queue_trace_common::{
+    outcome::{Kind, Outcome},
+    queue::{BUCKETS, Marks, Queue, QueueKey},
+    settings::{CountKey, Counted},
+};
+
+use super::{AcceptGauge, Cgroup, Row, Spread, group, look};
+use crate::{
+    clock::{monotonic_now, wall_now},
+    decode::text,
+    event::{Listener, Process},
+    plan::{Family, Name},
+    probe::Kept,
+};
+
+/// What was kept, as it is needed here.
+#[derive(Debug, Clone, Copy)]
+pub struct Stats<'a> {
+    /// Of the queues.
+    pub kept: &'a Kept,
+    /// Of the outcomes.
+    pub counts: &'a HashMap<CountKey, Counted>,
+    /// How the kernel side is attached: tracepoints do not tell when connections leave.
+    pub family: Family,
+}
+
+impl Stats<'_> {
+    /// Adds to each listener what was kept of it, and the listeners that were closed.
+    pub fn add_to(&self, rows: &mut Vec<Row>) {
+        let clock = Clock::now();
+        for (key, (queue, _)) in &self.kept.listeners {
+            if queue.closed_ns != 0 {
+                rows.push(closed(key, queue));
+            }
+        }
+        let mut counts = self.counts_by_socket();
+        let keys = self.kept.listeners.keys();
+        let keys: HashMap<u64, &QueueKey> = keys.map(|key| (key.inode, key)).collect();
+        for row in rows.iter_mut() {
+            let inode = row.listener.inode.unwrap_or_default();
+            let mine = counts.remove(&(row.netns, inode)).unwrap_or_default();
+            row.drops = Some(drops(&mine));
+            row.counts = Some(
+                mine.iter()
+                    .map(|(outcome, count)| (Name(outcome).to_string(), *count))
+                    .collect(),
+            );
+            if let Some(key) = keys.get(&inode)
+                && let Some((queue, marks)) = self.kept.listeners.get(*key)
+            {
+                self.add_marks(row, queue, marks, clock);
+            }
+            let waiting = keys.get(&inode).and_then(|key| self.kept.waiting.get(*key));
+            if let Some(waiting) = waiting {
+                add_oldest(row, waiting, clock);
+            }
+        }
+        group::find(rows);
+        look::sort(rows);
+    }
+
+    /// How often each outcome befell each socket, by namespace and inode number.
+    fn counts_by_socket(&self) -> HashMap<(u32, u64), Vec<(&'static Outcome, u64)>> {
+        let mut sums: HashMap<_, BTreeMap<u8, u64>> = HashMap::new();
+        for (key, counted) in self.counts.iter().filter(|(key, _)| key.inode != 0) {
+            let outcomes = sums.entry((key.netns, key.inode)).or_default();
+            *outcomes.entry(key.outcome).or_default() += counted.seen;
+        }
+        sums.into_iter()
+            .map(|(socket, outcomes)| {
+                let known = outcomes.into_iter();
+                let known = known.filter_map(|(tag, count)| Some((Outcome::of(tag)?, count)));
+                (socket, known.collect())
+            })
+            .collect()
+    }
+
+    fn add_marks(&self, row: &mut Row, queue: &Queue, marks: &Marks, clock: Clock) {
+        if row.processes.is_empty() && queue.pid != 0 {
+            row.processes = vec![maker(queue)];
+        }
+        if row.cgroup.path.is_none() && queue.cgroup != 0 {
+            row.cgroup = Cgroup::of_number(queue.cgroup).unwrap_or_default();
+        }
+        let by_tracepoints = self.family == Family::Tracepoint;
+        if by_tracepoints && row.group.is_some() {
+            // Which socket of a group it was is not known.
+            return;
+        }
+        row.entered = Some(marks.entered.into());
+        if marks.accept_high > 0 {
+            row.accept_queue.high_water = Some(marks.accept_high);
+            row.accept_queue.high_water_time = Some(clock.wall(marks.accept_high_ns));
+        }
+        if let Some(syn) = &mut row.syn_queue
+            && marks.syn_high > 0
+        {
+            syn.high_water = Some(marks.syn_high);
+            syn.high_water_time = Some(clock.wall(marks.syn_high_ns));
+        }
+        if by_tracepoints {
+            return;
+        }
+        let since = match queue.full_since_ns {
+            0 => 0,
+            since => clock.mono_ns.saturating_sub(since),
+        };
+        row.accept_queue.full_us = Some((queue.full_ns + since) / 1000);
+        row.accept_queue.full_times = Some(queue.full_times);
+        row.accept_latency_us = Spread::of(&marks.waited, marks.waited_max_ns / 1000);
+        row.waits = Some(marks.waited);
+        row.handshake_us = Spread::of(&marks.handshakes, marks.handshake_max_us);
+    }
+}
+
+/// The two clocks, at one moment.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    mono_ns: u64,
+    wall_ns: i128,
+}
+
+impl Clock {
+    fn now() -> Self {
+        Self {
+            mono_ns: monotonic_now(),
+            wall_ns: wall_now(),
+        }
+    }
+
+    /// The wall clock's time of a moment of the monotonic clock.
+    fn wall(self, mono_ns: u64) -> i128 {
+        self.wall_ns + i128::from(mono_ns) - i128::from(self.mono_ns)
+    }
+}
+
+/// What is refused, by cause. A cookie is an answer.
+fn drops(counts: &[(&'static Outcome, u64)]) -> BTreeMap<String, u64> {
+    let mut drops = BTreeMap::new();
+    for (outcome, count) in counts {
+        if outcome.kind == Kind::Refusal && outcome.verdict != "cookie_sent" {
+            let cause = outcome.cause.unwrap_or(outcome.verdict);
+            *drops.entry(cause.to_owned()).or_default() += count;
+        }
+    }
+    drops
+}
+
+/// Connections leave in the order in which they entered, so those that wait are the newest.
+/// If some of them entered before we attached, the age that the kernel tells stays.
+fn add_oldest(row: &mut Row, entered: &[u64], clock: Clock) {
+    let depth = row.accept_queue.depth as usize;
+    if row.closed || depth == 0 {
+        return;
+    }
+    if let Some(at_ns) = entered.get(depth - 1) {
+        row.oldest_waiting_us = Some(clock.mono_ns.saturating_sub(*at_ns) / 1000);
+    }
+}
+
+/// Who called listen().
+fn maker(queue: &Queue) -> Process {
+    Process {
+        pid: queue.pid,
+        comm: text(&queue.comm).unwrap_or_default(),
+    }
+}
+
+/// What is left of a listener that was closed.
+fn closed(key: &QueueKey, queue: &Queue) -> Row {
+    Row {
+        time: wall_now(),
+        netns: queue.netns,
+        listener: Listener {
+            addr: Some(std::net::Ipv6Addr::from(queue.addr).to_canonical()),
+            port: queue.port,
+            cookie: None,
+            inode: Some(key.inode),
+        },
+        processes: Vec::new(),
+        cgroup: Cgroup::default(),
+        group: None,
+        accept_queue: AcceptGauge::default(),
+        syn_queue: None,
+        drops: None,
+        counts: None,
+        accept_latency_us: None,
+        handshake_us: None,
+        oldest_waiting_us: None,
+        default_of: None,
+        entered: None,
+        waits: None,
+        place: None,
+        device: 0,
+        closed: true,
+    }
+}
+
+impl Spread {
+    /// From the places of a histogram, and the longest. `None` if it is empty.
+    #[must_use]
+    pub fn of(places: &[u32; BUCKETS], max: u64) -> Option<Self> {
+        let count: u64 = places.iter().copied().map(u64::from).sum();
+        let percentile = |percent: u64| {
+            let wanted = (count * percent).div_ceil(100);
+            let mut sum = 0;
+            let place = places.iter().position(|count| {
+                sum += u64::from(*count);
+                sum >= wanted
+            });
+            match place {
+                Some(0) => 0,
+                Some(place) if place < BUCKETS - 1 => max.min(1 << place),
+                _ => max,
+            }
+        };
+        (count > 0).then(|| Self {
+            p50: percentile(50),
+            p99: percentile(99),
+            max,
+            count,
+        })
+    }
+}
+
+/// The listeners among those kept that were closed.
+#[must_use]
+pub fn closed_ones(queues: &HashMap<QueueKey, Queue>) -> HashSet<QueueKey> {
+    let closed = queues.iter().filter(|(_, queue)| queue.closed_ns != 0);
+    closed.map(|(key, _)| *key).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use queue_trace_common::queue::bucket;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn percentiles_are_within_the_power_of_two(mut times in proptest::collection::vec(0u64..1 << 40, 1..300)) {
+            let mut places = [0; BUCKETS];
+            for time in &times {
+                places[bucket(*time)] += 1;
+            }
+            times.sort_unstable();
+            let longest = *times.last().unwrap();
+            let spread = Spread::of(&places, longest).unwrap();
+            prop_assert_eq!(spread.count, times.len() as u64);
+            for (told, percent) in [(spread.p50, 50), (spread.p99, 99)] {
+                let exact = times[(times.len() * percent).div_ceil(100) - 1];
+                prop_assert!(told >= exact.min(longest), "{told} {exact}");
+                prop_assert!(told <= exact.saturating_mul(2).max(1) || exact >= 1 << 30, "{told} {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_measured_is_no_spread() {
+        assert_eq!(Spread::of(&[0; BUCKETS], 0), None);
+    }
+}

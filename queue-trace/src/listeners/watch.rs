@@ -1,0 +1,98 @@
+//! Follows the listeners while attached: all of them at a moment, and those that were made
+//! or closed since the last time.
+
+use std::collections::HashSet;
+
+use anyhow::Result;
+use queue_trace_common::queue::QueueKey;
+
+use super::{
+    Row,
+    look::{self, Look},
+    stats::{Stats, closed_ones},
+};
+use crate::{plan::Family, probe::Probe, wanted::Wanted};
+
+/// What has been told already.
+#[derive(Debug)]
+pub struct Watch {
+    family: Family,
+    told: HashSet<QueueKey>,
+}
+
+impl Watch {
+    /// Begins with nothing told.
+    #[must_use]
+    pub fn new(family: Family) -> Self {
+        Self {
+            family,
+            told: HashSet::new(),
+        }
+    }
+
+    /// All listeners, with what was kept of them, those that were closed as well. The
+    /// closed ones are forgotten then.
+    ///
+    /// # Errors
+    /// If what the kernel side keeps cannot be read.
+    pub fn all(&mut self, probe: &mut Probe, wanted: &Wanted) -> Result<Vec<Row>> {
+        let look = look::look(wanted, probe.iterators());
+        self.add_to(look, probe, wanted)
+    }
+
+    /// The listeners that were made or closed since anything was told last.
+    ///
+    /// # Errors
+    /// If what the kernel side keeps cannot be read.
+    pub fn news(&mut self, probe: &mut Probe, wanted: &Wanted) -> Result<Vec<Row>> {
+        let queues = probe.queues()?;
+        let news: HashSet<u64> = queues
+            .iter()
+            .filter(|(key, queue)| {
+                queue.closed_ns != 0 || queue.made_ns != 0 && !self.told.contains(*key)
+            })
+            .map(|(key, _)| key.inode)
+            .collect();
+        if news.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Who made a new one is known from the kernel side.
+        let look = look::gauges(wanted, probe.iterators().as_mut());
+        let mut rows = self.add_to(look, probe, wanted)?;
+        rows.retain(|row| {
+            row.listener
+                .inode
+                .is_some_and(|inode| news.contains(&inode))
+        });
+        Ok(rows)
+    }
+
+    /// The listeners that were looked at, with what was kept of them until now.
+    ///
+    /// # Errors
+    /// If what the kernel side keeps cannot be read.
+    pub fn add_to(&mut self, look: Look, probe: &mut Probe, wanted: &Wanted) -> Result<Vec<Row>> {
+        for note in &look.notes {
+            log::info!("{note}");
+        }
+        let mut rows = look.rows;
+        let kept = probe.kept()?;
+        let counts = probe.counts()?;
+        let stats = Stats {
+            kept: &kept,
+            counts: &counts,
+            family: self.family,
+        };
+        stats.add_to(&mut rows);
+        rows.retain(|row| !row.closed || row.listener.address().is_none_or(|a| wanted.has(a)));
+        let queues = kept.listeners.into_iter();
+        let queues = queues.map(|(key, (queue, _))| (key, queue)).collect();
+        let closed = closed_ones(&queues);
+        probe.forget_queues(&closed)?;
+        self.told = queues
+            .into_keys()
+            .filter(|key| !closed.contains(key))
+            .collect();
+        Ok(rows)
+    }
+}

@@ -1,0 +1,373 @@
+//! Draws what `top` shows: a table of listeners, and below it the one selected.
+
+use jiff::{Timestamp, tz::TimeZone};
+use queue_trace_common::queue::BUCKETS;
+use ratatui::{
+    Frame,
+    layout::{Constraint, Layout, Rect},
+    style::{Color, Modifier, Style},
+    text::{Line, Span},
+    widgets::{Block, Borders, Cell, Clear, Paragraph, Row as TableRow, Table, TableState, Wrap},
+};
+
+use super::state::{Sort, Top, drops};
+use crate::{
+    listeners::{Row, table},
+    plan::Name,
+    sink::{endpoint, short_time},
+};
+
+/// The least that all fits into.
+const LEAST: (u16, u16) = (60, 12);
+
+/// Draws all of it.
+pub fn draw(frame: &mut Frame<'_>, top: &Top) {
+    let area = frame.area();
+    if area.width < LEAST.0 || area.height < LEAST.1 {
+        let (width, height) = LEAST;
+        let text = format!("The terminal is too small: {width}x{height} at least.");
+        frame.render_widget(Paragraph::new(text), area);
+        return;
+    }
+    // The one selected takes half; a table longer than its rows needs no more.
+    let rows = top.shown().count() as u16 + 1;
+    let table = rows.min((area.height - 2) / 2).max(3);
+    let [head, list, detail, foot] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(table),
+        Constraint::Min(0),
+        Constraint::Length(1),
+    ])
+    .areas(area);
+    draw_head(frame, top, head);
+    draw_list(frame, top, list);
+    match top.selected() {
+        Some((_, row)) => draw_detail(frame, top, row, detail),
+        None => frame.render_widget(Paragraph::new("No listeners."), detail),
+    }
+    draw_foot(frame, top, foot);
+    if top.help {
+        draw_help(frame, top, area);
+    }
+}
+
+/// Colours say again what words say.
+fn coloured(top: &Top, colour: Color) -> Style {
+    if top.colour {
+        Style::new().fg(colour)
+    } else {
+        Style::new()
+    }
+}
+
+const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
+const DIM: Style = Style::new().add_modifier(Modifier::DIM);
+const REVERSED: Style = Style::new().add_modifier(Modifier::REVERSED);
+
+fn draw_head(frame: &mut Frame<'_>, top: &Top, area: Rect) {
+    let time = Timestamp::from_nanosecond(top.at_ns)
+        .map(|at| {
+            at.to_zoned(TimeZone::system())
+                .strftime("%H:%M:%S")
+                .to_string()
+        })
+        .unwrap_or_default();
+    let mut line = Line::from(vec![
+        Span::styled("queue-trace top ", BOLD),
+        Span::raw(format!("{time}  {}", top.title)),
+    ]);
+    if top.paused {
+        line.push_span(Span::styled("  PAUSED", REVERSED));
+    }
+    frame.render_widget(line, area);
+}
+
+fn draw_foot(frame: &mut Frame<'_>, top: &Top, area: Rect) {
+    let line = if top.typing {
+        Line::from(format!(
+            "filter: {}_   Enter keeps it, Esc drops it",
+            top.filter
+        ))
+    } else {
+        let filter = match top.filter.as_str() {
+            "" => String::new(),
+            filter => format!("  filter: {filter} (Esc drops it)"),
+        };
+        Line::from(format!(
+            "? help  q quit  / filter  space pause  sorted by {}{filter}",
+            top.sort.name()
+        ))
+    };
+    frame.render_widget(line.style(DIM), area);
+}
+
+fn draw_list(frame: &mut Frame<'_>, top: &Top, area: Rect) {
+    // The columns beside the names: accept queue, SYN queue, drops, waits, drops a second,
+    // oldest, depth. A narrow screen leaves two of them out.
+    let wide = area.width >= 130;
+    let fixed: &[u16] = if wide {
+        &[13, 9, 8, 18, 12, 7, 12]
+    } else {
+        &[13, 7, 6, 6, 8]
+    };
+    let columns = fixed.len() as u16 + 2;
+    let names = area.width - fixed.iter().sum::<u16>() - (columns - 1);
+    let listener = (names * 3 / 5).min(48);
+    let mut widths = vec![listener, names - listener];
+    widths.extend(fixed);
+    let mut titles = vec!["LISTENER", "OWNER", "ACCEPT QUEUE", "SYN", "DROPS"];
+    if wide {
+        titles.extend(["WAIT 50% 99% max", "DROPS/s"]);
+    }
+    titles.extend(["OLDEST", "DEPTH"]);
+    let rows = top.shown().map(|row| {
+        let queue = &row.accept_queue;
+        let style = match drops(row) {
+            _ if queue.is_full() => coloured(top, Color::Red).patch(BOLD),
+            1.. => coloured(top, Color::Yellow),
+            0 => Style::new(),
+        };
+        let syn = row
+            .syn_queue
+            .map_or(String::new(), |syn| format!("{}/{}", syn.depth, syn.limit));
+        let past = top.past(row);
+        let spark = |past: Option<&std::collections::VecDeque<u64>>, most| {
+            past.map_or(String::new(), |past| {
+                sparks(past.iter().copied(), if wide { 11 } else { 8 }, most)
+            })
+        };
+        let full = if queue.is_full() { " FULL" } else { "" };
+        let mut cells = vec![
+            name(row),
+            table::owner(row),
+            format!("{}/{}{full}", queue.depth, queue.limit),
+            syn,
+            number(drops(row)),
+        ];
+        if wide {
+            cells.push(table::wait(row.accept_latency_us));
+            cells.push(spark(past.map(|past| &past.drops), None));
+        }
+        cells.push(row.oldest_waiting_us.map(short_time).unwrap_or_default());
+        cells.push(spark(
+            past.map(|past| &past.depth),
+            Some(u64::from(queue.limit) + 1),
+        ));
+        TableRow::new(cells.into_iter().map(Cell::from)).style(style)
+    });
+    let table = Table::new(rows, widths)
+        .column_spacing(1)
+        .header(TableRow::new(titles).style(DIM))
+        .row_highlight_style(REVERSED);
+    let mut state = TableState::new().with_selected(top.selected().map(|(at, _)| at));
+    frame.render_stateful_widget(table, area, &mut state);
+}
+
+fn name(row: &Row) -> String {
+    let mut name = endpoint(row.listener.addr, row.listener.port);
+    if let Some(group) = row.group.filter(|group| group.size > 1) {
+        name.push_str(&format!(" {}/{}", group.index + 1, group.size));
+    }
+    name
+}
+
+/// To four digits: `950`, `12k`, `3.4M`.
+fn number(count: u64) -> String {
+    match count {
+        0 => String::new(),
+        1..10_000 => count.to_string(),
+        10_000..10_000_000 => format!("{}k", count / 1000),
+        _ => format!("{}M", count / 1_000_000),
+    }
+}
+
+/// The latest values as a row of bars, the highest of which stands for `most`, or for the
+/// highest of them.
+fn sparks(values: impl DoubleEndedIterator<Item = u64>, width: usize, most: Option<u64>) -> String {
+    const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let mut latest: Vec<_> = values.rev().take(width).collect();
+    latest.reverse();
+    let most = most.or(latest.iter().copied().max()).unwrap_or(0).max(1);
+    let bar = |value: u64| BARS[(value.min(most) * 8).div_ceil(most) as usize];
+    latest.into_iter().map(bar).collect()
+}
+
+fn draw_detail(frame: &mut Frame<'_>, top: &Top, row: &Row, area: Rect) {
+    let title = format!(" {}  netns {} ", name(row), row.netns);
+    let block = Block::new()
+        .borders(Borders::TOP)
+        .title(Span::styled(title, BOLD));
+    let inside = block.inner(area);
+    frame.render_widget(block, area);
+    // Nothing measured takes no room.
+    let measured = if row.accept_latency_us.is_some() {
+        24
+    } else {
+        0
+    };
+    let [facts, waits, news] = Layout::horizontal([
+        Constraint::Percentage(40),
+        Constraint::Length(measured),
+        Constraint::Min(0),
+    ])
+    .spacing(1)
+    .areas(inside);
+    let text = Paragraph::new(fact_lines(top, row, facts)).wrap(Wrap { trim: false });
+    frame.render_widget(text, facts);
+    frame.render_widget(Paragraph::new(wait_lines(top, row, waits)), waits);
+    let clients = top.clients_of(row);
+    let listed = clients.len().min(usize::from(news.height) / 3) as u16;
+    let title = u16::from(listed > 0);
+    let [events, top_clients] =
+        Layout::vertical([Constraint::Min(0), Constraint::Length(listed + title)]).areas(news);
+    frame.render_widget(Paragraph::new(event_lines(top, row)), events);
+    let mut lines = vec![Line::styled("top clients", DIM)];
+    lines.extend(
+        clients
+            .iter()
+            .take(listed.into())
+            .map(|(addr, count)| Line::raw(format!("{count:>8}  {addr}"))),
+    );
+    frame.render_widget(Paragraph::new(lines), top_clients);
+}
+
+/// A gauge of a queue: full when the bar is.
+fn gauge(depth: u32, limit: u32, width: usize) -> String {
+    let filled = (depth.min(limit + 1) as usize * width).div_ceil(limit as usize + 1);
+    format!("[{}{}]", "#".repeat(filled), ".".repeat(width - filled))
+}
+
+fn fact_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
+    let width = usize::from(area.width.saturating_sub(18)).clamp(4, 30);
+    let queue = &row.accept_queue;
+    let mut lines = vec![Line::raw(format!(
+        "accept {} {}/{}",
+        gauge(queue.depth, queue.limit, width),
+        queue.depth,
+        queue.limit
+    ))];
+    if let Some(syn) = row.syn_queue {
+        let bar = gauge(syn.depth, syn.limit, width);
+        lines.push(Line::raw(format!(
+            "SYN    {bar} {}/{}",
+            syn.depth, syn.limit
+        )));
+    }
+    let mut history = Vec::new();
+    history.extend(
+        queue
+            .high_water
+            .map(|high| format!("accept at most {high}")),
+    );
+    let syn_high = row.syn_queue.and_then(|syn| syn.high_water);
+    history.extend(syn_high.map(|high| format!("SYN at most {high}")));
+    let full = queue.full_us.filter(|us| *us > 0);
+    history.extend(full.map(|us| format!("full for {}", short_time(us))));
+    if !history.is_empty() {
+        lines.push(Line::raw(history.join(", ")));
+    }
+    if let Some(group) = row.group.filter(|group| group.size > 1) {
+        let share = group.share.map_or(String::new(), |share| {
+            format!(", {:.0}% of it", share * 100.0)
+        });
+        let idle = if group.full_among_idle {
+            ": full, others idle"
+        } else {
+            ""
+        };
+        lines.push(Line::raw(format!(
+            "{} of a group of {}{share}{idle}",
+            group.index + 1,
+            group.size
+        )));
+    }
+    lines.push(Line::raw(table::owner(row)));
+    if let Some(path) = &row.cgroup.path {
+        lines.push(Line::styled(path.clone(), DIM));
+    }
+    lines.push(Line::raw(format!("limit from {}", table::limit_from(row))));
+    let mut causes: Vec<_> = row.drops.iter().flatten().collect();
+    causes.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    for (cause, count) in causes {
+        let text = format!("{count:>8}  {}", cause.replace('_', " "));
+        lines.push(Line::styled(text, coloured(top, Color::Red)));
+    }
+    lines
+}
+
+/// How long connections waited, a bar for each power of two.
+fn wait_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
+    let mut lines = vec![Line::styled("waited for accept()", DIM)];
+    let (Some(places), Some(spread)) = (row.waits, row.accept_latency_us) else {
+        return lines;
+    };
+    lines.push(Line::raw(table::wait(Some(spread))));
+    let room = usize::from(area.height.saturating_sub(2));
+    let first = places.iter().position(|count| *count > 0).unwrap_or(0);
+    let last = places.iter().rposition(|count| *count > 0).unwrap_or(0);
+    // Where all do not fit the longest are what matters.
+    let first = first.max((last + 1).saturating_sub(room));
+    let most = places.iter().copied().max().unwrap_or(1).max(1);
+    for (place, count) in places.iter().enumerate().take(last + 1).skip(first) {
+        let below = if place + 1 < BUCKETS {
+            short_time(1 << place)
+        } else {
+            "more".to_owned()
+        };
+        let bar = "#".repeat((*count as usize * 8).div_ceil(most as usize));
+        let text = format!("<{below:<6}{bar:<8} {}", number(u64::from(*count)));
+        lines.push(Line::styled(text, coloured(top, Color::Cyan)));
+    }
+    lines
+}
+
+fn event_lines<'a>(top: &Top, row: &Row) -> Vec<Line<'a>> {
+    let mut lines = vec![Line::styled("latest events", DIM)];
+    lines.extend(top.events_of(row).map(|event| {
+        let client = event
+            .client
+            .map_or(String::new(), |client| client.addr.to_string());
+        let times = if event.count > 1 {
+            format!(" x{}", event.count)
+        } else {
+            String::new()
+        };
+        let ago = (top.at_ns - event.wall_ns).max(0) / 1_000_000_000;
+        Line::raw(format!("{ago:>4}s {} {client}{times}", Name(event.outcome)))
+    }));
+    lines
+}
+
+fn draw_help(frame: &mut Frame<'_>, top: &Top, area: Rect) {
+    let mut lines = vec![
+        Line::raw("up, down   select a listener (k, j; page up, page down)"),
+        Line::raw("/          filter by address, port or owner"),
+        Line::raw("space      pause and go on"),
+        Line::raw("q, ctrl-C  quit"),
+        Line::raw(""),
+        Line::raw("sort by"),
+    ];
+    lines.extend(
+        Sort::ALL
+            .iter()
+            .map(|(key, _, name)| Line::raw(format!("  {key}        {name}"))),
+    );
+    if !top.notes.is_empty() {
+        lines.push(Line::raw(""));
+        lines.push(Line::raw("Not told here:"));
+        lines.extend(top.notes.iter().map(|note| Line::raw(note.clone())));
+    }
+    let width = area.width.min(76);
+    let height = area.height.min(lines.len() as u16 + 4);
+    let place = Rect {
+        x: (area.width - width) / 2,
+        y: (area.height - height) / 2,
+        width,
+        height,
+    };
+    let text = Paragraph::new(lines)
+        .wrap(Wrap { trim: false })
+        .block(Block::bordered().title(" Keys (any key closes this) "));
+    frame.render_widget(Clear, place);
+    frame.render_widget(text, place);
+}

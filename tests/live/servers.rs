@@ -1,0 +1,331 @@
+//! Real servers, frozen and resumed: what is told of their queues is what the test imposed,
+//! and the surprises of their defaults are named.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use live_tests::{Attach, Launch, Recording, Row, Scratch, Shown, attach};
+use queue_trace::lab::Netns;
+use rustix::process::{Pid, Signal, kill_process};
+
+const PORT: u16 = 8080;
+const AT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), PORT);
+
+/// For how long a server is frozen.
+const FROZEN: Duration = Duration::from_millis(400);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a client waits for an answer of a server that may be frozen.
+const SHORT: Duration = Duration::from_millis(500);
+
+/// A server in a namespace of its own.
+struct Server {
+    netns: Netns,
+    child: Child,
+    /// Its files.
+    _scratch: Scratch,
+}
+
+impl Server {
+    /// Starts it, and waits until it listens.
+    fn start(name: &str, command: impl FnOnce(&Scratch) -> Command) -> Self {
+        let netns = Netns::new().unwrap();
+        let scratch = Scratch::new(name);
+        let mut command = command(&scratch);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = netns.run(|| Ok(command.spawn()?));
+        let mut server = Self {
+            netns,
+            child: child.unwrap_or_else(|error| panic!("{command:?}: {error:#}")),
+            _scratch: scratch,
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while server.listening().is_empty() {
+            let ended = server.child.try_wait().unwrap();
+            assert_eq!(ended, None, "{command:?} ended before it listened");
+            assert!(Instant::now() < deadline, "{command:?} does not listen");
+            thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+
+    /// Its sockets, as told without attaching.
+    fn listening(&self) -> Vec<Row> {
+        let finished = Launch::plain(["listeners", "--json", "--netns"])
+            .arg(self.netns.path())
+            .finish();
+        finished.recording().rows().cloned().collect()
+    }
+
+    fn connect(&self) -> TcpStream {
+        let connect = || Ok(TcpStream::connect(AT)?);
+        self.netns.run(connect).unwrap()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Connects clients while it is frozen, and resumes it. Each says `hello` and hears back.
+    fn frozen(&self, clients: usize, hello: &[u8]) -> Imposed {
+        freeze(self.pid());
+        let before = Instant::now();
+        let mut clients: Vec<_> = (0..clients).map(|_| self.connect()).collect();
+        let all_in = Instant::now();
+        thread::sleep(FROZEN);
+        let least = all_in.elapsed();
+        kill_process(self.pid(), Signal::CONT).unwrap();
+        for client in &mut clients {
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.write_all(hello).unwrap();
+            // An end is an answer as well.
+            let _ = client.read(&mut [0; 64]).unwrap();
+        }
+        Imposed {
+            clients: clients.len() as u64,
+            least,
+            most: before.elapsed(),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself, which is as well.
+        let _ = kill_process(self.pid(), Signal::TERM);
+        let _ = kill_process(self.pid(), Signal::CONT);
+        let _ = self.child.wait();
+    }
+}
+
+/// What was imposed on a server.
+struct Imposed {
+    clients: u64,
+    /// How long its clients waited, at least and at most.
+    least: Duration,
+    most: Duration,
+}
+
+impl Imposed {
+    #[track_caller]
+    fn assert_told(&self, row: &Row) {
+        let high = u64::from(row.accept_queue.high_water.unwrap());
+        assert_eq!(high, self.clients, "{row:?}");
+        if attach() == Attach::Tracepoint {
+            assert_eq!(row.accept_latency_us, None);
+            return;
+        }
+        let spread = row.accept_latency_us.unwrap();
+        assert_eq!(spread.count, self.clients, "{row:?}");
+        let max = Duration::from_micros(spread.max + 1);
+        assert!(max >= self.least && max <= self.most, "{row:?}");
+        // Half of them waited as long as the freeze, too.
+        assert!(Duration::from_micros(spread.p50) >= FROZEN, "{row:?}");
+    }
+}
+
+fn one(mut rows: Vec<Row>) -> Row {
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    rows.remove(0)
+}
+
+fn comm(row: &Row) -> &str {
+    row.processes[0].comm.as_deref().unwrap()
+}
+
+/// The server is frozen while clients connect; then all is told.
+fn frozen_and_resumed(server: &Server, limit: u32, default_of: Option<&str>, hello: &[u8]) {
+    let row = one(server.listening());
+    assert_eq!(row.accept_queue.limit, limit, "{row:?}");
+    assert_eq!(row.accept_queue.limit_from.as_deref(), Some("backlog"));
+    assert_eq!(row.default_of.as_deref(), default_of, "{row:?}");
+    assert_eq!(row.processes[0].pid, server.child.id());
+    let tracer = Launch::showing(Shown::All).on(&server.netns).start();
+    let imposed = server.frozen(10, hello);
+    let recording = tracer.stop();
+    let told = recording.row(row.listener.inode.unwrap());
+    imposed.assert_told(told);
+    assert_eq!(comm(told), comm(&row));
+    assert_eq!(told.drops.as_ref().unwrap().len(), 0, "{told:?}");
+}
+
+fn redis(backlog: Option<&str>) -> Server {
+    Server::start("redis", |scratch| {
+        let mut redis = Command::new("redis-server");
+        redis
+            .args(["--port", &PORT.to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", "", "--daemonize", "no", "--dir"])
+            .arg(scratch.path());
+        if let Some(backlog) = backlog {
+            redis.args(["--tcp-backlog", backlog]);
+        }
+        redis
+    })
+}
+
+#[test]
+fn redis_with_a_backlog_of_its_own() {
+    frozen_and_resumed(&redis(Some("20")), 20, None, b"PING\r\n");
+}
+
+#[test]
+fn redis_with_its_default() {
+    frozen_and_resumed(&redis(None), 511, Some("Redis"), b"PING\r\n");
+}
+
+#[test]
+fn python_with_its_default() {
+    const SERVER: &str = "
+import socket
+listener = socket.socket()
+listener.bind(('127.0.0.1', 8080))
+listener.listen()
+while True:
+    connection, _ = listener.accept()
+    connection.sendall(connection.recv(64))
+    connection.close()
+";
+    let server = Server::start("python", |_| {
+        let mut python = Command::new("python3");
+        python.args(["-c", SERVER]);
+        python
+    });
+    let default = Some("Python's socket.listen()");
+    frozen_and_resumed(&server, 128, default, b"hello");
+}
+
+#[test]
+fn node_with_its_default() {
+    const SERVER: &str = "require('net').createServer(c => c.pipe(c)).listen(8080, '127.0.0.1')";
+    let server = Server::start("node", |_| {
+        let mut node = Command::new("node");
+        node.args(["-e", SERVER]);
+        node
+    });
+    frozen_and_resumed(&server, 511, Some("Node.js"), b"hello");
+}
+
+/// Three workers of nginx, each with a socket of its own; one is stopped. Its queue fills
+/// while the others go on serving.
+#[test]
+fn nginx_with_a_stopped_worker() {
+    const WORKERS: usize = 3;
+    const BACKLOG: u32 = 4;
+    let server = Server::start("nginx", |scratch| {
+        let folder = scratch.path().display();
+        let settings = format!(
+            "daemon off; user root; worker_processes {WORKERS}; pid {folder}/pid; error_log {folder}/log;
+            events {{}}
+            http {{
+                access_log off;
+                client_body_temp_path {folder}/a; proxy_temp_path {folder}/b;
+                fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+                server {{ listen 127.0.0.1:{PORT} backlog={BACKLOG} reuseport; return 204; }}
+            }}"
+        );
+        let file = scratch.path().join("nginx.conf");
+        fs::write(&file, settings).unwrap();
+        let mut nginx = Command::new("nginx");
+        nginx
+            .arg("-e")
+            .arg(scratch.path().join("log"))
+            .arg("-c")
+            .arg(file);
+        nginx
+    });
+    let deadline = Instant::now() + PATIENCE;
+    let worker = loop {
+        let workers = children(server.child.id());
+        if workers.len() == WORKERS {
+            break workers[1];
+        }
+        assert!(Instant::now() < deadline, "{workers:?}");
+        thread::sleep(Duration::from_millis(20));
+    };
+    let tracer = Launch::showing(Shown::All).on(&server.netns).start();
+    freeze(worker);
+    let before = Instant::now();
+    let mut waiting = Vec::new();
+    // Until its queue has room for no more: five wait.
+    while waiting.len() <= BACKLOG as usize {
+        let client = server.connect();
+        if let Err(client) = served(client) {
+            waiting.push(client);
+        }
+    }
+    let all_in = Instant::now();
+    thread::sleep(FROZEN);
+    let rows = server.listening();
+    let least = all_in.elapsed();
+    kill_process(worker, Signal::CONT).unwrap();
+    for client in &mut waiting {
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_ne!(client.read(&mut [0; 64]).unwrap(), 0);
+    }
+    let imposed = Imposed {
+        clients: waiting.len() as u64,
+        least,
+        most: before.elapsed(),
+    };
+    let recording = tracer.stop();
+
+    assert_eq!(rows.len(), WORKERS);
+    for (index, row) in rows.iter().enumerate() {
+        let group = row.group.unwrap();
+        assert_eq!((group.index, group.size), (index as u32, WORKERS as u32));
+        assert_eq!(comm(row), "nginx");
+        assert_eq!(row.accept_queue.limit, BACKLOG);
+    }
+    let full: Vec<_> = rows
+        .iter()
+        .filter(|row| row.group.unwrap().full_among_idle)
+        .collect();
+    let [full] = full[..] else { panic!("{rows:?}") };
+    assert_eq!(full.accept_queue.depth, BACKLOG + 1);
+    if attach() != Attach::Tracepoint {
+        assert_waits(&recording, full.listener.inode.unwrap(), &imposed);
+    }
+}
+
+/// What is told of the socket that was not served.
+fn assert_waits(recording: &Recording, inode: u64, imposed: &Imposed) {
+    let row = recording.row(inode);
+    assert_eq!(row.accept_queue.high_water, Some(5), "{row:?}");
+    assert_eq!(row.accept_queue.full_times, Some(1), "{row:?}");
+    let full = Duration::from_micros(row.accept_queue.full_us.unwrap() + 1);
+    assert!(full >= imposed.least && full <= imposed.most, "{row:?}");
+    let max = Duration::from_micros(row.accept_latency_us.unwrap().max + 1);
+    assert!(max >= imposed.least && max <= imposed.most, "{row:?}");
+}
+
+/// Stops a process, and waits until it has stopped: a signal is taken a moment later.
+fn freeze(pid: Pid) {
+    kill_process(pid, Signal::STOP).unwrap();
+    let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    let deadline = Instant::now() + PATIENCE;
+    // The state stands behind the name, which is in brackets.
+    while !fs::read_to_string(&path).unwrap().contains(") T ") {
+        assert!(Instant::now() < deadline, "{pid:?} does not stop");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether a client is served at once; else it is given back.
+fn served(mut client: TcpStream) -> Result<(), TcpStream> {
+    client.set_read_timeout(Some(SHORT)).unwrap();
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    match client.read(&mut [0; 64]) {
+        Ok(1..) => Ok(()),
+        _ => Err(client),
+    }
+}
+
+fn children(pid: u32) -> Vec<Pid> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(path).unwrap();
+    let pids = text.split_whitespace().map(|pid| pid.parse().unwrap());
+    pids.filter_map(Pid::from_raw).collect()
+}
