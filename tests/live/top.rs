@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -49,7 +50,7 @@ impl Screen {
             tracer,
             keys: ours,
             written,
-            shows: vt100::Parser::new(rows, columns, 0),
+            shows: vt100::Parser::new(some(rows), some(columns), 0),
         }
     }
 
@@ -90,9 +91,14 @@ impl Screen {
         while let Ok(bytes) = self.written.recv_timeout(PATIENCE) {
             self.shows.process(&bytes);
         }
-        assert!(!self.shows.screen().alternate_screen(), "{}", self.text());
+        let text = self.shows.screen().contents();
+        assert!(!self.shows.screen().alternate_screen(), "{text}");
         assert!(!self.shows.screen().hide_cursor());
     }
+}
+
+fn some(size: u16) -> NonZero<u16> {
+    NonZero::new(size).unwrap()
 }
 
 fn set_size(terminal: &impl AsFd, columns: u16, rows: u16) {
@@ -175,10 +181,10 @@ fn a_new_size_is_drawn_anew() {
     let mut screen = Screen::open(&room, 80, 24, "");
     screen.wait_for("127.0.0.1:9090");
     set_size(&screen.keys, 50, 10);
-    screen.shows.screen_mut().set_size(10, 50);
+    screen.shows.screen_mut().set_size(some(10), some(50));
     screen.wait_for("too small");
     set_size(&screen.keys, 140, 40);
-    screen.shows.screen_mut().set_size(40, 140);
+    screen.shows.screen_mut().set_size(some(40), some(140));
     screen.wait_for("WAIT 50% 99% max");
     screen.press("q");
     screen.assert_ends();
@@ -195,6 +201,7 @@ fn a_signal_restores_the_terminal_and_no_color_is_heeded() {
     screen.wait_for("FULL");
     let shown = screen.shows.screen();
     let (rows, columns) = shown.size();
+    let (rows, columns) = (rows.get(), columns.get());
     for cell in
         (0..rows).flat_map(|row| (0..columns).filter_map(move |column| shown.cell(row, column)))
     {
