@@ -340,7 +340,9 @@ fn one_full_among_idle() {
         }
     }
     let shares: f64 = rows.iter().filter_map(|row| row.group.unwrap().share).sum();
-    assert!((shares - 1.0).abs() < 1e-9, "{shares}");
+    // Tracepoints do not tell which socket of a group a connection was given to.
+    let all = if tells_waits() { 1.0 } else { 0.0 };
+    assert!((shares - all).abs() < 1e-9, "{shares}");
 }
 
 /// What `ss -lntmpe` says of a listener.
