@@ -35,6 +35,8 @@ impl Stats<'_> {
         let clock = Clock::now();
         for (key, (queue, _)) in &self.kept.listeners {
             if queue.closed_ns != 0 {
+                // It may have been closed since it was looked at.
+                rows.retain(|row| row.listener.inode != Some(key.inode));
                 rows.push(closed(key, queue));
             }
         }
