@@ -282,6 +282,8 @@ mod tests {
                 addr: addr.parse().unwrap(),
                 port: 1,
             }),
+            waited_us: None,
+            process: None,
             accept_queue: None,
             syn_queue: None,
             sysctls: None,
