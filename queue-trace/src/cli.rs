@@ -336,6 +336,9 @@ pub struct Which {
 
 /// Options of `listeners`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  \
+    queue-trace listeners                     what there is now\n  \
+    queue-trace listeners --watch 1s -p 443   what happens to it, every second")]
 pub struct Listeners {
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
@@ -352,6 +355,7 @@ pub struct Listeners {
 
 /// Options of `top`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:\n  queue-trace top -p 80,443")]
 pub struct Top {
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
