@@ -208,14 +208,23 @@ impl Plan<'_> {
 }
 
 /// Groups of tests that are the same on every kernel and however it attaches: of the
-/// command line and the output.
-const ANYWHERE: [&str; 5] = ["bad_input", "check", "demo", "ending", "output"];
+/// command line and the output, and with real servers.
+const ANYWHERE: [&str; 8] = [
+    "bad_input",
+    "check",
+    "demo",
+    "ending",
+    "output",
+    "recordings",
+    "servers",
+    "top",
+];
 
 /// Where they run, in the first of the kernel's ways to attach: an old kernel and a new one.
 const ENDS: [&str; 2] = ["5.10", "7.2"];
 
 /// Groups that are the same however it attaches.
-const ANYHOW: [&str; 2] = ["audit", "namespaces"];
+const ANYHOW: [&str; 3] = ["audit", "diagnose", "namespaces"];
 
 /// Groups that need several processors.
 const SEVERAL: [&str; 1] = ["concurrency"];
