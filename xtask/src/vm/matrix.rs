@@ -223,8 +223,17 @@ const ANYWHERE: [&str; 8] = [
 /// Where they run, in the first of the kernel's ways to attach: an old kernel and a new one.
 const ENDS: [&str; 2] = ["5.10", "7.2"];
 
-/// Groups that are the same however it attaches.
-const ANYHOW: [&str; 3] = ["audit", "diagnose", "namespaces"];
+/// Groups that are the same however it attaches: what user space makes of the counts, and
+/// filters, which are the same code in every program.
+const ANYHOW: [&str; 7] = [
+    "audit",
+    "diagnose",
+    "filters",
+    "ledger",
+    "loss",
+    "namespaces",
+    "records",
+];
 
 /// Groups that need several processors.
 const SEVERAL: [&str; 1] = ["concurrency"];

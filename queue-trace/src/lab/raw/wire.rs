@@ -17,7 +17,7 @@ use crate::lab::{Family, loopback};
 /// A handshake on `lo` is three packets, each queued while the one before is
 /// received.
 const HOPS: u32 = 3;
-const MARKER_PATIENCE: Duration = Duration::from_secs(5);
+const MARKER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sends for any number of clients of one family, and hears for all of them.
 #[derive(Debug)]
