@@ -13,7 +13,7 @@ use queue_trace_common::queue::Depths;
 use super::{
     AcceptGauge, Cgroup, LimitFrom, Row, SynGauge,
     diag::{self, Listening, takes},
-    group, owners, runtime,
+    group, language, owners, runtime,
 };
 use crate::{clock::wall_now, event::Listener, netns, probe::Iterators, wanted::Wanted};
 
@@ -238,7 +238,7 @@ fn own(rows: &mut [Row], iterators: Option<Iterators<'_>>) {
         all.owners().map_err(logged).ok()
     });
     let owners = told.unwrap_or_else(|| owners::of(&sockets));
-    let mut programs: HashMap<u32, Option<String>> = HashMap::new();
+    let mut programs: HashMap<u32, (Option<String>, Option<&str>)> = HashMap::new();
     let mut cgroups: HashMap<u32, Option<Cgroup>> = HashMap::new();
     for row in rows {
         let processes = row.listener.inode.and_then(|inode| owners.get(&inode));
@@ -246,7 +246,7 @@ fn own(rows: &mut [Row], iterators: Option<Iterators<'_>>) {
         for process in &row.processes {
             programs
                 .entry(process.pid)
-                .or_insert_with_key(|pid| owners::program(*pid));
+                .or_insert_with_key(|pid| (owners::program(*pid), language::of(*pid)));
         }
         if let Some(first) = row.processes.first() {
             let cgroup = cgroups
@@ -257,9 +257,13 @@ fn own(rows: &mut [Row], iterators: Option<Iterators<'_>>) {
             }
         }
         let names = row.processes.iter().flat_map(|process| {
-            let program = programs.get(&process.pid).and_then(Option::as_deref);
-            program.into_iter().chain([process.comm.as_str()])
+            let known = programs.get(&process.pid);
+            let program = known.and_then(|(program, _)| program.as_deref());
+            let language = known.and_then(|(_, language)| *language);
+            let names = [program, language, Some(process.comm.as_str())];
+            names.into_iter().flatten()
         });
-        row.default_of = runtime::of(row.accept_queue.limit, names).map(|default| default.name);
+        let AcceptGauge { limit, somaxconn, .. } = row.accept_queue;
+        row.default_of = runtime::of(limit, somaxconn, names).map(|default| default.name);
     }
 }

@@ -1,136 +1,156 @@
 //! Runtimes and servers that listen with a backlog nobody chose. The limit alone does
 //! not prove it, so it is named only if the owner is that program as well.
 
+use super::language;
+
 /// A default backlog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Default {
     /// The runtime or server, as a person knows it.
     pub name: &'static str,
-    /// How its programs begin: the name of the process or of the program's file.
+    /// How its programs begin: the name of the process or of the program's file, or the
+    /// language that it was compiled from.
     programs: &'static [&'static str],
-    /// The backlog that it asks for if nobody says otherwise.
-    pub backlog: u32,
+    /// The backlog that it asks for if nobody says otherwise; `None`: what
+    /// `net.core.somaxconn` allows.
+    pub backlog: Option<u32>,
     /// Where to change it.
     pub remedy: &'static str,
 }
 
 /// The kernel caps every one of them at `net.core.somaxconn`.
-pub static DEFAULTS: [Default; 17] = [
+pub static DEFAULTS: [Default; 20] = [
     Default {
         name: "Java",
         programs: &["java"],
-        backlog: 50,
+        backlog: Some(50),
         remedy: "the backlog argument of ServerSocket or bind()",
     },
     Default {
         name: "Tomcat",
         programs: &["java"],
-        backlog: 100,
+        backlog: Some(100),
         remedy: "acceptCount of the Connector",
     },
     Default {
         name: "Node.js",
         programs: &["node", "nodejs"],
-        backlog: 511,
+        backlog: Some(511),
         remedy: "the backlog option of server.listen()",
     },
     Default {
         name: "nginx",
         programs: &["nginx", "openresty"],
-        backlog: 511,
+        backlog: Some(511),
         remedy: "backlog= of the listen directive",
     },
     Default {
         name: "Apache httpd",
         programs: &["apache2", "httpd"],
-        backlog: 511,
+        backlog: Some(511),
         remedy: "ListenBacklog",
     },
     Default {
         name: "PHP-FPM",
         programs: &["php-fpm"],
-        backlog: 511,
+        backlog: Some(511),
         remedy: "listen.backlog of the pool",
     },
     Default {
         name: "Redis",
         programs: &["redis-server", "valkey-server"],
-        backlog: 511,
+        backlog: Some(511),
         remedy: "tcp-backlog",
     },
     Default {
         name: "Python's socketserver",
         programs: &["python"],
-        backlog: 5,
+        backlog: Some(5),
         remedy: "request_queue_size of the server class",
     },
     Default {
         name: "Python's asyncio",
         programs: &["python"],
-        backlog: 100,
+        backlog: Some(100),
         remedy: "the backlog argument of create_server()",
     },
     Default {
         name: "Python's socket.listen()",
         programs: &["python"],
-        backlog: 128,
+        backlog: Some(128),
         remedy: "the argument of listen()",
     },
     Default {
         name: "Gunicorn or Uvicorn",
         programs: &["python", "gunicorn", "uvicorn"],
-        backlog: 2048,
+        backlog: Some(2048),
         remedy: "--backlog",
     },
     Default {
         name: "Puma",
         programs: &["ruby", "puma"],
-        backlog: 1024,
+        backlog: Some(1024),
         remedy: "?backlog= of the bind address",
     },
     Default {
         name: "Erlang's gen_tcp",
         programs: &["beam", "erl"],
-        backlog: 5,
+        backlog: Some(5),
         remedy: "the backlog option of listen",
     },
     Default {
         name: "Erlang's Ranch",
         programs: &["beam", "erl"],
-        backlog: 1024,
+        backlog: Some(1024),
         remedy: "the backlog option of the socket",
     },
     Default {
         name: "memcached",
         programs: &["memcached"],
-        backlog: 1024,
+        backlog: Some(1024),
         remedy: "-b",
     },
     Default {
         name: "OpenSSH",
         programs: &["sshd"],
-        backlog: 128,
+        backlog: Some(128),
         remedy: "nothing: sshd has no setting for it",
     },
     Default {
         name: "lighttpd",
         programs: &["lighttpd"],
-        backlog: 1024,
+        backlog: Some(1024),
         remedy: "server.listen-backlog",
+    },
+    Default {
+        name: "Go's net.Listen()",
+        programs: &[language::GO],
+        backlog: None,
+        remedy: "net.core.somaxconn, as of the program's start",
+    },
+    Default {
+        name: "Rust's standard library",
+        programs: &[language::RUST],
+        backlog: Some(128),
+        remedy: "a listener made by socket2, whose listen() takes a backlog",
+    },
+    Default {
+        name: "Tokio",
+        programs: &[language::RUST],
+        backlog: Some(1024),
+        remedy: "TcpSocket, whose listen() takes a backlog",
     },
 ];
 
-/// Go and Rust leave no name in the process; what they do by default is told of limits
-/// that are not an application's own.
-///
 /// The default that explains a limit, if one of the owner's names is that of the runtime.
 #[must_use]
 pub fn of<'a>(
     limit: u32,
+    somaxconn: Option<u32>,
     names: impl IntoIterator<Item = &'a str> + Clone,
 ) -> Option<&'static Default> {
     DEFAULTS.iter().find(|default| {
-        default.backlog == limit
+        default.backlog.or(somaxconn) == Some(limit)
             && names.clone().into_iter().any(|name| {
                 default
                     .programs
@@ -146,15 +166,18 @@ mod tests {
 
     #[test]
     fn limit_and_owner_must_both_fit() {
-        let name = |limit, owner| of(limit, [owner]).map(|default| default.name);
+        let name = |limit, owner| of(limit, Some(4096), [owner]).map(|default| default.name);
         assert_eq!(name(50, "java"), Some("Java"));
         assert_eq!(name(51, "java"), None);
         assert_eq!(name(50, "nginx"), None);
         assert_eq!(name(511, "node"), Some("Node.js"));
         assert_eq!(name(511, "php-fpm8.2"), Some("PHP-FPM"));
         assert_eq!(name(5, "python3.11"), Some("Python's socketserver"));
+        assert_eq!(name(4096, "Go"), Some("Go's net.Listen()"));
+        assert_eq!(name(128, "Go"), None);
+        assert_eq!(name(128, "Rust"), Some("Rust's standard library"));
         assert_eq!(
-            of(511, ["MainThread", "node"]).map(|d| d.name),
+            of(511, None, ["MainThread", "node"]).map(|d| d.name),
             Some("Node.js")
         );
     }
