@@ -263,7 +263,9 @@ fn own(rows: &mut [Row], iterators: Option<Iterators<'_>>) {
             let names = [program, language, Some(process.comm.as_str())];
             names.into_iter().flatten()
         });
-        let AcceptGauge { limit, somaxconn, .. } = row.accept_queue;
+        let AcceptGauge {
+            limit, somaxconn, ..
+        } = row.accept_queue;
         row.default_of = runtime::of(limit, somaxconn, names).map(|default| default.name);
     }
 }
