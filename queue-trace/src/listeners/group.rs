@@ -45,13 +45,15 @@ pub fn find(rows: &mut [Row]) {
             });
         }
         let idle = members.iter().any(|at| rows[*at].accept_queue.depth == 0);
-        let all: u64 = members.iter().filter_map(|at| given(&rows[*at])).sum();
+        // One that was given nothing has nothing to tell; its siblings' word has to do.
+        let told = members.iter().any(|at| rows[*at].entered.is_some());
+        let all: u64 = members.iter().map(|at| given(&rows[*at])).sum();
         for at in members {
             let full = rows[at].accept_queue.is_full();
-            let given = given(&rows[at]).filter(|_| all > 0);
+            let given = given(&rows[at]);
             if let Some(group) = &mut rows[at].group {
                 group.full_among_idle = full && idle;
-                group.share = given.map(|given| given as f64 / all as f64);
+                group.share = (told && all > 0).then(|| given as f64 / all as f64);
             }
         }
     }
@@ -59,7 +61,8 @@ pub fn find(rows: &mut [Row]) {
 
 /// The connections that a listener was given: those that entered its queue, and those
 /// that it had no room for.
-fn given(row: &Row) -> Option<u64> {
-    let refused = row.drops.as_ref()?.get("accept_queue_full");
-    Some(row.entered? + refused.copied().unwrap_or(0))
+fn given(row: &Row) -> u64 {
+    let drops = row.drops.as_ref();
+    let refused = drops.and_then(|drops| drops.get("accept_queue_full"));
+    row.entered.unwrap_or(0) + refused.copied().unwrap_or(0)
 }
