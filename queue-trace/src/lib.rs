@@ -123,6 +123,9 @@ fn log_to_stderr(verbose: u8) {
     env_logger::Builder::new()
         .filter(Some("queue_trace"), level)
         .filter(None, log::LevelFilter::Warn)
+        // Warns of releases that it cannot parse, such as 7.3-cloud-amd64; it then attaches
+        // as on old kernels, which works as well.
+        .filter(Some("aya::util"), log::LevelFilter::Error)
         .format_timestamp(None)
         .init();
 }

@@ -387,7 +387,8 @@ impl Recording {
     /// The verdicts in the namespace were `sums`: event by event, in the totals, and
     /// by the kernel's counters, which stood at `before` when the tracer attached.
     pub fn assert_exact(&self, netns: &Netns, before: &Counters, sums: &Sums) {
-        assert_eq!(self.verdicts(netns), *sums, "events");
+        let lost = self.lost();
+        assert_eq!(self.verdicts(netns), *sums, "events; lost: {lost:?}");
         assert_eq!(self.counted(netns), *sums, "totals");
         self.assert_reconciled(netns, before);
     }
