@@ -42,24 +42,26 @@ const STAGES: &[Stage] = &[
                 .to_vec(),
         })
     }),
-    ("verdicts, kernel matrix", || {
+    // Kprobes run by name: there a program that another of the CPU's system calls on BPF
+    // maps keeps from running is counted as missed, and on a slow machine some are.
+    ("verdicts, by fentry", || {
+        let kernels = ["5.10.223", "5.10", "6.1", "6.12", "6.18", "7.2", "7.3"];
+        verdicts(&kernels, Attach::Fentry)
+    }),
+    ("verdicts, by tracepoints", || {
+        verdicts(&["6.18", "7.2"], Attach::Tracepoint)
+    }),
+    ("everything, by fentry", || {
         matrix(&vm::matrix::Args {
-            // The -rt kernel runs by name: one of its kprobe runs missed two handshakes.
-            kernels: ["5.10.223", "5.10", "6.1", "6.12", "6.18", "7.2", "7.3"]
-                .map(String::from)
-                .to_vec(),
-            filters: VERDICTS.map(String::from).to_vec(),
+            kernels: vec!["7.2".into()],
+            attach: vec![Attach::Fentry],
             ..vm::matrix::Args::default()
         })
     }),
-    ("everything, some kernels", || {
-        everything("7.2", Attach::Fentry)?;
-        everything("6.1", Attach::Kprobe)
-    }),
 ];
 
-/// The groups of live tests that every kernel has to pass in every way to attach. All
-/// of them on all kernels is `cargo xtask vm test`.
+/// The groups of live tests that every kernel has to pass. All of them on all kernels
+/// is `cargo xtask vm test`.
 const VERDICTS: [&str; 6] = [
     "scenarios::",
     "floods::",
@@ -134,10 +136,11 @@ fn documentation() -> Result<()> {
     )
 }
 
-fn everything(kernel: &str, attach: Attach) -> Result<()> {
+fn verdicts(kernels: &[&str], attach: Attach) -> Result<()> {
     matrix(&vm::matrix::Args {
-        kernels: vec![kernel.into()],
+        kernels: kernels.iter().map(ToString::to_string).collect(),
         attach: vec![attach],
+        filters: VERDICTS.map(String::from).to_vec(),
         ..vm::matrix::Args::default()
     })
 }
