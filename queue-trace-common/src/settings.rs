@@ -75,7 +75,7 @@ pub struct Loss {
     /// Records that found the ring buffer full: held back, that is, not lost to the
     /// counts.
     pub ring_full: u64,
-    /// Counts that found the map of counts full: known by outcome, not by listener.
+    /// Counts that found the map of counts full, and are in no sum.
     pub map_full: u64,
     /// Reads of kernel memory that failed.
     pub read_failed: u64,
@@ -132,8 +132,8 @@ impl Counted {
     }
 }
 
-/// A place for one key of the exact counts on one CPU, found without a search: for SYNs,
-/// of which a flood may bring millions a second. The first key that comes keeps it.
+/// A place for one key of the exact counts on one CPU, found without a search: a flood may
+/// bring millions of packets a second. The first key that comes keeps it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Slot {
@@ -147,8 +147,31 @@ pub struct Slot {
 /// How many slots a CPU has; a power of two.
 pub const SLOTS: usize = 64;
 
-/// All slots of a CPU.
-pub type Slots = [Slot; SLOTS];
+/// What one CPU has to tell at any moment, in memory that user space maps: read without a
+/// system call. One on a map keeps kprobes of its CPU from running meanwhile (`bpf_prog_active`,
+/// kernel/bpf/syscall.c).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Tally {
+    /// Exact counts of what comes in softirq, as far as they have a slot.
+    pub slots: [Slot; SLOTS],
+    /// What was lost.
+    pub loss: Loss,
+    /// How often something was counted in the map of counts.
+    pub counted: u64,
+    /// How often a listener was made or closed.
+    pub listeners: u64,
+    /// Up to a whole line of the cache, so that no two CPUs write the same one.
+    pub _pad: [u64; (LINE - WORDS % LINE) % LINE],
+}
+
+/// Words of a line of the cache.
+const LINE: usize = 8;
+
+/// Words of a [`Tally`] without its padding.
+const WORDS: usize = (size_of::<[Slot; SLOTS]>() + size_of::<Loss>()) / 8 + 2;
+
+const _: () = assert!(size_of::<Tally>() % (8 * LINE) == 0);
 
 /// How far a CPU may get ahead of its allowance, nanoseconds: a burst of a second's
 /// worth of records passes whole.

@@ -49,7 +49,7 @@ fn exit<P: Pointer>(
     };
     if let Some(outcome) = outcome {
         let sk = listener(frame);
-        emit::packet(frame, outcome, moved, sk, call);
+        emit::packet(frame, outcome, moved, sk);
     }
 }
 

@@ -5,12 +5,13 @@ use aya_log_ebpf::{debug, macro_support::Level};
 use queue_trace_common::{
     counter::Moved,
     record::{self, Record},
-    settings::{self, Address, CountKey, Counted, Loss, RECORD_BURST_NS},
+    settings::{self, Address, CountKey, Counted, Loss, RECORD_BURST_NS, Tally},
 };
 
 use crate::{
-    evidence::{self, Call, Frame},
-    globals::{self, COUNTS, CPU, LOSS, OVERFLOWED, RECORDS, SLOTS},
+    evidence::{self, Frame},
+    gauge,
+    globals::{self, COUNTS, CPU, RECORDS, TALLIES},
     listener::{self, Identity},
     memory::Pointer,
     packet::Packet,
@@ -51,7 +52,8 @@ pub struct Verdict {
     pub net: u64,
     /// What tells the listener from others.
     pub listener: Identity,
-    /// Whether no other program of this CPU can come between, so that it may have a slot.
+    /// Whether it comes in softirq, where no other program of this CPU that counts can come
+    /// between: then it may have a slot.
     pub by_softirq: bool,
     /// SYN-ACKs retransmitted so far.
     pub retransmits: u8,
@@ -59,7 +61,7 @@ pub struct Verdict {
 
 /// Tells the verdict on the packet of a frame that was closed.
 #[inline(always)]
-pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, sk: impl Pointer, call: Call) {
+pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, sk: impl Pointer) {
     let skb = frame.skb;
     verdict(
         &Verdict {
@@ -69,7 +71,7 @@ pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, sk: impl Pointer, ca
             sk: frame.sk,
             net: frame.net,
             listener: Identity::of(sk),
-            by_softirq: call == Call::Syn,
+            by_softirq: true,
             retransmits: 0,
         },
         || Packet::of(skb).map(Peer::from),
@@ -185,32 +187,30 @@ fn count(key: &CountKey, by: u64, by_softirq: bool) -> Option<*mut Counted> {
         unsafe { (*counted).seen += by };
         return Some(counted);
     }
-    if let Some(counted) = COUNTS.get_ptr_mut(key) {
+    let mut place = COUNTS.get_ptr_mut(key);
+    if place.is_none() {
+        // If there is no room, nothing is found below.
+        let _ = COUNTS.insert(key, Counted::default(), gauge::IF_MISSING);
+        place = COUNTS.get_ptr_mut(key);
+    }
+    if let Some(counted) = place {
         // SAFETY: this CPU's copy; programs that count run in softirq or under the
         // socket lock, and none interrupts another on the same key.
         unsafe { (*counted).seen += by };
-        return Some(counted);
-    }
-    let first = Counted { seen: by, held: 0 };
-    if COUNTS.insert(key, first, 0).is_ok() {
-        return COUNTS.get_ptr_mut(key);
+        counts_changed();
+        return place;
     }
     lost(|loss| &mut loss.map_full);
-    if let Some(value) = OVERFLOWED.get_ptr_mut(u32::from(key.outcome)) {
-        // SAFETY: as above.
-        unsafe { *value += by };
-    }
     None
 }
 
 /// The slot of a key, if it has it or can have it.
 #[inline(always)]
 fn slot(key: &CountKey) -> Option<*mut Counted> {
-    let slots = SLOTS.get_ptr_mut(0)?;
+    let tally = tally()?;
     // A listener is some KiB large; its outcomes are spread by their own number.
     let index = (key.sk >> 6 ^ key.sk >> 12 ^ u64::from(key.outcome)) as usize % settings::SLOTS;
-    // SAFETY: this CPU's copy, and nothing comes between.
-    let slot = unsafe { &mut (*slots)[index] };
+    let slot = &mut tally.slots[index];
     if slot.key.netns == 0 {
         slot.key = *key;
     } else if slot.key != *key {
@@ -225,6 +225,7 @@ fn hold(counted: Option<*mut Counted>, by: u32) {
     if let Some(counted) = counted {
         // SAFETY: as in `count`.
         unsafe { (*counted).held += u64::from(by) };
+        counts_changed();
     }
 }
 
@@ -264,8 +265,34 @@ fn within_allowance() -> Option<u64> {
 /// Adds one to a loss counter.
 #[inline(always)]
 pub fn lost(which: impl FnOnce(&mut Loss) -> &mut u64) {
-    if let Some(loss) = LOSS.get_ptr_mut(0) {
-        // SAFETY: this CPU's copy.
-        *which(unsafe { &mut *loss }) += 1;
+    if let Some(tally) = tally() {
+        *which(&mut tally.loss) += 1;
     }
+}
+
+/// Notes that the map of counts has to be read again. After the count, so that whoever sees
+/// the note finds it.
+#[inline(always)]
+fn counts_changed() {
+    if let Some(tally) = tally() {
+        tally.counted += 1;
+    }
+}
+
+/// Notes that the listeners are not those that they were.
+#[inline(always)]
+pub fn listeners_changed() {
+    if let Some(tally) = tally() {
+        tally.listeners += 1;
+    }
+}
+
+/// This CPU's tally.
+#[inline(always)]
+fn tally() -> Option<&'static mut Tally> {
+    // SAFETY: a plain helper without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    // SAFETY: only this CPU writes its entry; programs that count run in softirq or under a
+    // socket's lock, and none interrupts another on the same word. User space only reads.
+    TALLIES.get_ptr_mut(cpu).map(|tally| unsafe { &mut *tally })
 }

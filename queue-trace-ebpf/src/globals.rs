@@ -2,14 +2,14 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use queue_trace_common::{
     counter, field,
     field::Field,
     hook, outcome,
     queue::{self, Entered, Marks, Queue, QueueKey},
-    settings::{Address, CountKey, Counted, Filter, Kernel, Loss, PORT_WORDS, Slots},
+    settings::{Address, CountKey, Counted, Filter, Kernel, PORT_WORDS, Tally},
 };
 
 use crate::evidence::Cpu;
@@ -161,25 +161,19 @@ const _: () = assert!(counter::GROUPS.len() == 3 && hook::COUNT <= 32);
 #[map]
 pub static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
 
-/// Exact counts by listener and outcome.
+/// Exact counts by listener and outcome, as far as they have no slot in `TALLIES`.
 #[map]
 pub static COUNTS: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(16384, 0);
 
-/// Exact counts of SYNs, as far as they have a slot; the others are in `COUNTS`.
+/// What each CPU has to tell, by its number. The loader makes it as long as there are CPUs.
 #[map]
-pub static SLOTS: PerCpuArray<Slots> = PerCpuArray::with_max_entries(1, 0);
+pub static TALLIES: Array<Tally> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// Records.
 #[map]
 pub static RECORDS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
-
-/// What was lost.
-#[map]
-pub static LOSS: PerCpuArray<Loss> = PerCpuArray::with_max_entries(1, 0);
-
-/// Counts by outcome whose listener found no room in `COUNTS`.
-#[map]
-pub static OVERFLOWED: PerCpuArray<u64> = PerCpuArray::with_max_entries(outcome::COUNT as u32, 0);
 
 /// `--addr`.
 #[map]
@@ -216,6 +210,10 @@ pub static ENTERING: PerCpuArray<crate::wait::Entering> = PerCpuArray::with_max_
 #[map]
 pub static BASELINES: PerCpuHashMap<u64, crate::rx::Baseline> =
     PerCpuHashMap::with_max_entries(1024, 0);
+
+/// Tracepoint mode: what the first program of each tracepoint saw last.
+#[map]
+pub static LATEST: PerCpuArray<u64> = PerCpuArray::with_max_entries(3, 0);
 
 /// Tracepoint mode: listeners by namespace, port and address.
 #[map]

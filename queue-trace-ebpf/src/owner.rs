@@ -74,6 +74,7 @@ pub fn made(sk: u64, net: u64) {
         queue.cgroup = generated::bpf_get_current_cgroup_id();
         queue.made_ns = bpf_ktime_get_ns();
     }
+    emit::listeners_changed();
 }
 
 /// A socket ends listening.
@@ -89,6 +90,7 @@ pub fn closed(sk: u64) {
     }
     // SAFETY: a plain helper without arguments.
     queue.closed_ns = unsafe { bpf_ktime_get_ns() };
+    emit::listeners_changed();
 }
 
 /// The accept queue has room again.

@@ -70,7 +70,7 @@ pub fn tell(outcome: u8, frame: &Frame, moved: Moved, retransmits_more: u8) {
             sk: frame.sk,
             net: frame.net,
             listener: Identity::of(Plain(frame.sk)),
-            by_softirq: false,
+            by_softirq: true,
             retransmits: request.retransmits + retransmits_more,
         },
         || {

@@ -7,9 +7,11 @@
 //! done for that packet. `netif_receive_skb` only makes sure that they were looked
 //! at before a namespace's first packet on this CPU.
 //!
-//! Should a program be skipped (the kernel does not let one interrupt itself), the
-//! movement is found at the next free: no count is lost, and two at once are
-//! counted as `ambiguous`.
+//! The kernel does not let a program interrupt itself: it skips the second run. An
+//! application's own free is often interrupted by packets. So each program is attached
+//! twice, and the second one does what the first was kept from. Should both be
+//! skipped, the movement is found at the next free: no count is lost, and two at once
+//! are counted as `ambiguous`.
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use queue_trace_common::{
@@ -24,7 +26,7 @@ use crate::{
     emit::{self, Peer, Verdict},
     evidence::{self, Counters, Movement},
     filter, gauge,
-    globals::{self, BASELINES},
+    globals::{self, BASELINES, LATEST},
     listener::Identity,
     memory::{self, Plain},
     owner,
@@ -59,7 +61,8 @@ fn identity(net: u64) -> u64 {
 #[inline(always)]
 fn baseline_of(net: u64) -> Option<&'static mut Baseline> {
     let baseline = BASELINES.get_ptr_mut(identity(net))?;
-    // SAFETY: this CPU's copy, and a program does not interrupt itself.
+    // SAFETY: this CPU's copy. What an application frees carries no route, so only what
+    // runs in softirq, one program after the other, gets so far.
     let baseline = unsafe { &mut *baseline };
     // Another CPU's insertion makes an empty entry for this one.
     (baseline.address != 0).then_some(baseline)
@@ -263,30 +266,106 @@ fn rx_receive(ctx: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "consume_skb")]
 fn rx_consume(ctx: RawTracePointContext) -> i32 {
-    freed(ctx.arg(0), Freed::Consumed);
+    consume(&ctx, Turn::First);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "consume_skb")]
+fn rx_consume_again(ctx: RawTracePointContext) -> i32 {
+    consume(&ctx, Turn::Second);
     0
 }
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 fn rx_kfree(ctx: RawTracePointContext) -> i32 {
+    kfree(&ctx, Turn::First);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+fn rx_kfree_again(ctx: RawTracePointContext) -> i32 {
+    kfree(&ctx, Turn::Second);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+fn rx_state(ctx: RawTracePointContext) -> i32 {
+    state(&ctx, Turn::First);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+fn rx_state_again(ctx: RawTracePointContext) -> i32 {
+    state(&ctx, Turn::Second);
+    0
+}
+
+/// Which of the two programs of a tracepoint it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    First,
+    Second,
+}
+
+/// Whether the first program of the tracepoint had this event, which the second need not
+/// look at then. It may look at one in vain, where an interrupt came between the two: no
+/// program does harm when it sees an event again.
+#[inline(always)]
+fn is_done(turn: Turn, tracepoint: u32, event: u64) -> bool {
+    let Some(latest) = LATEST.get_ptr_mut(tracepoint) else {
+        return false;
+    };
+    match turn {
+        Turn::First => {
+            // SAFETY: this CPU's copy, written as a whole word.
+            unsafe { latest.write_volatile(event) };
+            false
+        }
+        // SAFETY: as above.
+        Turn::Second => unsafe { latest.read_volatile() == event },
+    }
+}
+
+// Places in `LATEST`.
+const CONSUME: u32 = 0;
+const KFREE: u32 = 1;
+const STATE: u32 = 2;
+
+#[inline(always)]
+fn consume(ctx: &RawTracePointContext, turn: Turn) {
+    let skb: u64 = ctx.arg(0);
+    if !is_done(turn, CONSUME, skb) {
+        freed(skb, Freed::Consumed);
+    }
+}
+
+#[inline(always)]
+fn kfree(ctx: &RawTracePointContext, turn: Turn) {
+    let skb: u64 = ctx.arg(0);
+    if is_done(turn, KFREE, skb) {
+        return;
+    }
     let rx_sk = if globals::kfree_has_sk() {
         ctx.arg(3)
     } else {
         0
     };
-    freed(ctx.arg(0), Freed::Dropped(rx_sk));
-    0
+    freed(skb, Freed::Dropped(rx_sk));
 }
 
 /// `inet_sock_set_state(sk, old, new)`: connections that are established, and
 /// listeners that come and go.
-#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
-fn rx_state(ctx: RawTracePointContext) -> i32 {
+#[inline(always)]
+fn state(ctx: &RawTracePointContext, turn: Turn) {
     let sk: u64 = ctx.arg(0);
     let (old, new) = (ctx.arg::<u32>(1) as u8, ctx.arg::<u32>(2) as u8);
     let (established, syn_recv, listen) = globals::tcp_states();
+    // A socket's states follow each other.
+    if is_done(turn, STATE, sk ^ u64::from(new)) {
+        return;
+    }
     let Some(net) = memory::get::<u64>(sk, field::SK_NET) else {
-        return 0;
+        return;
     };
     if new == listen {
         table::remember(sk, net);
@@ -297,7 +376,6 @@ fn rx_state(ctx: RawTracePointContext) -> i32 {
     } else if old == syn_recv && new == established {
         completed(sk, net);
     }
-    0
 }
 
 /// A connection was made. Whether by a cookie, the counters tell.

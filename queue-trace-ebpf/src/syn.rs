@@ -43,7 +43,7 @@ fn exit<P: Pointer>(hook: usize, skb: u64, listener: impl FnOnce(&Frame) -> P) {
     if outcome == outcome::QUEUED {
         gauge::syn_rose(frame.sk);
     }
-    emit::packet(frame, outcome, moved, sk, Call::Syn);
+    emit::packet(frame, outcome, moved, sk);
 }
 
 /// The verdict. The order is that of the evidence's strength: a request that was

@@ -72,7 +72,7 @@ impl Books {
     ///
     /// # Errors
     /// If the kernel side's counts cannot be read.
-    pub fn open(probe: &Probe, wanted: &Wanted) -> Result<Self> {
+    pub fn open(probe: &mut Probe, wanted: &Wanted) -> Result<Self> {
         let mut books = Self {
             start: BTreeMap::new(),
             wanted: wanted.clone(),
@@ -83,7 +83,7 @@ impl Books {
         Ok(books)
     }
 
-    fn look(&self, probe: &Probe) -> Result<BTreeMap<Identity, Look>> {
+    fn look(&self, probe: &mut Probe) -> Result<BTreeMap<Identity, Look>> {
         let doors = self.wanted.namespaces();
         let before = seen(&probe.counts()?);
         let kernel: BTreeMap<_, _> = doors
@@ -116,7 +116,7 @@ impl Books {
     ///
     /// # Errors
     /// If the kernel side's counts cannot be read.
-    pub fn close(&self, probe: &Probe) -> Result<Vec<Ledger>> {
+    pub fn close(&self, probe: &mut Probe) -> Result<Vec<Ledger>> {
         let mut ledgers = self.compare(probe)?;
         for _ in 1..TRIES {
             if ledgers.iter().all(|ledger| ledger.unexplained == Some(0)) || self.partial.is_some()
@@ -126,7 +126,7 @@ impl Books {
             std::thread::sleep(BETWEEN);
             ledgers = self.compare(probe)?;
         }
-        if probe.loss()?.map_full > 0 {
+        if probe.loss().map_full > 0 {
             for ledger in &mut ledgers {
                 ledger.note = Some("some counts found no room by listener".to_owned());
             }
@@ -144,7 +144,7 @@ impl Books {
     ///
     /// # Errors
     /// If the kernel side's counts cannot be read.
-    pub fn audit(&mut self, probe: &Probe) -> Result<Vec<Ledger>> {
+    pub fn audit(&mut self, probe: &mut Probe) -> Result<Vec<Ledger>> {
         let mut ledgers = self.close(probe)?;
         ledgers.retain(|ledger| {
             let unexplained = ledger.unexplained.unwrap_or(0);
@@ -154,8 +154,8 @@ impl Books {
         Ok(ledgers)
     }
 
-    fn compare(&self, probe: &Probe) -> Result<Vec<Ledger>> {
-        let lost = probe.loss()?.ring_full;
+    fn compare(&self, probe: &mut Probe) -> Result<Vec<Ledger>> {
+        let lost = probe.loss().ring_full;
         let end = self.look(probe)?;
         let own = netns::own().ok();
         let mut ledgers: Vec<_> = end

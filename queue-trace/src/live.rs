@@ -151,7 +151,7 @@ impl Live {
         } else {
             attach::self_test(&mut probe, &mut plan)?
         };
-        let books = Books::open(&probe, &wanted)?;
+        let books = Books::open(&mut probe, &wanted)?;
         // The kernel's types took most of it, and are not needed any more.
         drop(types);
         give_back_memory();
@@ -270,7 +270,7 @@ impl Live {
                     }
                 }
                 _ = audit.tick() => {
-                    let news = self.books.audit(&self.probe).map_err(io::Error::other)?;
+                    let news = self.books.audit(&mut self.probe).map_err(io::Error::other)?;
                     for ledger in &news {
                         sink.ledger(ledger)?;
                         eprintln!(
@@ -425,7 +425,7 @@ impl Live {
     }
 
     fn note_loss(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
-        let loss = self.probe.loss().map_err(io::Error::other)?;
+        let loss = self.probe.loss();
         let undecoded = std::mem::take(&mut self.undecoded);
         let missed = self.probe.missed().map_err(io::Error::other)?;
         let note = LossNote {
@@ -443,7 +443,10 @@ impl Live {
 
     /// Drains the ring, closes the books, writes the summary.
     fn end(&mut self, sink: &mut dyn Sink, most: Option<u64>) -> io::Result<()> {
-        let ledgers = self.books.close(&self.probe).map_err(io::Error::other)?;
+        let ledgers = self
+            .books
+            .close(&mut self.probe)
+            .map_err(io::Error::other)?;
         self.note_loss(sink)?;
         // The kernel's lists go with the rest.
         let look = look(&self.wanted, self.probe.iterators());
@@ -467,7 +470,7 @@ impl Live {
     }
 
     /// The exact counts of the outcomes wanted, by listener.
-    fn totals(&self) -> Result<Vec<Total>> {
+    fn totals(&mut self) -> Result<Vec<Total>> {
         let mut totals: Vec<Total> = Vec::new();
         for (key, count) in self.probe.counts()? {
             let Some(outcome) = Outcome::of(key.outcome) else {

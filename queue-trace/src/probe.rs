@@ -3,6 +3,7 @@
 
 mod iterate;
 mod queues;
+mod tallies;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -15,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Btf, Ebpf, EbpfLoader, Pod, VerifierLogLevel,
-    maps::{Map, MapData, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie},
+    maps::{Map, MapData, PerCpuHashMap, RingBuf, lpm_trie},
     programs::{FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
 use aya_log::EbpfLogger;
@@ -26,7 +27,7 @@ use queue_trace_common::{
     field,
     hook::{self, Hook},
     queue::{Queue, QueueKey},
-    settings::{Address, CountKey, Counted, Kernel, Loss, Slot, Slots},
+    settings::{Address, CountKey, Counted, Kernel, Loss, Slot},
 };
 use tokio::io::unix::AsyncFd;
 
@@ -37,11 +38,11 @@ use crate::{
     wanted::Wanted,
 };
 
-use self::queues::Queues;
 pub use self::{
     iterate::{Iterators, Unattached},
     queues::Kept,
 };
+use self::{queues::Queues, tallies::Tallies};
 
 /// The kernel side, built ahead from `queue-trace-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../bpf/queue-trace.bpf.o");
@@ -71,11 +72,10 @@ pub struct Probe {
     notes: Vec<String>,
     records: AsyncFd<RingBuf<MapData>>,
     counts: PerCpuHashMap<MapData, Wire<CountKey>, Wire<Counted>>,
-    slots: PerCpuArray<MapData, Wire<Slots>>,
+    tallies: Tallies,
+    searched: Searched,
     /// What was counted of a namespace that is to be forgotten.
     forgotten: HashMap<CountKey, Counted>,
-    overflowed: PerCpuArray<MapData, u64>,
-    loss: PerCpuArray<MapData, Wire<Loss>>,
     queues: Queues,
 }
 
@@ -123,10 +123,9 @@ impl Probe {
         Ok(Self {
             records,
             counts: take(&mut ebpf, "COUNTS")?,
-            slots: take(&mut ebpf, "SLOTS")?,
+            tallies: Tallies::of(&mut ebpf, cpus()?)?,
+            searched: Searched::default(),
             forgotten: HashMap::new(),
-            overflowed: take(&mut ebpf, "OVERFLOWED")?,
-            loss: take(&mut ebpf, "LOSS")?,
             queues: Queues::of(&mut ebpf)?,
             notes,
             ebpf: Some(ebpf),
@@ -142,14 +141,16 @@ impl Probe {
     /// Detaches everything. What was counted and recorded stays to be read.
     pub fn detach(&mut self) {
         self.ebpf = None;
+        self.searched.until = None;
     }
 
-    /// How often programs were kept from running, all together.
+    /// How often programs were kept from running, all together. Where a second one does
+    /// what the first was kept from, as often as both can have been.
     ///
     /// # Errors
     /// As [`Probe::runs`].
     pub fn missed(&self) -> Result<u64> {
-        Ok(self.runs()?.iter().map(|program| program.missed).sum())
+        Ok(missed_by_all(&self.runs()?))
     }
 
     /// Waits until there are records.
@@ -182,21 +183,10 @@ impl Probe {
     ///
     /// # Errors
     /// If the map cannot be read.
-    pub fn counts(&self) -> Result<HashMap<CountKey, Counted>> {
-        let mut counts: HashMap<CountKey, Counted> = HashMap::new();
-        let slots = self
-            .slots
-            .get(&0, 0)
-            .context("cannot read the counts of SYNs")?;
-        for Slot { key, counted } in slots.iter().flat_map(|Wire(slots)| slots) {
-            if counted.seen > 0 {
-                counts.entry(*key).or_default().add(counted);
-            }
-        }
-        for entry in self.counts.iter() {
-            let (Wire(key), values) = entry.context("cannot read the counts")?;
-            let sum = counts.entry(key).or_default();
-            values.iter().for_each(|Wire(cpu)| sum.add(cpu));
+    pub fn counts(&mut self) -> Result<HashMap<CountKey, Counted>> {
+        let mut counts = self.search_counts()?.clone();
+        for Slot { key, counted } in self.tallies.slots() {
+            counts.entry(key).or_default().add(&counted);
         }
         for (key, forgotten) in &self.forgotten {
             if let Some(counted) = counts.get_mut(key) {
@@ -210,36 +200,25 @@ impl Probe {
         Ok(counts)
     }
 
-    /// Counts by outcome tag that found no room by listener.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn overflowed(&self) -> Result<Vec<u64>> {
-        self.overflowed
-            .iter()
-            .map(|values| Ok(values.context("cannot read the counts")?.iter().sum()))
-            .collect()
+    /// The counts that have no slot, searched only if there are new ones.
+    fn search_counts(&mut self) -> Result<&HashMap<CountKey, Counted>> {
+        let until = Some(self.tallies.counted());
+        if self.searched.until != until {
+            let mut counts: HashMap<CountKey, Counted> = HashMap::new();
+            for entry in self.counts.iter() {
+                let (Wire(key), values) = entry.context("cannot read the counts")?;
+                let sum = counts.entry(key).or_default();
+                values.iter().for_each(|Wire(cpu)| sum.add(cpu));
+            }
+            self.searched = Searched { until, counts };
+        }
+        Ok(&self.searched.counts)
     }
 
     /// What was lost so far.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn loss(&self) -> Result<Loss> {
-        let per_cpu = self
-            .loss
-            .get(&0, 0)
-            .context("cannot read the loss counters")?;
-        Ok(per_cpu.iter().fold(Loss::default(), |sum, Wire(cpu)| Loss {
-            ring_full: sum.ring_full + cpu.ring_full,
-            map_full: sum.map_full + cpu.map_full,
-            read_failed: sum.read_failed + cpu.read_failed,
-            unpaired: sum.unpaired + cpu.unpaired,
-            ambiguous: sum.ambiguous + cpu.ambiguous,
-            no_baseline: sum.no_baseline + cpu.no_baseline,
-            unlisted: sum.unlisted + cpu.unlisted,
-            untimed: sum.untimed + cpu.untimed,
-        }))
+    #[must_use]
+    pub fn loss(&self) -> Loss {
+        self.tallies.loss()
     }
 
     /// Lets the kernel count how often programs run, until the value is dropped. It
@@ -287,6 +266,12 @@ impl Probe {
         self.queues.read()
     }
 
+    /// How often listeners were made or closed so far.
+    #[must_use]
+    pub fn listener_changes(&self) -> u64 {
+        self.tallies.listeners()
+    }
+
     /// The part of it that all CPUs share, which says who made a listener and whether it
     /// was closed.
     ///
@@ -328,6 +313,14 @@ impl Probe {
     }
 }
 
+/// What was found in the map of counts.
+#[derive(Default)]
+struct Searched {
+    /// How many counts had been made; `None`: it has to be searched again in any case.
+    until: Option<u64>,
+    counts: HashMap<CountKey, Counted>,
+}
+
 /// How a program fared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runs {
@@ -338,6 +331,22 @@ pub struct Runs {
     /// How often the kernel left it out because it was running on that CPU already
     /// (from 5.12 on).
     pub missed: u64,
+}
+
+fn missed_by_all(programs: &[Runs]) -> u64 {
+    let missed = |name: &str| {
+        let program = programs.iter().find(|program| program.name == name);
+        program.map_or(u64::MAX, |program| program.missed)
+    };
+    programs
+        .iter()
+        .filter(|program| !program.name.ends_with(SECOND))
+        .map(|program| {
+            program
+                .missed
+                .min(missed(&format!("{}{SECOND}", program.name)))
+        })
+        .sum()
 }
 
 /// A value of `/proc/PID/fdinfo`: `name:<TAB>value` on a line.
@@ -361,11 +370,10 @@ fn load(
     kernel: &Kernel,
     wanted: &Wanted,
 ) -> Result<Ebpf, AttachError> {
+    let cpus = cpus()?;
     let field_bytes: &[u8] = bytemuck::cast_slice(fields);
     let filter = wanted.filter();
     let ports = wanted.port_bits();
-    let cpus = aya::util::nr_cpus()
-        .map_err(|(_, error)| anyhow!(error).context("cannot tell how many CPUs there are"))?;
     let level = if wanted.debug {
         aya_log::Level::Debug as u8
     } else {
@@ -381,8 +389,14 @@ fn load(
         .override_global("PORTS", &ports[..], true)
         .override_global(aya_log::LEVEL, &level, true)
         .map_max_entries("RECORDS", wanted.ring_bytes(cpus))
+        .map_max_entries("TALLIES", u32::try_from(cpus).unwrap_or(u32::MAX))
         .load(OBJECT)
         .map_err(|error| AttachError::Other(anyhow!(error).context("cannot load the kernel side")))
+}
+
+fn cpus() -> Result<usize> {
+    aya::util::nr_cpus()
+        .map_err(|(_, error)| anyhow!(error).context("cannot tell how many CPUs there are"))
 }
 
 fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), ProgramError> {
@@ -417,18 +431,27 @@ fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), Pr
 
 fn attach_tracepoints(ebpf: &mut Ebpf, wanted: &Wanted) -> Result<Vec<String>, AttachError> {
     // Listeners first, then the packets that need them.
-    attach_tracepoint(ebpf, "rx_state", "inet_sock_set_state")?;
+    attach_tracepoint_twice(ebpf, "rx_state", "inet_sock_set_state")?;
     let notes = match find_listeners(ebpf, &wanted.namespaces()) {
         Ok(()) => Vec::new(),
         Err(error) => vec![format!(
             "listeners that existed before are known by their port only: {error:#}"
         )],
     };
-    attach_tracepoint(ebpf, "rx_consume", "consume_skb")?;
-    attach_tracepoint(ebpf, "rx_kfree", "kfree_skb")?;
+    attach_tracepoint_twice(ebpf, "rx_consume", "consume_skb")?;
+    attach_tracepoint_twice(ebpf, "rx_kfree", "kfree_skb")?;
     attach_tracepoint(ebpf, "rx_receive", "netif_receive_skb")?;
     Ok(notes)
 }
+
+/// The program, and after it the one that does what the first was kept from.
+fn attach_tracepoint_twice(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), AttachError> {
+    attach_tracepoint(ebpf, program, name)?;
+    attach_tracepoint(ebpf, &format!("{program}{SECOND}"), name)
+}
+
+/// What the names of the second programs end in.
+const SECOND: &str = "_again";
 
 fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), AttachError> {
     let mut attach = || -> Result<(), ProgramError> {
@@ -541,6 +564,19 @@ fn reason(error: &ProgramError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_second_program_saw_was_not_missed() {
+        let runs = |name: &str, missed| Runs {
+            name: name.to_owned(),
+            runs: 0,
+            missed,
+        };
+        let alone = [runs("a", 3), runs("b", 1)];
+        assert_eq!(missed_by_all(&alone), 4);
+        let twice = [runs("a", 3), runs("a_again", 2), runs("b", 1)];
+        assert_eq!(missed_by_all(&twice), 3);
+    }
 
     #[test]
     fn values_are_found_by_their_whole_name() {

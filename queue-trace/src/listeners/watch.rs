@@ -18,6 +18,8 @@ use crate::{plan::Family, probe::Probe, wanted::Wanted};
 pub struct Watch {
     family: Family,
     told: HashSet<QueueKey>,
+    /// How often listeners had been made or closed then.
+    changes: u64,
 }
 
 impl Watch {
@@ -27,6 +29,7 @@ impl Watch {
         Self {
             family,
             told: HashSet::new(),
+            changes: 0,
         }
     }
 
@@ -45,6 +48,11 @@ impl Watch {
     /// # Errors
     /// If what the kernel side keeps cannot be read.
     pub fn news(&mut self, probe: &mut Probe, wanted: &Wanted) -> Result<Vec<Row>> {
+        let changes = probe.listener_changes();
+        if changes == self.changes {
+            return Ok(Vec::new());
+        }
+        self.changes = changes;
         let queues = probe.queues()?;
         let news: HashSet<u64> = queues
             .iter()
