@@ -171,7 +171,7 @@ const LINE: usize = 8;
 /// Words of a [`Tally`] without its padding.
 const WORDS: usize = (size_of::<[Slot; SLOTS]>() + size_of::<Loss>()) / 8 + 2;
 
-const _: () = assert!(size_of::<Tally>() % (8 * LINE) == 0);
+const _: () = assert!(size_of::<Tally>().is_multiple_of(8 * LINE));
 
 /// How far a CPU may get ahead of its allowance, nanoseconds: a burst of a second's
 /// worth of records passes whole.

@@ -3,13 +3,12 @@
 //! file `/sys/kernel/btf/vmlinux` or the one given with `--btf`.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
 
 use btf_rs::{Backend, Btf, BtfType, Type};
-use fallible_iterator::FallibleIterator as _;
 use queue_trace_common::{
     counter::{COUNTERS, GROUPS},
     field::{self, FIELDS, Field},
@@ -74,6 +73,9 @@ pub struct Types {
     btf: Btf,
     path: PathBuf,
     enumerators: HashMap<String, u64>,
+    /// The numbers of the types that are often asked for by name: for any other the reader
+    /// goes through all of the kernel's.
+    by_name: HashMap<String, Vec<u32>>,
 }
 
 impl Types {
@@ -95,8 +97,9 @@ impl Types {
             btf,
             path: path.to_owned(),
             enumerators: HashMap::new(),
+            by_name: HashMap::new(),
         };
-        types.enumerators = types.read_enumerators();
+        types.index();
         Ok(types)
     }
 
@@ -106,26 +109,45 @@ impl Types {
         &self.path
     }
 
-    /// The enumerators that are used somewhere, wherever they are declared: the
-    /// kernel's counters and states are in anonymous enums, which have no name to
-    /// look up.
-    fn read_enumerators(&self) -> HashMap<String, u64> {
-        let wanted = |name: &str| name.starts_with("LINUX_MIB_") || name.starts_with("TCP_");
-        let mut found = HashMap::new();
-        let mut kinds = self.btf.type_iter();
-        // A type that cannot be decoded ends the search; what was wanted and not
-        // found is then named.
-        while let Ok(Some(kind)) = kinds.next() {
-            let Type::Enum(kind) = kind else { continue };
-            for member in &kind.members {
-                if let Ok(name) = self.btf.resolve_name(member)
-                    && wanted(&name)
-                {
-                    found.entry(name).or_insert(u64::from(member.val()));
+    /// Goes through all types once, for those that are used somewhere: by name, and the
+    /// enumerators, wherever they are declared (the kernel's counters and states are in
+    /// anonymous enums, which have no name to look up).
+    fn index(&mut self) {
+        let is_enumerator = |name: &str| name.starts_with("LINUX_MIB_") || name.starts_with("TCP_");
+        let names = names();
+        let (first, last) = self.btf.base().type_id_range();
+        for id in first..=last {
+            // What was wanted and cannot be decoded will be missed by name.
+            let Ok(kind) = self.btf.resolve_type_by_id(id) else {
+                continue;
+            };
+            if let Type::Enum(kind) = &kind {
+                for member in &kind.members {
+                    if let Ok(name) = self.btf.resolve_name(member)
+                        && is_enumerator(&name)
+                    {
+                        let value = u64::from(member.val());
+                        self.enumerators.entry(name).or_insert(value);
+                    }
                 }
             }
+            if let Some(named) = kind.as_btf_type()
+                && let Ok(name) = self.btf.resolve_name(named)
+                && names.contains(name.as_str())
+            {
+                self.by_name.entry(name).or_default().push(id);
+            }
         }
-        found
+    }
+
+    /// The types of a name, each with its number.
+    fn named(&self, name: &str) -> impl Iterator<Item = (u32, Type)> {
+        let ids = match self.by_name.get(name) {
+            Some(ids) => ids.clone(),
+            None => self.btf.resolve_ids_by_name(name).unwrap_or_default(),
+        };
+        ids.into_iter()
+            .filter_map(|id| Some((id, self.btf.resolve_type_by_id(id).ok()?)))
     }
 
     /// The value of an enumerator.
@@ -142,8 +164,7 @@ impl Types {
     /// A function's prototype; `None` if the kernel's BTF does not have it.
     #[must_use]
     pub fn prototype(&self, function: &str) -> Option<Prototype> {
-        let types = self.btf.resolve_types_by_name(function).ok()?;
-        let function = types.into_iter().find_map(|kind| match kind {
+        let function = self.named(function).find_map(|(_, kind)| match kind {
             Type::Func(function) => Some(function),
             _ => None,
         })?;
@@ -154,14 +175,12 @@ impl Types {
     /// tracer's own.
     #[must_use]
     pub fn tracepoint(&self, name: &str) -> Option<Prototype> {
-        let types = self
-            .btf
-            .resolve_types_by_name(&format!("btf_trace_{name}"))
-            .ok()?;
-        let pointer = types.into_iter().find_map(|kind| match kind {
-            Type::Typedef(alias) => self.btf.resolve_chained_type(&alias).ok(),
-            _ => None,
-        })?;
+        let pointer =
+            self.named(&format!("{TRACEPOINT}{name}"))
+                .find_map(|(_, kind)| match kind {
+                    Type::Typedef(alias) => self.btf.resolve_chained_type(&alias).ok(),
+                    _ => None,
+                })?;
         let mut prototype = self.prototype_of(pointer.as_btf_type()?)?;
         prototype.arguments.remove(0);
         Some(prototype)
@@ -170,9 +189,8 @@ impl Types {
     /// A function's number among the types; `None` if the kernel's BTF does not have it.
     #[must_use]
     pub fn function(&self, name: &str) -> Option<u32> {
-        let is_function = |id: &u32| matches!(self.btf.resolve_type_by_id(*id), Ok(Type::Func(_)));
-        let ids = self.btf.resolve_ids_by_name(name).ok()?;
-        ids.into_iter().find(is_function)
+        self.named(name)
+            .find_map(|(id, kind)| matches!(kind, Type::Func(_)).then_some(id))
     }
 
     fn prototype_of(&self, owner: &dyn BtfType) -> Option<Prototype> {
@@ -219,10 +237,8 @@ impl Types {
         let mut names = path.split('.');
         let holder = names.next()?;
         let mut kind = self
-            .btf
-            .resolve_types_by_name(holder)
-            .ok()?
-            .into_iter()
+            .named(holder)
+            .map(|(_, kind)| kind)
             .find(|kind| matches!(kind, Type::Struct(_) | Type::Union(_)))?;
         let mut bits = 0;
         let mut bit_field = None;
@@ -346,7 +362,7 @@ impl Types {
             .is_some_and(|prototype| prototype.returns != "void")
             .into();
         kernel.kfree_has_sk = self
-            .tracepoint("kfree_skb")
+            .tracepoint(KFREE_SKB)
             .is_some_and(|prototype| {
                 prototype
                     .arguments
@@ -386,6 +402,23 @@ impl Types {
         }
     }
 }
+
+/// What the typedefs of tracepoints' prototypes begin with.
+const TRACEPOINT: &str = "btf_trace_";
+
+/// The names of the types that are often looked up: functions, holders of fields, tracepoints.
+fn names() -> HashSet<String> {
+    let functions = HOOKS.iter().map(|hook| hook.function.to_owned());
+    let holders = FIELDS
+        .iter()
+        .filter_map(|field| field.path.split('.').next())
+        .map(str::to_owned);
+    let tracepoints = [KFREE_SKB].map(|name| format!("{TRACEPOINT}{name}"));
+    functions.chain(holders).chain(tracepoints).collect()
+}
+
+/// The tracepoint whose arguments differ between kernels.
+const KFREE_SKB: &str = "kfree_skb";
 
 /// Reads a file of types through a mapping of memory, which takes an eighth of the time
 /// and a tenth of the memory of parsing it whole. Kernels before 6.16 cannot map their

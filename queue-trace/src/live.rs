@@ -13,6 +13,7 @@ use queue_trace_common::{
     outcome::{Kind, Outcome, of_kind},
     settings::{CountKey, Counted, Loss},
 };
+use tokio::time::Instant;
 
 use crate::{
     attach,
@@ -239,6 +240,7 @@ impl Live {
         let deadline = tokio::time::sleep(until.duration.unwrap_or(FOREVER));
         tokio::pin!(deadline);
         let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut rested = Instant::now();
         let mut audit = tokio::time::interval(AUDIT);
         audit.reset();
         sink.header(&self.header())?;
@@ -251,10 +253,16 @@ impl Live {
                 () = self.signals.any() => return Ok(()),
                 () = &mut stop => return Ok(()),
                 () = &mut deadline => return Ok(()),
-                ready = self.probe.ready() => {
+                ready = async {
+                    tokio::time::sleep_until(rested).await;
+                    self.probe.ready().await
+                } => {
                     ready?;
                     if self.print_records(sink, until.count)? {
                         return Ok(());
+                    }
+                    if self.wanted.rate != 0 {
+                        rested = Instant::now() + REST;
                     }
                 }
                 _ = tick.tick() => {
@@ -528,6 +536,11 @@ fn print_rows(sink: &mut dyn Sink, rows: Result<Vec<Row>>) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// How long records gather before they are taken, where their rate is limited: the kernel side
+/// wakes us for the first one only, and being woken costs more than printing one. The ring
+/// has room for two seconds of them.
+const REST: Duration = Duration::from_millis(50);
 
 /// How often the books are looked at while running.
 const AUDIT: Duration = Duration::from_secs(10);

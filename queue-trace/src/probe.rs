@@ -94,17 +94,18 @@ impl Probe {
         fill(&mut ebpf, "ADDRS", &wanted.addrs)?;
         fill(&mut ebpf, "CLIENTS", &wanted.clients)?;
 
+        // Once: it takes a while.
+        let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF");
         let mut notes = Vec::new();
-        let btf = match plan.family {
-            Family::Fentry => Some(Btf::from_sys_fs().context("cannot read the kernel's BTF")?),
-            Family::Kprobe => None,
-            Family::Tracepoint => {
-                notes = attach_tracepoints(&mut ebpf, wanted)?;
-                None
-            }
-        };
+        if plan.family == Family::Tracepoint {
+            notes = attach_tracepoints(&mut ebpf, wanted, &btf)?;
+        }
         for hook in &plan.hooks {
-            attach_hook(&mut ebpf, hook, btf.as_ref()).map_err(|error| AttachError::Refused {
+            let by_type = match plan.family {
+                Family::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
+                Family::Kprobe | Family::Tracepoint => None,
+            };
+            attach_hook(&mut ebpf, hook, by_type).map_err(|error| AttachError::Refused {
                 hook: Some(hook),
                 why: reason(&error),
             })?;
@@ -112,7 +113,9 @@ impl Probe {
         if plan.hooks.iter().any(|hook| hook.index == hook::TIMER) {
             attach_tracepoint(&mut ebpf, "retransmit_synack", "tcp_retransmit_synack")?;
         }
-        if let Err(error) = iterate::prepare(&mut ebpf) {
+        if let Ok(btf) = &btf
+            && let Err(error) = iterate::prepare(&mut ebpf, btf)
+        {
             log::info!("the kernel's iterators cannot be used: {}", reason(&error));
         }
         let ring: RingBuf<MapData> = take(&mut ebpf, "RECORDS")?;
@@ -429,10 +432,18 @@ fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), Pr
     Ok(())
 }
 
-fn attach_tracepoints(ebpf: &mut Ebpf, wanted: &Wanted) -> Result<Vec<String>, AttachError> {
+fn attach_tracepoints(
+    ebpf: &mut Ebpf,
+    wanted: &Wanted,
+    btf: &Result<Btf>,
+) -> Result<Vec<String>, AttachError> {
     // Listeners first, then the packets that need them.
     attach_tracepoint_twice(ebpf, "rx_state", "inet_sock_set_state")?;
-    let notes = match find_listeners(ebpf, &wanted.namespaces()) {
+    let found = match btf {
+        Ok(btf) => find_listeners(ebpf, &wanted.namespaces(), btf),
+        Err(error) => Err(anyhow!("{error:#}")),
+    };
+    let notes = match found {
         Ok(()) => Vec::new(),
         Err(error) => vec![format!(
             "listeners that existed before are known by their port only: {error:#}"
@@ -468,10 +479,9 @@ fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), A
 
 /// Runs the iterator over the sockets of each namespace once. An iterator sees the
 /// namespace of the thread that opens it.
-fn find_listeners(ebpf: &mut Ebpf, namespaces: &BTreeMap<u32, Door>) -> Result<()> {
-    let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF")?;
+fn find_listeners(ebpf: &mut Ebpf, namespaces: &BTreeMap<u32, Door>, btf: &Btf) -> Result<()> {
     let program: &mut Iter = named(ebpf, "rx_listeners")?.try_into()?;
-    program.load("tcp", &btf)?;
+    program.load("tcp", btf)?;
     for (id, door) in namespaces {
         let link = program.attach()?;
         let link = program.take_link(link)?;

@@ -38,7 +38,7 @@ impl Unattached {
     pub fn load() -> Result<Self> {
         let types = Types::read(None)?;
         let mut ebpf = load(&types.fields()?, &types.kernel()?, &Wanted::default())?;
-        prepare(&mut ebpf)?;
+        prepare(&mut ebpf, &Btf::from_sys_fs()?)?;
         Ok(Self(ebpf))
     }
 
@@ -49,11 +49,10 @@ impl Unattached {
 }
 
 /// Has the iterators verified, which takes privileges that running them does not.
-pub(super) fn prepare(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
-    let btf = Btf::from_sys_fs()?;
+pub(super) fn prepare(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), ProgramError> {
     for (name, target) in [HELD, DEPTHS] {
         let program: &mut Iter = named(ebpf, name)?.try_into()?;
-        program.load(target, &btf)?;
+        program.load(target, btf)?;
     }
     Ok(())
 }
