@@ -16,23 +16,21 @@ use crate::{
     filter, gauge,
     globals::{self, ACCEPTING},
     listener::Identity,
-    memory::{self, Plain},
+    memory::{self, Plain, Pointer, Typed},
     request, wait,
 };
 
 #[inline(always)]
-fn exit(sk: u64, child: u64) {
-    if child == 0 || !filter::port(Plain(sk)) {
-        return;
-    }
-    let Some(net) = memory::get(sk, field::SK_NET) else {
-        return;
-    };
-    if !filter::netns(Plain(net)) {
+fn exit(sk: impl Pointer, child: u64) {
+    if child == 0 || !filter::port(sk) || !filter::netns_of(sk) {
         return;
     }
     let waited_ns = wait::left(child);
     gauge::accept_fell(sk);
+    if !emit::matters(outcome::ACCEPTED, 0) {
+        return;
+    }
+    let net = sk.follow(field::SK_NET);
     let Some(peer) = request::peer_of(child) else {
         return;
     };
@@ -44,9 +42,9 @@ fn exit(sk: u64, child: u64) {
             outcome: outcome::ACCEPTED,
             moved: 0,
             count: 1,
-            sk,
-            net,
-            listener: Identity::of(Plain(sk)),
+            sk: sk.address(),
+            net: net.address(),
+            listener: Identity::of(sk, net),
             by_softirq: false,
             retransmits: 0,
         },
@@ -73,7 +71,7 @@ fn who_accepted(out: &mut Record, waited_ns: u64) {
 #[fexit]
 fn accept_exit(ctx: FExitContext) -> i32 {
     let child = memory::return_value(&ctx, hook::ACCEPT);
-    exit(memory::plain(ctx.arg(0)), child);
+    exit(Typed(ctx.arg(0)), child);
     0
 }
 
@@ -96,6 +94,6 @@ fn accept_exit_kprobe(ctx: RetProbeContext) -> u32 {
         emit::lost(|loss| &mut loss.unpaired);
         return 0;
     };
-    exit(sk, ctx.ret());
+    exit(Plain(sk), ctx.ret());
     0
 }

@@ -15,6 +15,7 @@ use crate::{
     emit,
     evidence::{self, Call, Frame, saw},
     filter,
+    listener::Identity,
     memory::{self, Plain, Pointer, Typed},
     syn::nested_exit,
     wait,
@@ -23,7 +24,7 @@ use crate::{
 /// A packet enters, of a port that is wanted.
 #[inline(always)]
 fn enter(call: Call, hook: usize, sk: impl Pointer, skb: u64, request: u64) {
-    if !filter::netns(sk.follow(field::SK_NET)) || !filter::addresses(skb) {
+    if !filter::netns_of(sk) || !filter::addresses(skb) {
         return evidence::skip();
     }
     evidence::open(call, hook, sk, skb, request);
@@ -42,14 +43,15 @@ fn exit<P: Pointer>(
     let Some((frame, moved)) = evidence::close(call, hook, skb) else {
         return;
     };
+    let sk = listener(frame);
+    let identity = Identity::of(sk, sk.follow(field::SK_NET));
     let outcome = if call == Call::Cookie {
         decide_cookie(frame, moved, returned)
     } else {
         decide(frame, moved, returned)
     };
     if let Some(outcome) = outcome {
-        let sk = listener(frame);
-        emit::packet(frame, outcome, moved, sk);
+        emit::packet(frame, outcome, moved, identity);
     }
 }
 
@@ -208,7 +210,26 @@ cookie_check!(COOKIE_V6 cookie_v6_enter cookie_v6_exit cookie_v6_enter_kprobe co
 nested_exit!(CHILD child_exit child_exit_kprobe |returned| {
     if returned == 0 { saw::NO_CHILD } else { saw::CHILD }
 });
-nested_exit!(HASHDANCE hashdance_exit hashdance_exit_kprobe |returned| {
-    wait::entered(returned);
-    if returned == 0 { saw::NOT_ADDED } else { 0 }
-});
+
+/// `inet_csk_complete_hashdance` ends. It puts the connection into the accept queue, too:
+/// its entry is in `wait`.
+#[inline(always)]
+fn hashdance(sk: Option<Typed>, returned: u64) {
+    wait::entered(sk, returned);
+    if returned == 0 {
+        evidence::note(saw::NOT_ADDED);
+    }
+}
+
+#[fexit]
+fn hashdance_exit(ctx: FExitContext) -> i32 {
+    let returned = memory::return_value(&ctx, hook::HASHDANCE);
+    hashdance(Some(Typed(ctx.arg(0))), returned);
+    0
+}
+
+#[kretprobe]
+fn hashdance_exit_kprobe(ctx: RetProbeContext) -> u32 {
+    hashdance(None, ctx.ret());
+    0
+}

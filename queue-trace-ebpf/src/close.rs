@@ -21,16 +21,15 @@ fn enter(sk: u64) {
     if !filter::port(Plain(sk)) {
         return;
     }
-    let Some(net) = memory::get(sk, field::SK_NET) else {
-        return;
-    };
-    if !filter::netns(Plain(net)) {
+    if !filter::netns_of(Plain(sk)) {
         return;
     }
     owner::closed(sk);
-    let Some(waiting @ 1..) = memory::get::<u32>(sk, field::SK_DEPTH) else {
+    let waiting: u32 = memory::value(sk, field::SK_DEPTH);
+    let net = memory::value(sk, field::SK_NET);
+    if waiting == 0 {
         return;
-    };
+    }
     emit::verdict(
         &Verdict {
             outcome: outcome::QUEUE_DISCARDED,
@@ -38,7 +37,7 @@ fn enter(sk: u64) {
             count: waiting,
             sk,
             net,
-            listener: Identity::of(Plain(sk)),
+            listener: Identity::of(Plain(sk), Plain(net)),
             by_softirq: false,
             retransmits: 0,
         },

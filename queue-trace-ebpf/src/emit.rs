@@ -13,7 +13,6 @@ use crate::{
     gauge,
     globals::{self, COUNTS, CPU, RECORDS, TALLIES},
     listener::{self, Identity},
-    memory::Pointer,
     packet::Packet,
 };
 
@@ -61,16 +60,20 @@ pub struct Verdict {
 
 /// Tells the verdict on the packet of a frame that was closed.
 #[inline(always)]
-pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, sk: impl Pointer) {
+pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, listener: Identity) {
     let skb = frame.skb;
+    let (outcome, moved) = evidence::through(&mut frame.verdict, outcome, moved);
+    if !matters(outcome, moved) {
+        return;
+    }
     verdict(
         &Verdict {
-            outcome: evidence::through(&mut frame.outcome, outcome),
+            outcome,
             moved,
             count: 1,
             sk: frame.sk,
             net: frame.net,
-            listener: Identity::of(sk),
+            listener,
             by_softirq: true,
             retransmits: 0,
         },
@@ -109,17 +112,15 @@ pub fn verdict_with(
         outcome: verdict.outcome,
         moved: verdict.moved,
     };
-    let wanted = globals::wanted() & (1 << verdict.outcome) != 0;
-    if !wanted && verdict.moved == 0 {
-        // Nobody asks for it, and the ledger does not miss it.
+    if !matters(verdict.outcome, verdict.moved) {
         return;
     }
     let counted = count(&key, u64::from(verdict.count), verdict.by_softirq);
     if aya_log_ebpf::macro_support::level_enabled(Level::Debug) {
-        log(&key, verdict.count);
+        log(&key);
     }
 
-    if !shown || !wanted {
+    if !shown || !wanted(verdict.outcome) {
         return;
     }
     let Some(now) = within_allowance() else {
@@ -163,20 +164,22 @@ pub fn verdict_with(
     entry.submit(0);
 }
 
+/// Whether anybody asks for it, or the ledger would miss it.
+#[inline(always)]
+pub fn matters(outcome: u8, moved: Moved) -> bool {
+    moved != 0 || wanted(outcome)
+}
+
+#[inline(always)]
+fn wanted(outcome: u8) -> bool {
+    globals::wanted() & (1 << outcome) != 0
+}
+
 /// For `-vv`. Without it the level is a constant to the verifier, which removes the
 /// call. A function of its own, for the stack's sake.
 #[inline(never)]
-fn log(key: &CountKey, count: u32) {
-    debug!(
-        &(),
-        "outcome {} x{} moved {:x} listener {:x} netns {} port {}",
-        key.outcome,
-        count,
-        key.moved,
-        key.sk,
-        key.netns,
-        key.port
-    );
+fn log(key: &CountKey) {
+    debug!(&(), "outcome {} port {}", key.outcome, key.port);
 }
 
 /// Counts, and gives the place of the count, if there was room for one.

@@ -70,8 +70,8 @@ pub mod saw {
 pub struct Frame {
     /// What the frame was opened for; a [`Call`].
     pub call: u32,
-    /// The verdict's outcome; see [`through`].
-    pub outcome: u32,
+    /// The verdict; see [`through`].
+    pub verdict: u32,
     /// Nested functions seen; [`saw`].
     pub saw: u32,
     /// The hook that opened it.
@@ -217,14 +217,15 @@ fn not_zero(before: &Counters, after: &Counters) -> u64 {
     moved
 }
 
-/// Passes an outcome through a map, after which the verifier knows no more of it than
-/// that it is a number: otherwise it would follow all that comes after once for each
-/// outcome.
+/// Passes an outcome and the counters that moved with it through a map, after which the
+/// verifier knows no more of them than that they are numbers: otherwise it would follow all
+/// that comes after once for each outcome.
 #[inline(always)]
-pub fn through(place: &mut u32, outcome: u8) -> u8 {
-    *place = u32::from(outcome);
+pub fn through(place: &mut u32, outcome: u8, moved: Moved) -> (u8, Moved) {
+    *place = u32::from(outcome) | u32::from(moved) << 8;
     // SAFETY: a reference is good to read from.
-    unsafe { core::ptr::read_volatile(place) as u8 }
+    let verdict = unsafe { core::ptr::read_volatile(place) };
+    (verdict as u8, (verdict >> 8) as Moved)
 }
 
 /// Opens a frame for a packet that passed the filter.

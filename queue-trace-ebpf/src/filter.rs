@@ -22,6 +22,12 @@ pub fn port(sk: impl Pointer) -> bool {
     globals::port_wanted(sk.load(field::SK_PORT))
 }
 
+/// Whether this listener's namespace is wanted. Reads it only if asked to.
+#[inline(always)]
+pub fn netns_of(sk: impl Pointer) -> bool {
+    globals::netns_count() == 0 || netns(sk.follow(field::SK_NET))
+}
+
 /// Whether this namespace is wanted.
 #[inline(always)]
 pub fn netns(net: impl Pointer) -> bool {

@@ -12,7 +12,7 @@ use crate::{
     emit,
     globals::{MARKS, QUEUES},
     listener,
-    memory::{self, Plain},
+    memory::{self, Plain, Pointer},
     owner,
 };
 
@@ -34,10 +34,10 @@ pub const IF_MISSING: u64 = 1;
 
 /// The listener's key. A socket that has lost its file has none: it is being closed.
 #[inline(always)]
-pub fn key_of(sk: u64) -> QueueKey {
+pub fn key_of(sk: impl Pointer) -> QueueKey {
     QueueKey {
-        sk,
-        inode: listener::inode(Plain(sk)),
+        sk: sk.address(),
+        inode: listener::inode(sk),
     }
 }
 
@@ -57,10 +57,10 @@ pub fn marks(key: &QueueKey) -> Option<&'static mut Marks> {
     place.map(|marks| unsafe { &mut *marks })
 }
 
-/// A connection entered the accept queue. A function of its own, for the verifier's sake.
+/// A connection entered the accept queue, which is this deep now and may be so deep. A
+/// function of its own, for the verifier's sake.
 #[inline(never)]
-pub fn accept_rose(key: &QueueKey) {
-    let (depth, limit) = accept_queue(key.sk);
+pub fn accept_rose(key: &QueueKey, depth: u32, limit: u32) {
     // SAFETY: a plain helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     let Some(marks) = marks(key) else {
@@ -81,7 +81,7 @@ pub fn accept_rose(key: &QueueKey) {
         queue.full_since_ns = now;
         queue.full_times += 1;
         // accept() on another CPU may have looked before that was written.
-        let (depth, limit) = accept_queue(key.sk);
+        let (depth, limit) = accept_queue(Plain(key.sk));
         if depth <= limit {
             queue.full_since_ns = 0;
         }
@@ -90,7 +90,7 @@ pub fn accept_rose(key: &QueueKey) {
 
 /// A connection left the accept queue.
 #[inline(always)]
-pub fn accept_fell(sk: u64) {
+pub fn accept_fell(sk: impl Pointer) {
     let key = key_of(sk);
     // SAFETY: the entry is not removed while its listener lives.
     let Some(queue) = QUEUES.get_ptr_mut(&key).map(|queue| unsafe { &mut *queue }) else {
@@ -106,7 +106,7 @@ pub fn accept_fell(sk: u64) {
 #[inline(never)]
 pub fn syn_rose(sk: u64) {
     let depth: u32 = memory::value(sk, field::SYN_DEPTH);
-    let key = key_of(sk);
+    let key = key_of(Plain(sk));
     let Some(marks) = marks(&key) else {
         return emit::lost(|loss| &mut loss.unlisted);
     };
@@ -119,9 +119,6 @@ pub fn syn_rose(sk: u64) {
 
 /// Depth and limit of the accept queue.
 #[inline(always)]
-fn accept_queue(sk: u64) -> (u32, u32) {
-    (
-        memory::value(sk, field::SK_DEPTH),
-        memory::value(sk, field::SK_LIMIT),
-    )
+pub fn accept_queue(sk: impl Pointer) -> (u32, u32) {
+    (sk.load(field::SK_DEPTH), sk.load(field::SK_LIMIT))
 }

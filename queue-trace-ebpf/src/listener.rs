@@ -74,12 +74,14 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Of a listener.
+    /// Of a listener in a namespace. To be asked once, before what is known makes many ways: where the
+    /// verifier meets a pointer of a struct that it trusts, it goes through all types of the
+    /// kernel for what it may think of it (`type_is_trusted`, kernel/bpf/verifier.c).
     #[inline(always)]
-    pub fn of(sk: impl Pointer) -> Self {
+    pub fn of(sk: impl Pointer, net: impl Pointer) -> Self {
         Self {
             inode: inode(sk),
-            ..Self::at_port(sk.follow(field::SK_NET), sk.load(field::SK_PORT))
+            ..Self::at_port(net, sk.load(field::SK_PORT))
         }
     }
 

@@ -63,7 +63,7 @@ pub fn made(sk: u64, net: u64) {
     if !filter::netns(Plain(net)) {
         return;
     }
-    let key = gauge::key_of(sk);
+    let key = gauge::key_of(Plain(sk));
     let Some(queue) = queue(&key) else { return };
     if let Ok(comm) = bpf_get_current_comm() {
         queue.comm = comm;
@@ -80,7 +80,7 @@ pub fn made(sk: u64, net: u64) {
 /// A socket ends listening.
 #[inline(always)]
 pub fn closed(sk: u64) {
-    let key = gauge::key_of(sk);
+    let key = gauge::key_of(Plain(sk));
     // SAFETY: as in `queue`.
     let Some(queue) = QUEUES.get_ptr_mut(&key).map(|queue| unsafe { &mut *queue }) else {
         return;

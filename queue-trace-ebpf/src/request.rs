@@ -9,7 +9,7 @@ use crate::{
     evidence::{self, Call, Frame, Request},
     filter,
     listener::{self, Identity},
-    memory::{self, Plain, Pointer},
+    memory::{self, Plain},
 };
 
 /// The two ends of a connection, from its socket or its request: both begin with a
@@ -42,7 +42,7 @@ pub fn open(call: Call, hook: usize, request: u64) {
     let Some(peer) = peer_of(request) else {
         return;
     };
-    if !filter::netns(sk.follow(field::SK_NET)) || !filter::pair(&peer.local, &peer.client) {
+    if !filter::netns_of(sk) || !filter::pair(&peer.local, &peer.client) {
         return evidence::skip();
     }
     evidence::open(call, hook, sk, 0, request);
@@ -69,7 +69,7 @@ pub fn tell(outcome: u8, frame: &Frame, moved: Moved, retransmits_more: u8) {
             count: 1,
             sk: frame.sk,
             net: frame.net,
-            listener: Identity::of(Plain(frame.sk)),
+            listener: Identity::of(Plain(frame.sk), Plain(frame.net)),
             by_softirq: true,
             retransmits: request.retransmits + retransmits_more,
         },

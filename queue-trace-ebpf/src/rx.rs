@@ -28,7 +28,7 @@ use crate::{
     filter, gauge,
     globals::{self, BASELINES, LATEST},
     listener::Identity,
-    memory::{self, Plain},
+    memory::{self, Plain, Pointer},
     owner,
     packet::{Packet, flag},
     request, syn, table,
@@ -44,8 +44,8 @@ pub struct Baseline {
     pub values: Counters,
     /// Their values now, while a packet is looked at.
     pub now: Counters,
-    /// The outcome; see [`evidence::through`].
-    pub outcome: u32,
+    /// The verdict; see [`evidence::through`].
+    pub verdict: u32,
     /// Padding.
     pub _pad: u32,
 }
@@ -80,7 +80,7 @@ fn prime(net: u64) {
         address,
         values: [0; counter::COUNT],
         now: [0; counter::COUNT],
-        outcome: 0,
+        verdict: 0,
         _pad: 0,
     };
     if !evidence::read_counters(&mut baseline.values, address) {
@@ -141,7 +141,7 @@ fn freed(skb: u64, how: Freed) {
         }
         return;
     };
-    let outcome = evidence::through(&mut baseline.outcome, outcome);
+    let (outcome, moved) = evidence::through(&mut baseline.verdict, outcome, moved);
     let count = if movement.more_than_once {
         most(&baseline.values, &baseline.now)
     } else {
@@ -200,7 +200,7 @@ fn identify(sk: u64, net: u64, port: u16) -> Identity {
     if sk == 0 {
         Identity::at_port(Plain(net), port)
     } else {
-        Identity::of(Plain(sk))
+        Identity::of(Plain(sk), Plain(net))
     }
 }
 
@@ -227,7 +227,8 @@ fn decide(packet: &Packet, how: Freed, moved: Moved, net: u64) -> Option<u8> {
             return Some(outcome::SYN_DROPPED_SYN_QUEUE_FULL);
         }
         if moved & COOKIE_SENT != 0 && moved & DROP == 0 {
-            return Some(syn::cookie_cause(Plain(net)));
+            let syncookies = Plain(net).load_uint(field::NET_SYNCOOKIES);
+            return Some(syn::cookie_cause(syncookies));
         }
         if moved & DROP != 0 {
             return Some(outcome::SYN_DROPPED_OTHER);
@@ -413,10 +414,11 @@ fn completed(sk: u64, net: u64) {
     } else {
         (outcome::ESTABLISHED_HANDSHAKE, 0)
     };
-    let outcome = evidence::through(&mut baseline.outcome, outcome);
+    let (outcome, moved) = evidence::through(&mut baseline.verdict, outcome, moved);
     let sk = table::find(net, &packet);
     if sk != 0 {
-        gauge::accept_rose(&gauge::key_of(sk));
+        let (depth, limit) = gauge::accept_queue(Plain(sk));
+        gauge::accept_rose(&gauge::key_of(Plain(sk)), depth, limit);
     }
     emit::verdict(
         &Verdict {

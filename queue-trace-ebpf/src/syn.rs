@@ -14,7 +14,8 @@ use queue_trace_common::{
 use crate::{
     emit,
     evidence::{self, Call, Frame, saw},
-    filter, gauge, globals, listener,
+    filter, gauge, globals,
+    listener::{self, Identity},
     memory::{self, Plain, Pointer, Typed},
 };
 
@@ -25,7 +26,7 @@ fn enter(hook: usize, sk: impl Pointer, skb: u64) {
     if hook != hook::SYN_V6 && hook != hook::SYN_MPTCP6 && listener::is_v6(sk) {
         return;
     }
-    if !filter::netns(sk.follow(field::SK_NET)) || !filter::addresses(skb) {
+    if !filter::netns_of(sk) || !filter::addresses(skb) {
         return evidence::skip();
     }
     evidence::open(Call::Syn, hook, sk, skb, 0);
@@ -39,17 +40,19 @@ fn exit<P: Pointer>(hook: usize, skb: u64, listener: impl FnOnce(&Frame) -> P) {
         return;
     };
     let sk = listener(frame);
-    let outcome = decide(frame, moved, sk);
+    let net = sk.follow(field::SK_NET);
+    let identity = Identity::of(sk, net);
+    let outcome = decide(frame, moved, net.load_uint(field::NET_SYNCOOKIES));
     if outcome == outcome::QUEUED {
         gauge::syn_rose(frame.sk);
     }
-    emit::packet(frame, outcome, moved, sk);
+    emit::packet(frame, outcome, moved, identity);
 }
 
 /// The verdict. The order is that of the evidence's strength: a request that was
 /// queued was queued, even if a fast-open attempt inside moved the drop counters.
 #[inline(always)]
-fn decide(frame: &Frame, moved: u8, sk: impl Pointer) -> u8 {
+fn decide(frame: &Frame, moved: u8, syncookies: u32) -> u8 {
     if frame.saw & saw::QUEUED != 0 {
         return outcome::QUEUED;
     }
@@ -63,7 +66,7 @@ fn decide(frame: &Frame, moved: u8, sk: impl Pointer) -> u8 {
         return outcome::SYN_DROPPED_SYN_QUEUE_FULL;
     }
     if moved & COOKIE_SENT != 0 && moved & DROP == 0 {
-        return cookie_cause(sk.follow(field::SK_NET));
+        return cookie_cause(syncookies);
     }
     if moved & DROP == 0 {
         // After the request is allocated every end but one moves a counter or is
@@ -97,8 +100,8 @@ fn decide(frame: &Frame, moved: u8, sk: impl Pointer) -> u8 {
 
 /// Why a cookie was sent: tcp_syncookies=2 sends one whatever the queue.
 #[inline(always)]
-pub fn cookie_cause(net: impl Pointer) -> u8 {
-    if net.load_uint(field::NET_SYNCOOKIES) == 2 {
+pub fn cookie_cause(syncookies: u32) -> u8 {
+    if syncookies == 2 {
         outcome::COOKIE_SENT_ALWAYS
     } else {
         outcome::COOKIE_SENT_FULL

@@ -19,7 +19,7 @@ use queue_trace_common::{
 use crate::{
     emit, filter, gauge,
     globals::{ENTERING, WAITING},
-    memory::{self, Plain},
+    memory::{self, Plain, Pointer, Typed},
 };
 
 /// The connection that is entering a queue on this CPU.
@@ -32,44 +32,49 @@ pub struct Entering {
     pub listener: QueueKey,
 }
 
-/// A connection is about to be put into the accept queue.
+/// A connection is about to be put into the accept queue of a listener.
 #[inline(always)]
-fn entering(sk: u64, child: u64) {
-    let Some(place) = ENTERING.get_ptr_mut(0) else {
-        return;
-    };
-    // SAFETY: this CPU's copy, used in softirq only.
-    let entering = unsafe { &mut *place };
-    entering.child = 0;
-    if child == 0 || !passes(sk) {
-        return;
-    }
-    entering.child = child;
-    entering.listener = gauge::key_of(sk);
+fn entering(listener: QueueKey, child: u64, now: u64) {
     let entered = Entered {
-        // SAFETY: a plain helper without arguments.
-        at_ns: unsafe { bpf_ktime_get_ns() },
-        listener: entering.listener,
+        at_ns: now,
+        listener,
     };
     if WAITING.insert(child, entered, 0).is_err() {
         emit::lost(|loss| &mut loss.untimed);
+    }
+    set_entering(Entering { child, listener });
+}
+
+/// One is about to be that is filtered out.
+#[inline(always)]
+fn skip() {
+    set_entering(Entering {
+        child: 0,
+        listener: QueueKey { sk: 0, inode: 0 },
+    });
+}
+
+#[inline(always)]
+fn set_entering(entering: Entering) {
+    if let Some(place) = ENTERING.get_ptr_mut(0) {
+        // SAFETY: this CPU's copy, used in softirq only.
+        unsafe { *place = entering };
     }
 }
 
 /// Whether the listener passes the filters. Those on addresses are of packets.
 #[inline(always)]
-fn passes(sk: u64) -> bool {
-    let net: u64 = memory::value(sk, field::SK_NET);
-    filter::port(Plain(sk)) && filter::netns(Plain(net))
+fn passes(sk: impl Pointer) -> bool {
+    filter::port(sk) && filter::netns_of(sk)
 }
 
-/// It was put in, or not (`returned` is 0).
+/// It was put in, or not (`returned` is 0). `sk` is the listener, where the program sees it.
 #[inline(always)]
-pub fn entered(returned: u64) {
+pub fn entered(sk: Option<Typed>, returned: u64) {
     let Some(place) = ENTERING.get_ptr_mut(0) else {
         return;
     };
-    // SAFETY: as in `entering`.
+    // SAFETY: as in `set_entering`.
     let entering = unsafe { &mut *place };
     if entering.child == 0 {
         return;
@@ -78,7 +83,11 @@ pub fn entered(returned: u64) {
         forget(entering.child);
     } else {
         let listener = entering.listener;
-        gauge::accept_rose(&listener);
+        let (depth, limit) = match sk {
+            Some(sk) => gauge::accept_queue(sk),
+            None => gauge::accept_queue(Plain(listener.sk)),
+        };
+        gauge::accept_rose(&listener, depth, limit);
     }
     // Where one of the two functions calls the other, once is enough.
     entering.child = 0;
@@ -119,35 +128,45 @@ fn note_wait(listener: &QueueKey, waited_ns: u64) {
 }
 
 /// How long the handshake took: since the first SYN-ACK, of which the kernel keeps the
-/// moment in microseconds (`tcp_request_sock.snt_synack`).
+/// moment in microseconds (`tcp_request_sock.snt_synack`). A function of its own, for the
+/// verifier's sake.
 #[inline(never)]
-fn note_handshake(sk: u64, request: u64) {
+fn note_handshake(listener: &QueueKey, request: u64, now: u64) {
     let sent: u64 = memory::value(request, field::REQ_SYNACK_US);
-    if sent == 0 || !passes(sk) {
+    if sent == 0 {
         return;
     }
-    let key = gauge::key_of(sk);
-    let Some(marks) = gauge::marks(&key) else {
+    let Some(marks) = gauge::marks(listener) else {
         return emit::lost(|loss| &mut loss.unlisted);
     };
-    // SAFETY: a plain helper without arguments.
-    let took = (unsafe { bpf_ktime_get_ns() } / 1000).saturating_sub(sent);
+    let took = (now / 1000).saturating_sub(sent);
     marks.handshakes[bucket(took)] += 1;
     if took > marks.handshake_max_us {
         marks.handshake_max_us = took;
     }
 }
 
-// The final ACK: (sk, child, request, own_req). Its exit is in `ack`. That this CPU does
-// not own the request means that another one completed it.
+/// The final ACK. That this CPU does not own the request means that another one completed it.
+#[inline(always)]
+fn hashdance(sk: impl Pointer, child: u64, request: u64, owned: bool) {
+    if !passes(sk) {
+        return skip();
+    }
+    let listener = gauge::key_of(sk);
+    // SAFETY: a plain helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if owned {
+        note_handshake(&listener, request, now);
+    }
+    entering(listener, child, now);
+}
+
+// (sk, child, request, own_req). The exit is in `ack`.
 
 #[fentry]
 fn hashdance_enter(ctx: FEntryContext) -> i32 {
-    let sk = memory::plain(ctx.arg(0));
-    if ctx.arg::<u64>(3) as u8 != 0 {
-        note_handshake(sk, memory::plain(ctx.arg(2)));
-    }
-    entering(sk, memory::plain(ctx.arg(1)));
+    let owned = ctx.arg::<u64>(3) as u8 != 0;
+    hashdance(Typed(ctx.arg(0)), ctx.arg(1), ctx.arg(2), owned);
     0
 }
 
@@ -156,39 +175,48 @@ fn hashdance_enter_kprobe(ctx: ProbeContext) -> u32 {
     if let (Some(sk), Some(child), Some(request), Some(owned)) =
         (ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg::<u64>(3))
     {
-        if owned as u8 != 0 {
-            note_handshake(sk, request);
-        }
-        entering(sk, child);
+        hashdance(Plain(sk), child, request, owned as u8 != 0);
     }
     0
 }
 
-// Cookies and fast open: (sk, request, child).
+/// Cookies and fast open.
+#[inline(always)]
+fn queue_add(sk: impl Pointer, child: u64) {
+    if passes(sk) {
+        // SAFETY: a plain helper without arguments.
+        entering(gauge::key_of(sk), child, unsafe { bpf_ktime_get_ns() });
+    } else {
+        skip();
+    }
+}
+
+// (sk, request, child).
 
 #[fentry]
 fn queue_add_enter(ctx: FEntryContext) -> i32 {
-    entering(memory::plain(ctx.arg(0)), memory::plain(ctx.arg(2)));
+    queue_add(Typed(ctx.arg(0)), ctx.arg(2));
     0
 }
 
 #[fexit]
 fn queue_add_exit(ctx: FExitContext) -> i32 {
-    entered(memory::return_value(&ctx, hook::QUEUE_ADD));
+    let returned = memory::return_value(&ctx, hook::QUEUE_ADD);
+    entered(Some(Typed(ctx.arg(0))), returned);
     0
 }
 
 #[kprobe]
 fn queue_add_enter_kprobe(ctx: ProbeContext) -> u32 {
     if let (Some(sk), Some(child)) = (ctx.arg(0), ctx.arg(2)) {
-        entering(sk, child);
+        queue_add(Plain(sk), child);
     }
     0
 }
 
 #[kretprobe]
 fn queue_add_exit_kprobe(ctx: RetProbeContext) -> u32 {
-    entered(ctx.ret());
+    entered(None, ctx.ret());
     0
 }
 
@@ -196,7 +224,7 @@ fn queue_add_exit_kprobe(ctx: RetProbeContext) -> u32 {
 
 #[fentry]
 fn forget_enter(ctx: FEntryContext) -> i32 {
-    forget(memory::plain(ctx.arg(2)));
+    forget(ctx.arg(2));
     0
 }
 

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io::Write as _,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
@@ -424,9 +425,13 @@ const KFREE_SKB: &str = "kfree_skb";
 /// and a tenth of the memory of parsing it whole. Kernels before 6.16 cannot map their
 /// own file, so a copy is mapped; where even that cannot be done it is parsed.
 fn open(path: &Path) -> Result<Btf, btf_rs::Error> {
+    if let Ok(btf) = Btf::from_file_with_backend(path, Backend::Mmap) {
+        return Ok(btf);
+    }
     let copied = || -> std::io::Result<std::fs::File> {
         let mut copy = std::fs::File::from(memfd_create("btf", MemfdFlags::CLOEXEC)?);
-        std::io::copy(&mut std::fs::File::open(path)?, &mut copy)?;
+        // Not from file to file: the kernel splices its own files a page at a time.
+        copy.write_all(&std::fs::read(path)?)?;
         Ok(copy)
     };
     let Ok(copy) = copied() else {

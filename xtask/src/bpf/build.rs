@@ -14,7 +14,8 @@ use crate::{process, workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
 
-/// The object, with BTF and without DWARF.
+/// The object, without BTF and DWARF: the kernel would take in the line of each instruction,
+/// and shift all of them for each instruction that it finds to be dead.
 pub fn object(source: &Source, toolchain: &Toolchain) -> Result<Vec<u8>> {
     let folder = workspace::target().join("bpf");
     let _lock = workspace::lock(&folder)?;
@@ -55,10 +56,10 @@ pub fn object(source: &Source, toolchain: &Toolchain) -> Result<Vec<u8>> {
     fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))
 }
 
-/// BTF is made from the debug information, and its line info holds paths: those
-/// of this machine are mapped to names that are the same everywhere.
+/// Messages of panics hold paths: those of this machine are mapped to names that are the same
+/// everywhere.
 fn flags(copy: &Path, toolchain: &Toolchain) -> Result<Vec<String>> {
-    let mut flags = vec!["-Cdebuginfo=2".to_string(), "-Clink-arg=--btf".to_string()];
+    let mut flags = Vec::new();
     let mut remap = |from: &Path, to: &str| {
         flags.push(format!("--remap-path-prefix={}={to}", from.display()));
     };
