@@ -472,7 +472,7 @@ fn a_thousand_listeners() {
         };
         let inodes = netns.run(play).unwrap();
         let recording = tracer.stop();
-        // A busy CPU may receive a SYN when its listener is gone.
+        // A busy CPU may receive a SYN when its listener is gone, or the next one is there.
         let answered = Counters::of(&netns).since(&before, "SyncookiesSent");
         println!("{family}: {answered} answered");
         assert!(answered > LISTENERS as u64 / 2);
@@ -482,7 +482,8 @@ fn a_thousand_listeners() {
             .totals()
             .filter_map(|total| total.listener.inode)
             .collect();
-        assert_eq!(told.len() as u64, answered);
+        assert!(told.len() > LISTENERS / 2, "{} told", told.len());
+        assert!(told.len() as u64 <= answered);
         assert!(told.is_subset(&inodes));
     }
 }
