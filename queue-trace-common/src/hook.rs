@@ -122,13 +122,22 @@ hooks! {
     ICMP "icmp" "tcp_req_err" ["*sock"] (3, 3), Cause, bits(&[outcome::REQUEST_ABORTED]);
     ACCEPT "accept" "inet_csk_accept" ["*sock"] (2, 4), Main, bits(&[outcome::ACCEPTED]);
     STOP "stop" "inet_csk_listen_stop" ["*sock"] (1, 1), Cause, bits(&[outcome::QUEUE_DISCARDED]);
+    LISTEN_CALL "listen_call" "__sys_listen" ["int", "int"] (2, 2), Optional, 0;
     LISTEN "listen" "inet_csk_listen_start" ["*sock"] (1, 2), Cause, 0;
     QUEUE_ADD "queue_add" "inet_csk_reqsk_queue_add" ["*sock", "*request_sock", "*sock"] (3, 3), Cause, 0;
     FORGET "forget" "inet_child_forget" ["*sock", "*request_sock", "*sock"] (3, 3), Cause, 0;
 }
 
 /// The hooks by which the statistics of the queues are kept, whatever outcomes are wanted.
-pub const KEEP_QUEUES: [usize; 6] = [HASHDANCE, ACCEPT, STOP, LISTEN, QUEUE_ADD, FORGET];
+pub const KEEP_QUEUES: [usize; 7] = [
+    HASHDANCE,
+    ACCEPT,
+    STOP,
+    LISTEN_CALL,
+    LISTEN,
+    QUEUE_ADD,
+    FORGET,
+];
 
 impl Hook {
     /// The hook in a set of hooks, a bit for each index.

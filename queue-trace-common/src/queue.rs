@@ -43,10 +43,12 @@ pub struct Queue {
     pub netns: u32,
     /// The process that called listen().
     pub pid: u32,
+    /// The backlog that listen() was given, if it was seen; else 0.
+    pub asked: i32,
     /// The port.
     pub port: u16,
     /// Padding.
-    pub _pad: [u16; 3],
+    pub _pad: u16,
 }
 
 /// What each CPU keeps of a listener by itself, so that no two write the same.

@@ -189,6 +189,10 @@ pub static CLIENTS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(1024, 1);
 #[map]
 pub static ACCEPTING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
 
+/// The backlog that each thread gave to listen() last.
+#[map]
+pub static ASKED: LruHashMap<u64, i32> = LruHashMap::with_max_entries(1024, 0);
+
 /// What all CPUs share of a listener's queues.
 #[map]
 pub static QUEUES: HashMap<QueueKey, Queue> = HashMap::with_max_entries(queue::LISTENERS, 0);

@@ -13,7 +13,7 @@ use queue_trace_common::{
 
 use crate::{
     emit, filter, gauge,
-    globals::QUEUES,
+    globals::{ASKED, QUEUES},
     listener,
     memory::{self, Plain},
 };
@@ -29,8 +29,9 @@ static NO_QUEUE: Queue = Queue {
     cgroup: 0,
     netns: 0,
     pid: 0,
+    asked: 0,
     port: 0,
-    _pad: [0; 3],
+    _pad: 0,
 };
 
 /// What all CPUs share of a listener.
@@ -68,7 +69,12 @@ pub fn made(sk: u64, net: u64) {
     if let Ok(comm) = bpf_get_current_comm() {
         queue.comm = comm;
     }
-    queue.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let thread = bpf_get_current_pid_tgid();
+    queue.pid = (thread >> 32) as u32;
+    // SAFETY: only this thread writes its own entry; the value is copied out.
+    if let Some(asked) = unsafe { ASKED.get(thread) } {
+        queue.asked = *asked;
+    }
     // SAFETY: plain helpers without arguments.
     unsafe {
         queue.cgroup = generated::bpf_get_current_cgroup_id();
@@ -100,6 +106,29 @@ pub fn no_longer_full(queue: &mut Queue) {
     let now = unsafe { bpf_ktime_get_ns() };
     queue.full_ns += now - queue.full_since_ns;
     queue.full_since_ns = 0;
+}
+
+// The system call listen(fd, backlog), which lowers the backlog to somaxconn before anybody
+// else sees it.
+
+#[inline(always)]
+fn call(backlog: i32) {
+    // The oldest makes room: not known is all that follows.
+    let _ = ASKED.insert(bpf_get_current_pid_tgid(), backlog, 0);
+}
+
+#[fentry]
+fn listen_call_enter(ctx: FEntryContext) -> i32 {
+    call(ctx.arg::<u64>(1) as i32);
+    0
+}
+
+#[kprobe]
+fn listen_call_enter_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(backlog) = ctx.arg::<u64>(1) {
+        call(backlog as i32);
+    }
+    0
 }
 
 // `inet_csk_listen_start` runs in listen(), with the socket's lock held.

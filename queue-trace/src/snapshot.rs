@@ -137,6 +137,9 @@ pub struct Gauge {
     /// What set the limit: `backlog`, `somaxconn` or `earlier_somaxconn`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_from: Option<String>,
+    /// The backlog that listen() was given, where its call was seen; accept queue only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<i32>,
     /// `net.core.somaxconn` of the namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub somaxconn: Option<u32>,

@@ -357,6 +357,7 @@ fn full_row(limit_from: LimitFrom) -> Row {
         }),
         accept_queue: AcceptGauge {
             limit_from: Some(limit_from),
+            asked: Some(1),
             somaxconn: Some(1),
             high_water: Some(1),
             high_water_time: Some(1),

@@ -227,7 +227,8 @@ fn a_listener_made_and_closed_meanwhile() {
     let room = Room::new(Family::V4, 4, &[]);
     let tracer = Launch::showing(Shown::All).on(&room.netns).start();
     let at = SocketAddr::new(room.family.loopback(), 8090);
-    let made = listener_beside(&room.netns, at, 6);
+    room.netns.set_sysctl("net.core.somaxconn", 6).unwrap();
+    let made = listener_beside(&room.netns, at, 500);
     let number = inode(&made);
     let connect = || {
         let connect = || Ok(TcpStream::connect(at)?);
@@ -244,6 +245,8 @@ fn a_listener_made_and_closed_meanwhile() {
         (Some(at.ip()), 8090)
     );
     assert_eq!(row.accept_queue.high_water, Some(5));
+    // Tracepoints do not see the call.
+    assert_eq!(row.accept_queue.asked, tells_waits().then_some(500));
     assert_eq!(row.netns, room.netns.id());
     assert_eq!(row.processes[0].pid, process::id());
     if tells_waits() {

@@ -4,12 +4,14 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use live_tests::{Attach, Launch, Recording, Row, Scratch, Shown, attach};
 use queue_trace::lab::Netns;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 const PORT: u16 = 8080;
@@ -174,6 +176,81 @@ fn redis_with_a_backlog_of_its_own() {
 #[test]
 fn redis_with_its_default() {
     frozen_and_resumed(&redis(None), 511, Some("Redis"), b"PING\r\n");
+}
+
+/// A server in a container of a Kubernetes pod, as containerd names them under systemd.
+#[test]
+fn redis_in_a_container() {
+    let container = Container::new();
+    let server = Server::start("redis", |scratch| {
+        let script = format!(
+            "echo 0 >{}/cgroup.procs && \
+             exec redis-server --port {PORT} --bind 127.0.0.1 --save '' --dir {}",
+            container.folder.display(),
+            scratch.path().display()
+        );
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]);
+        shell
+    });
+    let row = one(server.listening());
+    assert_eq!(comm(&row), "redis-server");
+    assert_eq!(row.container.as_ref(), Some(&container.id), "{row:?}");
+    assert_eq!(row.pod.as_deref(), Some(POD), "{row:?}");
+}
+
+const POD: &str = "0f3c1d2e-aaaa-bbbb-cccc-0123456789ab";
+
+/// A cgroup that is named as a container's.
+struct Container {
+    id: String,
+    folder: PathBuf,
+    /// Where the hierarchy of cgroups was mounted, if it was not.
+    mounted: Option<Scratch>,
+}
+
+impl Container {
+    fn new() -> Self {
+        let (root, mounted) = match mounted_cgroups() {
+            Some(root) => (root, None),
+            None => {
+                let scratch = Scratch::new("cgroups");
+                let root = scratch.path().to_owned();
+                mount("cgroup2", &root, "cgroup2", MountFlags::empty(), None).unwrap();
+                (root, Some(scratch))
+            }
+        };
+        let id = format!("{:064x}", std::process::id());
+        let pod = format!("kubepods-burstable-pod{}.slice", POD.replace('-', "_"));
+        let folder = root.join(pod).join(format!("cri-containerd-{id}.scope"));
+        fs::create_dir_all(&folder).unwrap();
+        Self {
+            id,
+            folder,
+            mounted,
+        }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // Left behind is better than a panic on top of another.
+        let _ = fs::remove_dir(&self.folder);
+        let _ = self.folder.parent().map(fs::remove_dir);
+        if let Some(scratch) = &self.mounted {
+            let _ = unmount(scratch.path(), UnmountFlags::empty());
+        }
+    }
+}
+
+/// Where the unified hierarchy of cgroups is mounted.
+fn mounted_cgroups() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts.lines().find_map(|line| {
+        let (place, kind) = line.split_once(" - ")?;
+        kind.starts_with("cgroup2 ").then_some(())?;
+        place.split(' ').nth(4).map(PathBuf::from)
+    })
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub enum Line {
     Loss(Map<String, Value>),
     Total(Total),
     Ledger(Ledger),
-    Listener(Row),
+    Listener(Box<Row>),
     /// Lines that these tests are not about.
     #[serde(other)]
     Other,
@@ -80,6 +80,8 @@ pub struct Row {
     pub listener: Listener,
     pub processes: Vec<Process>,
     pub cgroup: Option<String>,
+    pub container: Option<String>,
+    pub pod: Option<String>,
     pub group: Option<Group>,
     pub accept_queue: AcceptGauge,
     pub syn_queue: Option<SynGauge>,
@@ -116,6 +118,8 @@ pub struct AcceptGauge {
     pub depth: u32,
     pub limit: u32,
     pub limit_from: Option<String>,
+    /// The backlog that listen() was given.
+    pub asked: Option<i32>,
     pub somaxconn: Option<u32>,
     pub high_water: Option<u32>,
     pub full_us: Option<u64>,
@@ -268,7 +272,7 @@ impl Recording {
     /// What was told of listeners, in the order of telling.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         self.lines.iter().filter_map(|line| match line {
-            Line::Listener(row) => Some(row),
+            Line::Listener(row) => Some(&**row),
             _ => None,
         })
     }

@@ -155,6 +155,7 @@ fn rows(netns: u32, found: &Found) -> impl Iterator<Item = Row> {
             limit_from: found
                 .somaxconn
                 .map(|somaxconn| LimitFrom::of(listening.limit, somaxconn)),
+            asked: None,
             somaxconn: found.somaxconn,
             ..AcceptGauge::default()
         },

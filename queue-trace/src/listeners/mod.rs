@@ -88,6 +88,8 @@ pub struct AcceptGauge {
     pub limit: u32,
     /// What set the limit.
     pub limit_from: Option<LimitFrom>,
+    /// The backlog that listen() was given, if it was called while attached.
+    pub asked: Option<i32>,
     /// `net.core.somaxconn` of the namespace, now.
     pub somaxconn: Option<u32>,
     /// The deepest that it was, since attached.
@@ -189,6 +191,7 @@ impl From<AcceptGauge> for Gauge {
             young: None,
             limit: Some(queue.limit),
             limit_from: queue.limit_from.map(|from| from.name().to_owned()),
+            asked: queue.asked,
             somaxconn: queue.somaxconn,
             high_water: queue.high_water,
             high_water_time: queue.high_water_time.map(rfc3339),

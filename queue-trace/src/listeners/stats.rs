@@ -89,6 +89,7 @@ impl Stats<'_> {
         if row.cgroup.path.is_none() && queue.cgroup != 0 {
             row.cgroup = Cgroup::of_number(queue.cgroup).unwrap_or_default();
         }
+        row.accept_queue.asked = asked(queue, row.accept_queue.limit);
         let by_tracepoints = self.family == Family::Tracepoint;
         if by_tracepoints && row.group.is_some() {
             // Which socket of a group it was is not known.
@@ -118,6 +119,12 @@ impl Stats<'_> {
         row.waits = Some(marks.waited);
         row.handshake_us = Spread::of(&marks.handshakes, marks.handshake_max_us);
     }
+}
+
+/// The backlog that listen() was given. The kernel takes a negative one for a huge one, and
+/// gives no more than was asked for: otherwise listen() was called again since.
+fn asked(queue: &Queue, limit: u32) -> Option<i32> {
+    (queue.asked != 0 && queue.asked as u32 >= limit).then_some(queue.asked)
 }
 
 /// The two clocks, at one moment.

@@ -137,6 +137,12 @@ pub(crate) fn limit_from(row: &Row) -> String {
         Some(LimitFrom::EarlierSomaxconn) => "earlier somaxconn".to_owned(),
         None => String::new(),
     };
+    if let Some(asked) = row.accept_queue.asked
+        && row.accept_queue.limit_from != Some(LimitFrom::Backlog)
+    {
+        // Writing to a string does not fail.
+        let _ = write!(text, " (asked {asked})");
+    }
     if let Some(somaxconn) = row.accept_queue.somaxconn
         && row.accept_queue.limit_from != Some(LimitFrom::Somaxconn)
     {

@@ -512,13 +512,17 @@ pub(super) fn limit(rule: &Rule, case: &Case) -> Vec<Finding> {
             .and_then(|queue| queue.somaxconn)
             .or(course.sysctls.map(|sysctls| sysctls.somaxconn));
         let clamped = from == Some("somaxconn") || (from.is_none() && somaxconn == Some(limit));
+        let asked = match queue.and_then(|queue| queue.asked) {
+            Some(asked) => format!("asked for {asked}"),
+            None => "asked for as much or more".to_owned(),
+        };
         let runtime = snapshot.and_then(|snapshot| snapshot.default_of.as_deref());
         let what = match runtime {
             Some(runtime) if !clamped => format!(
                 "The backlog of {limit} is the default of {runtime}: nobody chose it for this service."
             ),
             _ if clamped => format!(
-                "The backlog is cut to {limit} by net.core.somaxconn={limit}: the application asked for as much or more."
+                "The backlog is cut to {limit} by net.core.somaxconn={limit}: the application {asked}."
             ),
             _ => continue,
         };
