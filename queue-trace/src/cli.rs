@@ -87,10 +87,9 @@ pub enum Command {
     /// it attaches, and shows what happened since as well.
     #[cfg(target_os = "linux")]
     Listeners(Listeners),
-    /// Show the listeners in the terminal, those in trouble first
+    /// Show the listeners in the terminal, those in trouble first, now or in a recording
     ///
-    /// Press ? for the keys.
-    #[cfg(target_os = "linux")]
+    /// Press ? for the keys. A recording is played, and shown at any moment of it.
     Top(Top),
     /// Write a completion script for a shell to standard output
     Completions(Completions),
@@ -355,8 +354,14 @@ pub struct Listeners {
 
 /// Options of `top`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Example:\n  queue-trace top -p 80,443")]
+#[command(after_help = "Examples:\n  \
+    queue-trace top -p 80,443                this machine, now\n  \
+    queue-trace top incident.jsonl.zst       a recording, on any machine")]
 pub struct Top {
+    /// Recordings, in order of time. Without any, this machine is watched
+    #[arg(value_name = "FILE", required = cfg!(not(target_os = "linux")))]
+    pub files: Vec<PathBuf>,
+
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
     pub which: Which,

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use queue_trace_common::outcome::{Kind, Outcome};
 use serde::{Deserialize, Serialize};
 
 use crate::event::Listener;
@@ -93,6 +94,50 @@ impl Snapshot {
         parts.extend(place.or_else(|| self.unit.clone()));
         (!parts.is_empty()).then(|| parts.join(" "))
     }
+
+    /// What set the limit of its accept queue, in words: `backlog (somaxconn 4096)`. Empty
+    /// if it was closed.
+    #[must_use]
+    pub fn limit_words(&self) -> String {
+        let Some(queue) = self.accept_queue.as_ref().filter(|_| !self.is_closed()) else {
+            return String::new();
+        };
+        let from = queue.limit_from.as_deref();
+        let mut text = from.unwrap_or_default().replace('_', " ");
+        if let Some(somaxconn) = queue.somaxconn.filter(|_| from != Some("somaxconn")) {
+            text.push_str(&format!(" (somaxconn {somaxconn})"));
+        }
+        if let Some(default_of) = &self.default_of {
+            text.push_str(&format!(", default of {default_of}"));
+        }
+        text
+    }
+
+    /// Whether it was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed == Some(true)
+    }
+}
+
+/// Whether something is refused. A cookie is an answer.
+#[must_use]
+pub fn is_drop(outcome: &Outcome) -> bool {
+    outcome.kind == Kind::Refusal && outcome.verdict != "cookie_sent"
+}
+
+/// What of these outcomes is refused, by cause.
+#[must_use]
+pub fn drops(counts: impl IntoIterator<Item = (&'static Outcome, u64)>) -> BTreeMap<String, u64> {
+    let mut drops: BTreeMap<_, u64> = BTreeMap::new();
+    for (outcome, count) in counts {
+        if is_drop(outcome) {
+            let cause = outcome.cause.unwrap_or(outcome.verdict);
+            let sum = drops.entry(cause.to_owned()).or_default();
+            *sum = sum.saturating_add(count);
+        }
+    }
+    drops
 }
 
 /// A listener's place in a `SO_REUSEPORT` group.
@@ -152,6 +197,14 @@ pub struct Gauge {
     /// How often it became full; accept queue only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full_times: Option<u64>,
+}
+
+impl Gauge {
+    /// Whether the next connection would be refused, as far as is known.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!((self.depth, self.limit), (Some(depth), Some(limit)) if depth > limit)
+    }
 }
 
 /// Latency in microseconds.

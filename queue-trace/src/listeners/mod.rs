@@ -23,7 +23,8 @@ use queue_trace_common::queue::BUCKETS;
 
 use crate::{
     event::{Listener, Process, rfc3339},
-    snapshot::{self, Gauge, Latency, Snapshot},
+    snapshot::{self, Gauge, Snapshot},
+    spread::Spread,
 };
 
 pub use self::{
@@ -155,31 +156,6 @@ pub struct SynGauge {
     pub high_water: Option<u32>,
     /// When it was that deep for the first time.
     pub high_water_time: Option<i128>,
-}
-
-/// How a time was spread over connections, microseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Spread {
-    /// Half of them took at most so long: the end of the power of two in which the
-    /// middle one lies.
-    pub p50: u64,
-    /// The same for 99 of 100.
-    pub p99: u64,
-    /// The longest, exactly.
-    pub max: u64,
-    /// How many were measured.
-    pub count: u64,
-}
-
-impl From<Spread> for Latency {
-    fn from(spread: Spread) -> Self {
-        Self {
-            p50: Some(spread.p50),
-            p99: Some(spread.p99),
-            max: Some(spread.max),
-            count: Some(spread.count),
-        }
-    }
 }
 
 impl From<AcceptGauge> for Gauge {
