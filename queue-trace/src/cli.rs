@@ -180,7 +180,7 @@ pub struct Trace {
 }
 
 /// How the kernel is watched.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Kernel {
     /// How to attach to the kernel; auto takes the best that it allows
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Attach::Auto)]
@@ -314,7 +314,7 @@ pub struct Demo {
 }
 
 /// Which listeners, and how the kernel is watched.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Which {
     /// Only listeners on these ports, e.g. 80,443 or 8000-8099
     #[arg(short, long = "port", value_name = "PORT[,PORT|A-B]", value_delimiter = ',', value_parser = ports)]
@@ -368,9 +368,10 @@ pub struct Top {
 }
 
 /// How to attach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Attach {
     /// The best that the kernel allows
+    #[default]
     Auto,
     /// fentry and fexit only
     Fentry,

@@ -138,6 +138,17 @@ fn quit_help(child: Child, mut screen: Screen) {
 }
 
 #[test]
+fn a_new_size_is_drawn_anew() {
+    let (child, mut screen) = top(&[&recording(BURSTS)], 80, 24);
+    screen.wait_for("127.0.0.1:8080");
+    screen.resize(50, 10);
+    screen.wait_for("too small");
+    screen.resize(140, 40);
+    screen.wait_for("WAIT 50% 99% max");
+    quit(child, screen);
+}
+
+#[test]
 fn filters_leave_listeners_out() {
     let recording = recording("fentry-stuck-worker");
     let (child, mut screen) = top(&[&recording, Path::new("-p"), Path::new("1")], 80, 24);

@@ -5,9 +5,8 @@ use std::{collections::BTreeMap, io, net::SocketAddr};
 
 use queue_trace_common::outcome::{self, OUTCOMES, Outcome, Set};
 
-use super::clients::Networks;
 use crate::{
-    clients::Clients,
+    clients::{ClientTable, Clients},
     event::{Event, Listener, Sysctls, from_rfc3339, outcome_named},
     ledger::Ledger,
     sink::{Counts, Header, LossNote, Sink, Total},
@@ -40,6 +39,8 @@ pub struct Case {
     pub notes: Vec<String>,
     /// Whether it came to its end.
     pub ended: bool,
+    /// Where clients that were refused, or put off with a cookie, came from.
+    clients: ClientTable,
 }
 
 /// What tells a listener from others in one recording.
@@ -75,8 +76,6 @@ pub struct Course {
     pub deepest: Option<u32>,
     /// The deepest that the SYN queue was seen.
     pub deepest_syn: Option<u32>,
-    /// Where clients that were refused, or put off with a cookie, came from.
-    pub clients: Networks,
     /// What was last said of it.
     pub snapshot: Option<Snapshot>,
     /// The longest that a connection was seen to wait.
@@ -241,6 +240,12 @@ impl Case {
         counts.fold(0, u64::saturating_add)
     }
 
+    /// The networks of the clients that a listener refused, or put off with a cookie.
+    #[must_use]
+    pub fn clients_of(&self, key: &Key) -> Option<Clients> {
+        self.clients.of(key.netns, key.port, key.inode)
+    }
+
     /// How long it lasted, in seconds.
     #[must_use]
     pub fn seconds(&self) -> f64 {
@@ -319,6 +324,9 @@ impl Sink for Case {
         self.lines += 1;
         let slot = self.slot_of(event.wall_ns);
         let count_slots = !self.has_counts();
+        if (ACCEPT_FULL | SYN_FULL) & event.outcome.bit() != 0 {
+            self.clients.take(event);
+        }
         let Some(course) = self.course(event.netns, &event.listener) else {
             return Ok(());
         };
@@ -333,11 +341,6 @@ impl Sink for Case {
         course.limit = event.accept_queue.map(|queue| queue.limit).or(course.limit);
         course.deepest = course.deepest.max(depth);
         course.deepest_syn = course.deepest_syn.max(syn_depth);
-        if let Some(client) = event.client
-            && (ACCEPT_FULL | SYN_FULL) & event.outcome.bit() != 0
-        {
-            course.clients.add(client.addr, event.count);
-        }
         let slot = course.slots.entry(slot).or_default();
         slot.depth = slot.depth.max(depth);
         slot.syn_depth = slot.syn_depth.max(syn_depth);
@@ -375,6 +378,8 @@ impl Sink for Case {
     }
 
     fn counts(&mut self, counts: &Counts) -> io::Result<()> {
+        // They come once a second, after what was held back in it.
+        self.clients.end_second();
         let Ok(time) = from_rfc3339(&counts.time) else {
             return Ok(());
         };
@@ -420,7 +425,8 @@ impl Sink for Case {
     }
 
     fn clients(&mut self, _: &Clients) -> io::Result<()> {
-        // Its events say as much.
+        // It is about all events that were asked for, and missing if the end is; those that
+        // matter here were taken in one by one.
         Ok(())
     }
 

@@ -96,7 +96,7 @@ pub fn page(case: &Case) -> String {
                         }
                     }
                     (listener_table(&listeners))
-                    (client_table(&listeners))
+                    (client_table(case, &listeners))
                     (ledgers(case, &diagnosis))
                     (environment(case))
                 }
@@ -316,29 +316,30 @@ fn number(number: Option<u32>) -> String {
     number.map_or_else(|| "–".to_owned(), |number| number.to_string())
 }
 
-fn client_table(listeners: &[(&Key, &Course)]) -> Markup {
+fn client_table(case: &Case, listeners: &[(&Key, &Course)]) -> Markup {
     let known: Vec<_> = listeners
         .iter()
-        .filter(|(_, course)| course.clients.total > 0)
+        .filter_map(|(key, course)| Some((course, case.clients_of(key)?)))
         .take(CHARTED)
         .collect();
     html! {
         section aria-labelledby="clients" {
             h2 #clients { "Clients refused or put off" }
             @if known.is_empty() { p { "No client of a refusal is known." } }
-            @for (_, course) in known {
+            @for (course, clients) in known {
                 h3 { (course.name()) }
                 p.soft {
-                    "By network (/24, or /64 of IPv6), of " (course.clients.total) " events that have a client"
-                    @if course.clients.overflowed() { "; there are more networks than are counted apart, so small ones may be missing" } "."
+                    "By network (/24, or /64 of IPv6), of " (clients.events) " events"
+                    @if clients.told < clients.events { "; " (clients.estimate()) }
+                    @if clients.overflowed() { "; there are more networks than are counted apart, so small ones may be missing" } "."
                 }
                 div.scroll { table {
                     thead { tr { th scope="col" { "Network" } th.n scope="col" { "Events" } th.n scope="col" { "Share" } } }
-                    tbody { @for (network, count) in course.clients.top(10) {
+                    tbody { @for network in clients.networks.iter().take(10) {
                         tr {
-                            th scope="row" { (network.to_string()) }
-                            td.n { (count) }
-                            td.n { (format!("{:.0} %", 100.0 * count as f64 / course.clients.total as f64)) }
+                            th scope="row" { (network.network) }
+                            td.n { (network.count) }
+                            td.n { (format!("{:.0} %", 100.0 * network.share(&clients))) }
                         }
                     } }
                 } }

@@ -94,6 +94,11 @@ impl Recorded {
     /// # Errors
     /// If it cannot be read.
     pub fn open(files: &[PathBuf], which: &cli::Which) -> Result<Self> {
+        Self::open_with(files, which, LINES)
+    }
+
+    /// With checkpoints so many lines apart, at least.
+    fn open_with(files: &[PathBuf], which: &cli::Which, apart: u64) -> Result<Self> {
         if files.iter().any(|path| path == Path::new("-")) {
             bail!("top reads keys from standard input: give it a recording by its name");
         }
@@ -108,7 +113,7 @@ impl Recorded {
             header: None,
             notes: Vec::new(),
         };
-        recorded.read_through()?;
+        recorded.read_through(apart)?;
         recorded.go_to(recorded.span.0)?;
         Ok(recorded)
     }
@@ -135,8 +140,7 @@ impl Recorded {
         (in_ns(from), in_ns(to))
     }
 
-    fn read_through(&mut self) -> Result<()> {
-        let mut apart = LINES;
+    fn read_through(&mut self, mut apart: u64) -> Result<()> {
         let mut from = None;
         loop {
             let place = self.reader.place();
@@ -437,4 +441,53 @@ fn second_of(line: &Line) -> Option<i64> {
 
 fn in_ns(second: i64) -> i128 {
     i128::from(second) * NS_PER_SECOND
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn open(apart: u64) -> Recorded {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings");
+        let which = cli::Which::default();
+        let files = [folder.join("tracepoint-accept-too-slow.jsonl")];
+        Recorded::open_with(&files, &which, apart).unwrap()
+    }
+
+    /// Reads on from the beginning only.
+    fn seen_at(second: i64) -> String {
+        let mut recorded = open(u64::MAX);
+        assert_eq!(recorded.checkpoints.len(), 1);
+        let (from, _) = recorded.span;
+        format!(
+            "{:?}",
+            recorded.go(Step::By(second - from)).unwrap().unwrap().rows
+        )
+    }
+
+    #[test]
+    fn checkpoints_are_bounded() {
+        let recorded = open(1);
+        assert!(recorded.checkpoints.len() <= CHECKPOINTS);
+        assert!(recorded.checkpoints.len() > 5);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20))]
+
+        /// Whichever way the cursor came, it is the same that is to be seen.
+        #[test]
+        fn a_moment_is_the_same_from_every_side(moments in proptest::collection::vec(0..12i64, 1..8)) {
+            let mut recorded = open(8);
+            let (from, to) = recorded.span;
+            for moment in moments {
+                let second = (from + moment).min(to);
+                recorded.go_to(second).unwrap();
+                let rows = format!("{:?}", recorded.scene.seen().rows);
+                prop_assert_eq!(rows, seen_at(second));
+            }
+        }
+    }
 }
