@@ -3,9 +3,40 @@
 
 use std::fmt;
 
-use queue_trace_common::queue::BUCKETS;
+use queue_trace_common::queue::{BUCKETS, bucket};
 
 use crate::{sink::short_time, snapshot::Latency};
+
+/// How many connections took how long, microseconds, in powers of two.
+#[derive(Debug, Clone, Default)]
+pub struct Histogram {
+    /// See [`bucket`].
+    pub places: [u32; BUCKETS],
+    longest: u64,
+}
+
+impl Histogram {
+    /// One took so long.
+    pub fn add(&mut self, us: u64) {
+        let place = &mut self.places[bucket(us)];
+        *place = place.saturating_add(1);
+        self.longest = self.longest.max(us);
+    }
+
+    /// All of another one.
+    pub fn merge(&mut self, other: &Self) {
+        for (place, more) in self.places.iter_mut().zip(other.places) {
+            *place = place.saturating_add(more);
+        }
+        self.longest = self.longest.max(other.longest);
+    }
+
+    /// What matters of it; `None` if it is empty.
+    #[must_use]
+    pub fn spread(&self) -> Option<Spread> {
+        Spread::of(&self.places, self.longest)
+    }
+}
 
 /// How a time was spread over connections, microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,20 +114,21 @@ impl Latency {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use queue_trace_common::queue::bucket;
 
     use super::*;
 
     proptest! {
         #[test]
         fn percentiles_are_within_the_power_of_two(mut times in proptest::collection::vec(0u64..1 << 40, 1..300)) {
-            let mut places = [0; BUCKETS];
-            for time in &times {
-                places[bucket(*time)] += 1;
+            let mut histogram = Histogram::default();
+            for half in times.chunks(times.len().div_ceil(2)) {
+                let mut one = Histogram::default();
+                half.iter().for_each(|time| one.add(*time));
+                histogram.merge(&one);
             }
             times.sort_unstable();
             let longest = *times.last().unwrap();
-            let spread = Spread::of(&places, longest).unwrap();
+            let spread = histogram.spread().unwrap();
             prop_assert_eq!(spread.count, times.len() as u64);
             for (told, percent) in [(spread.p50, 50), (spread.p99, 99)] {
                 let exact = times[(times.len() * percent).div_ceil(100) - 1];
@@ -108,6 +140,6 @@ mod tests {
 
     #[test]
     fn nothing_measured_is_no_spread() {
-        assert_eq!(Spread::of(&[0; BUCKETS], 0), None);
+        assert_eq!(Histogram::default().spread(), None);
     }
 }

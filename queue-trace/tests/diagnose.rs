@@ -32,6 +32,7 @@ const EXPECTED: &[(&str, &[&str])] = &[
     ("tracepoint-accept-stopped", &["accept-stopped"]),
     ("tracepoint-accept-too-slow", &["accept-too-slow"]),
     ("tracepoint-bursts", &["backlog-too-small-for-bursts"]),
+    ("tracepoint-chosen", &["backlog-too-small-for-bursts"]),
     (
         "tracepoint-clamped",
         &["backlog-clamped-or-default", "backlog-too-small-for-bursts"],
@@ -39,6 +40,10 @@ const EXPECTED: &[(&str, &[&str])] = &[
     (
         "tracepoint-clients-hang",
         &["accept-queue-full", "clients-hang"],
+    ),
+    (
+        "tracepoint-default",
+        &["backlog-clamped-or-default", "backlog-too-small-for-bursts"],
     ),
     (
         "tracepoint-flood-few-no-cookies",
@@ -115,6 +120,34 @@ fn what_has_nothing_to_do_with_queues_is_found_by_its_own_rule() {
     assert_eq!(diagnosis.findings.len(), 1, "{diagnosis:#?}");
     assert_eq!(diagnosis.findings[0].rule, "refused-otherwise");
     assert_eq!(diagnosis.findings[0].count, 89);
+}
+
+/// Each half of the rule about limits says which of the two it was, and whose default.
+#[test]
+fn a_limit_is_told_to_be_clamped_or_a_default() {
+    for (name, words) in [
+        ("tracepoint-clamped", "cut to 8 by net.core.somaxconn"),
+        (
+            "tracepoint-default",
+            "5 is the default of Python's socketserver",
+        ),
+    ] {
+        let diagnosis = diagnosis(name);
+        let mut limits = diagnosis.findings.iter();
+        let limit = limits.find(|finding| finding.rule == "backlog-clamped-or-default");
+        let what = &limit.unwrap().what;
+        assert!(what.contains(words), "{what}");
+    }
+}
+
+/// What is not too small is not to be lowered.
+#[test]
+fn no_remedy_lowers_a_setting() {
+    for finding in diagnosis("tracepoint-default").findings {
+        for remedy in finding.remedies {
+            assert!(!remedy.command.contains("somaxconn"), "{remedy:?}");
+        }
+    }
 }
 
 fn of_text(text: &str) -> Diagnosis {

@@ -11,10 +11,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use queue_trace_common::{
-    outcome::{ACCEPTED, Kind, Outcome},
-    queue::{BUCKETS, bucket},
-};
+use queue_trace_common::outcome::{ACCEPTED, Kind, Outcome};
 
 use super::{
     Source,
@@ -28,7 +25,7 @@ use crate::{
     replay::Only,
     sink::{Counts, Header},
     snapshot::{Gauge, Snapshot, drops, is_drop},
-    spread::Spread,
+    spread::Histogram,
 };
 
 /// Listeners kept at most.
@@ -84,8 +81,7 @@ struct Known {
     /// How often each outcome was, by tag.
     counts: BTreeMap<u8, u64>,
     /// How long accepted connections had waited, those whose event was told.
-    waits: [u32; BUCKETS],
-    longest_us: u64,
+    waits: Histogram,
 }
 
 impl Recorded {
@@ -355,9 +351,7 @@ impl Known {
         if event.outcome.tag == ACCEPTED
             && let Some(us) = event.waited_us
         {
-            let place = &mut self.waits[bucket(us)];
-            *place = place.saturating_add(1);
-            self.longest_us = self.longest_us.max(us);
+            self.waits.add(us);
         }
     }
 
@@ -400,7 +394,7 @@ impl Known {
             .all_counts()
             .map(|(o, count)| (Name(o).to_string(), count));
         snapshot.counts = Some(named.collect());
-        let measured = Spread::of(&self.waits, self.longest_us);
+        let measured = self.waits.spread();
         let told = snapshot.accept_latency_us.and_then(|latency| latency.count);
         let waits = measured.filter(|spread| spread.count >= told.unwrap_or(0));
         if let Some(spread) = waits {
@@ -412,7 +406,7 @@ impl Known {
         }
         Row {
             snapshot,
-            waits: waits.map(|_| self.waits),
+            waits: waits.map(|_| self.waits.places),
         }
     }
 }

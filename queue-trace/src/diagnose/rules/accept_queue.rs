@@ -7,9 +7,12 @@ use queue_trace_common::outcome::{
 };
 
 use super::Rule;
-use crate::diagnose::{
-    case::{ACCEPT_FULL, Case, Course, ENTERED, Key, set_of},
-    finding::Finding,
+use crate::{
+    diagnose::{
+        case::{ACCEPT_FULL, Case, Course, ENTERED, Key, set_of},
+        finding::Finding,
+    },
+    sink::short_time,
 };
 
 /// What tells how a queue came to be full: refusals, and connections that enter. Fast open
@@ -225,8 +228,8 @@ fn with_queue(finding: Finding, course: &Course) -> Finding {
     }
     if let Some(waited) = course.oldest_waiting_us.filter(|us| *us > 0) {
         finding = finding.because(format!(
-            "the oldest connection had been waiting for {:.1} s",
-            waited as f64 / 1e6
+            "the oldest connection had been waiting for {}",
+            short_time(waited)
         ));
     }
     finding
@@ -387,7 +390,7 @@ pub(super) fn bursts(rule: &Rule, case: &Case) -> Vec<Finding> {
 
 /// The remedies that raise the limit.
 fn raise_limit(finding: Finding, course: &Course) -> Finding {
-    let somaxconn = course.sysctls.map(|sysctls| sysctls.somaxconn);
+    let somaxconn = course.somaxconn();
     let wanted = course.limit.map_or(4096, |limit| {
         (limit.max(1).saturating_mul(8)).clamp(1024, 65535)
     });
@@ -508,10 +511,8 @@ pub(super) fn limit(rule: &Rule, case: &Case) -> Vec<Finding> {
         let snapshot = course.snapshot.as_ref();
         let queue = snapshot.and_then(|snapshot| snapshot.accept_queue.as_ref());
         let from = queue.and_then(|queue| queue.limit_from.as_deref());
-        let somaxconn = queue
-            .and_then(|queue| queue.somaxconn)
-            .or(course.sysctls.map(|sysctls| sysctls.somaxconn));
-        let clamped = from == Some("somaxconn") || (from.is_none() && somaxconn == Some(limit));
+        let clamped =
+            from == Some("somaxconn") || (from.is_none() && course.somaxconn() == Some(limit));
         let runtime = snapshot.and_then(|snapshot| snapshot.default_of.as_deref());
         let what = match runtime {
             Some(runtime) if !clamped => format!(
