@@ -189,8 +189,8 @@ Server(('127.0.0.1', {PORT}), socketserver.BaseRequestHandler).serve_forever()"
             kill_process(server.pid(), Signal::CONT).unwrap();
             thread::sleep(Duration::from_secs(3));
             // It is there again.
-            let one = || Ok(drop(TcpStream::connect(AT)?));
-            server.netns.run(one).unwrap();
+            let one = || Ok(TcpStream::connect(AT)?);
+            drop(server.netns.run(one).unwrap());
         }
     })
 }

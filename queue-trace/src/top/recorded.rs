@@ -440,8 +440,12 @@ fn in_ns(second: i64) -> i128 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use ratatui::{Terminal, backend::TestBackend};
 
-    use super::*;
+    use super::{
+        super::{state::Top, view},
+        *,
+    };
 
     fn open(apart: u64) -> Recorded {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings");
@@ -482,6 +486,46 @@ mod tests {
                 let rows = format!("{:?}", recorded.scene.seen().rows);
                 prop_assert_eq!(rows, seen_at(second));
             }
+        }
+    }
+
+    proptest! {
+        /// Whatever numbers a garbled recording has, something is shown of it.
+        #[test]
+        fn any_numbers_can_be_shown(
+            garbled in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u64>()), 1..20),
+            columns in 1..200u16,
+            rows in 1..60u16,
+        ) {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings");
+            let text = std::fs::read_to_string(folder.join("tracepoint-default.jsonl")).unwrap();
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            for (at, number) in garbled {
+                let line = at.get(&lines).clone();
+                // What stands behind a colon and is a number, here and there.
+                let parts: Vec<_> = line.split(':').map(|part| {
+                    let end = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+                    let kept = end == 0 || number >> (part.len() % 64) & 1 == 0;
+                    if kept { part.to_owned() } else { format!("{number}{}", &part[end..]) }
+                }).collect();
+                let at = at.index(lines.len());
+                lines[at] = parts.join(":");
+            }
+            let mut scene = Scene::default();
+            for line in &lines {
+                if let Ok(line) = Line::parse(line.as_bytes()) {
+                    if let Some(second) = second_of(&line) {
+                        scene.pass_to(second);
+                    }
+                    scene.take(&line);
+                }
+            }
+            let mut top = Top::new(String::new(), Vec::new(), true);
+            top.span = Some((i128::MIN, i128::MAX));
+            top.show(scene.seen());
+            let screen = TestBackend::new(columns, rows);
+            let mut terminal = Terminal::new(screen).unwrap();
+            terminal.draw(|frame| view::draw(frame, &top)).unwrap();
         }
     }
 }
