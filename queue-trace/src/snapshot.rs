@@ -62,6 +62,10 @@ pub struct Snapshot {
     /// The runtime whose default backlog the limit is, if its owner is that runtime.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_of: Option<String>,
+    /// What the owners' threads did when its accept queue was full, how many each: the letter
+    /// of the state as in ps(1), and the kernel function that they waited in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<BTreeMap<String, u32>>,
     /// Whether it was closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<bool>,
@@ -111,6 +115,34 @@ impl Snapshot {
             text.push_str(&format!(", default of {default_of}"));
         }
         text
+    }
+
+    /// What its owners' threads did while its queue was full: `3 sleeping in
+    /// futex_do_wait, 1 stopped`.
+    #[must_use]
+    pub fn thread_words(&self) -> Option<String> {
+        let mut threads: Vec<_> = self.threads.as_ref()?.iter().collect();
+        threads.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        let words = |(doing, count): (&String, &u32)| {
+            let (state, place) = doing.split_once(' ').unwrap_or((doing, ""));
+            let state = match state {
+                "R" => "running",
+                "S" => "sleeping",
+                "D" => "blocked in the kernel",
+                "T" => "stopped",
+                "t" => "stopped by a debugger",
+                "Z" | "X" => "ended",
+                other => other,
+            };
+            match place {
+                "" => format!("{count} {state}"),
+                place => format!("{count} {state} in {place}"),
+            }
+        };
+        (!threads.is_empty()).then(|| {
+            let all: Vec<_> = threads.into_iter().take(5).map(words).collect();
+            all.join(", ")
+        })
     }
 
     /// Whether it was closed.
@@ -223,4 +255,24 @@ pub struct Latency {
     /// Of how many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_told_in_words_most_first() {
+        let doing = [("S futex_do_wait", 3), ("T", 1), ("R", 2)];
+        let snapshot = Snapshot {
+            threads: Some(doing.map(|(what, count)| (what.to_owned(), count)).into()),
+            ..Snapshot::default()
+        };
+        let words = snapshot.thread_words();
+        assert_eq!(
+            words.as_deref(),
+            Some("3 sleeping in futex_do_wait, 2 running, 1 stopped")
+        );
+        assert_eq!(Snapshot::default().thread_words(), None);
+    }
 }

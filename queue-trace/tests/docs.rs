@@ -375,6 +375,7 @@ fn full_row(limit_from: LimitFrom) -> Row {
         handshake_us: Some(spread),
         oldest_waiting_us: Some(1),
         default_of: Some("Java"),
+        threads: Some([("S futex_do_wait".to_owned(), 3)].into()),
         entered: None,
         waits: None,
         place: None,

@@ -128,6 +128,9 @@ fn an_application_that_stopped_accepting() {
         clients_come(&room, 3, Duration::from_millis(300), Duration::from_secs(8));
     });
     assert_found(&diagnosis, &["accept-stopped"]);
+    // What holds the socket is this test, which is at work now and waits now.
+    let evidence = diagnosis["findings"][0]["evidence"].to_string();
+    assert!(evidence.contains("threads did instead"), "{evidence}");
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub struct Row {
     pub oldest_waiting_us: Option<u64>,
     /// The runtime whose default backlog the limit is, if its owner is that runtime.
     pub default_of: Option<&'static str>,
+    /// What the owners' threads do, how many each; of a full accept queue only.
+    pub threads: Option<BTreeMap<String, u32>>,
     /// How many connections entered its accept queue, since attached.
     pub entered: Option<u64>,
     /// How many accepted connections had waited how long: a histogram.
@@ -212,6 +214,7 @@ impl From<&Row> for Snapshot {
             handshake_us: row.handshake_us.map(Into::into),
             oldest_waiting_us: row.oldest_waiting_us,
             default_of: row.default_of.map(str::to_owned),
+            threads: row.threads.clone(),
             closed: row.closed.then_some(true),
         }
     }

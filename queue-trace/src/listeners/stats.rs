@@ -185,6 +185,7 @@ fn closed(key: &QueueKey, queue: &Queue) -> Row {
         handshake_us: None,
         oldest_waiting_us: None,
         default_of: None,
+        threads: None,
         entered: None,
         waits: None,
         place: None,

@@ -63,9 +63,10 @@ pub async fn watch(args: &cli::Top) -> Result<()> {
 /// If the recording cannot be read, or there is no terminal, or it fails.
 pub async fn replay(args: &cli::Top) -> Result<()> {
     need_terminal("queue-trace replay FILE")?;
-    let signals = StopSignals::listen().context("cannot handle signals")?;
     eprintln!("reading …");
+    // Until it is read a signal ends the program as ever.
     let recorded = Recorded::open(&args.files, &args.which)?;
+    let signals = StopSignals::listen().context("cannot handle signals")?;
     let mut top = Top::new(
         recorded.title(),
         recorded.notes(),

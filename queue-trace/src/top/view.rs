@@ -300,6 +300,9 @@ fn fact_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
     if let Some(path) = &snapshot.cgroup {
         lines.push(Line::styled(path.clone(), DIM));
     }
+    if let Some(threads) = snapshot.thread_words() {
+        lines.push(Line::raw(format!("threads: {threads}")));
+    }
     let limit_from = snapshot.limit_words();
     if !limit_from.is_empty() {
         lines.push(Line::raw(format!("limit from {limit_from}")));

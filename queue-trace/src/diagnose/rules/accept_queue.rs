@@ -13,6 +13,7 @@ use crate::{
         finding::Finding,
     },
     sink::short_time,
+    snapshot::Snapshot,
 };
 
 /// What tells how a queue came to be full: refusals, and connections that enter. Fast open
@@ -218,6 +219,17 @@ fn refusals(course: &Course) -> String {
     parts.join(", ")
 }
 
+/// With what the threads do that do not accept.
+fn with_threads(finding: Finding, course: &Course) -> Finding {
+    let told = course.snapshot.as_ref();
+    match told.and_then(Snapshot::thread_words) {
+        Some(words) => finding.because(format!(
+            "what its threads did instead, when it was looked at last: {words}"
+        )),
+        None => finding,
+    }
+}
+
 /// The evidence that all findings about a full queue share.
 fn with_queue(finding: Finding, course: &Course) -> Finding {
     let mut finding = finding.because(format!("{} for a full accept queue", refusals(course)));
@@ -261,7 +273,7 @@ pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
         )
         .because(format!("for {seconds} s with refusals, {how}"));
         findings.push(
-            with_queue(finding, course)
+            with_threads(with_queue(finding, course), course)
                 .remedy(
                     format!("ss -ltnp 'sport = :{}'", key.port),
                     "Names the process. Then see what its threads wait for: cat /proc/PID/task/*/{comm,wchan}, \
@@ -311,7 +323,7 @@ pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
             );
         }
         findings.push(
-            with_queue(finding, course)
+            with_threads(with_queue(finding, course), course)
                 .remedy(
                     format!("ss -ltnpe 'sport = :{}' | grep -w ino:{inode}", key.port),
                     "Names the process that holds this socket. See what it waits for (cat /proc/PID/task/*/wchan), then restart that worker alone.",
