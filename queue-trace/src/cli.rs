@@ -202,7 +202,7 @@ pub struct Kernel {
     queue-trace diagnose incident.jsonl.zst   a recording, on any machine")]
 pub struct Diagnose {
     /// Recordings, in order of time; - is standard input. Without any, this machine is watched
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", conflicts_with_all = ["attach", "no_canary", "btf", "rate"])]
     pub files: Vec<PathBuf>,
 
     /// How long to watch this machine, e.g. 30s
@@ -359,7 +359,11 @@ pub struct Listeners {
     queue-trace top incident.jsonl.zst       a recording, on any machine")]
 pub struct Top {
     /// Recordings, in order of time. Without any, this machine is watched
-    #[arg(value_name = "FILE", required = cfg!(not(target_os = "linux")))]
+    #[arg(
+        value_name = "FILE",
+        required = cfg!(not(target_os = "linux")),
+        conflicts_with_all = ["attach", "no_canary", "btf"]
+    )]
     pub files: Vec<PathBuf>,
 
     #[command(flatten)]
