@@ -34,7 +34,8 @@ const LISTENERS: usize = 1024;
 const CHECKPOINTS: usize = 64;
 /// Lines between checkpoints, at least.
 const LINES: u64 = 1 << 13;
-/// For so many seconds it is told how long the oldest connection has been waiting.
+/// For so many seconds it is told how long the oldest connection has been waiting, and what
+/// the threads do: both change at once.
 const FRESH: i64 = 1;
 const NS_PER_SECOND: i128 = 1_000_000_000;
 
@@ -403,6 +404,7 @@ impl Known {
         let age = now.zip(self.told_at).map(|(now, told)| now - told);
         if age.is_none_or(|age| age > FRESH) {
             snapshot.oldest_waiting_us = None;
+            snapshot.threads = None;
         }
         Row {
             snapshot,

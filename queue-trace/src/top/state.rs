@@ -85,7 +85,7 @@ pub struct Top {
     pub filter: String,
     /// The order.
     pub sort: Sort,
-    /// What is shown of.
+    /// What is shown.
     pub seen: Seen,
     selected: Option<Key>,
 }
