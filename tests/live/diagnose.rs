@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use std::{fs, mem};
 
 use live_tests::{Attach, Launch, Recording, Room, Scratch, attach};
-use queue_trace::lab::raw::{Flood, Wire};
+use queue_trace::lab::raw::{Flood, Peer, Wire};
 use queue_trace::lab::{Family, Listen, Netns, Pace, connect_each};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
@@ -256,6 +256,25 @@ fn a_flood_from_many_networks() {
         assert_eq!(accept_all(&room.listener), 3);
     });
     assert_found(&diagnosis, &["syn-flood-many-networks"]);
+}
+
+#[test]
+fn cookies_that_were_never_sent() {
+    let room = Room::new(Family::V4, 16, &[(COOKIES, 2)]);
+    let diagnosis = diagnosed("forged-cookies", &room.netns, || {
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            // Without one that it sent the kernel would not take them for cookies.
+            half_open(&mut wire, room.address, 1)?;
+            for _ in 0..12 {
+                Peer::new(&mut wire, room.address)?.bogus_ack(&wire)?;
+            }
+            wire.settle()
+        };
+        room.netns.run(play).unwrap();
+    });
+    assert_found(&diagnosis, &["refused-otherwise"]);
+    assert_eq!(diagnosis["findings"][0]["count"], 12, "{diagnosis:#}");
 }
 
 #[test]
