@@ -1,6 +1,6 @@
 //! `queue-trace top`: the listeners in a terminal, those in trouble first, for an incident.
 //!
-//! What is shown comes from a [`Source`]: `live`, this machine's kernel, or `recorded`, a
+//! What is shown comes from a `Source`: `live`, this machine's kernel, or `recorded`, a
 //! recording with a time cursor. `seen` is what became known until a moment, `state` what
 //! is shown of it and what keys do, `view` draws that; these three are pure. This file has
 //! the terminal and the clock.
