@@ -87,10 +87,9 @@ pub enum Command {
     /// it attaches, and shows what happened since as well.
     #[cfg(target_os = "linux")]
     Listeners(Listeners),
-    /// Show the listeners in the terminal, those in trouble first
+    /// Show the listeners in the terminal, those in trouble first, now or in a recording
     ///
-    /// Press ? for the keys.
-    #[cfg(target_os = "linux")]
+    /// Press ? for the keys. A recording is played, and shown at any moment of it.
     Top(Top),
     /// Write a completion script for a shell to standard output
     Completions(Completions),
@@ -181,7 +180,7 @@ pub struct Trace {
 }
 
 /// How the kernel is watched.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Kernel {
     /// How to attach to the kernel; auto takes the best that it allows
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Attach::Auto)]
@@ -203,7 +202,7 @@ pub struct Kernel {
     queue-trace diagnose incident.jsonl.zst   a recording, on any machine")]
 pub struct Diagnose {
     /// Recordings, in order of time; - is standard input. Without any, this machine is watched
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", conflicts_with_all = ["attach", "no_canary", "btf", "rate"])]
     pub files: Vec<PathBuf>,
 
     /// How long to watch this machine, e.g. 30s
@@ -315,7 +314,7 @@ pub struct Demo {
 }
 
 /// Which listeners, and how the kernel is watched.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Which {
     /// Only listeners on these ports, e.g. 80,443 or 8000-8099
     #[arg(short, long = "port", value_name = "PORT[,PORT|A-B]", value_delimiter = ',', value_parser = ports)]
@@ -355,17 +354,28 @@ pub struct Listeners {
 
 /// Options of `top`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Example:\n  queue-trace top -p 80,443")]
+#[command(after_help = "Examples:\n  \
+    queue-trace top -p 80,443                this machine, now\n  \
+    queue-trace top incident.jsonl.zst       a recording, on any machine")]
 pub struct Top {
+    /// Recordings, in order of time. Without any, this machine is watched
+    #[arg(
+        value_name = "FILE",
+        required = cfg!(not(target_os = "linux")),
+        conflicts_with_all = ["attach", "no_canary", "btf"]
+    )]
+    pub files: Vec<PathBuf>,
+
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
     pub which: Which,
 }
 
 /// How to attach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Attach {
     /// The best that the kernel allows
+    #[default]
     Auto,
     /// fentry and fexit only
     Fentry,

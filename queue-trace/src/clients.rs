@@ -72,8 +72,11 @@ pub const ROOM: usize = 128;
 /// Listeners for which there is room.
 pub const LISTENERS: usize = 256;
 
+/// More in one event is no count, but a garbled recording's.
+const MOST_AT_ONCE: u64 = 1 << 40;
+
 /// The networks of every listener's clients.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ClientTable {
     prefixes: Prefixes,
     listeners: BTreeMap<Key, Sample>,
@@ -138,6 +141,28 @@ impl Network {
     }
 }
 
+impl Clients {
+    /// Whether there were more networks than there is room for.
+    #[must_use]
+    pub fn overflowed(&self) -> bool {
+        self.networks.iter().any(|network| network.over > 0)
+    }
+
+    /// How much of it is known, in words; empty if all is.
+    #[must_use]
+    pub fn estimate(&self) -> String {
+        if self.told == self.events {
+            return String::new();
+        }
+        format!(
+            "estimated from {} of {} events; shares are good to {:.1}%",
+            self.told,
+            self.events,
+            self.margin * 100.0
+        )
+    }
+}
+
 impl ClientTable {
     /// An empty one.
     #[must_use]
@@ -158,9 +183,10 @@ impl ClientTable {
             .listeners
             .entry(key)
             .or_insert_with(|| Sample::new(event.listener));
+        let count = event.count.min(MOST_AT_ONCE);
         match event.client {
-            Some(client) => sample.told(self.prefixes.network(client.addr), event.count),
-            None if event.is_held_back() => sample.held(event.count),
+            Some(client) => sample.told(self.prefixes.network(client.addr), count),
+            None if event.is_held_back() => sample.held(count),
             // A closed listener's connections, which are no client's more than another's.
             None => {}
         }
@@ -183,6 +209,13 @@ impl ClientTable {
         with_events
             .map(|(key, sample)| sample.top(key.0, most))
             .collect()
+    }
+
+    /// All networks of one listener, by its namespace, port and inode number.
+    #[must_use]
+    pub fn of(&self, netns: u32, port: u16, inode: Option<u64>) -> Option<Clients> {
+        let sample = self.listeners.get(&(netns, port, inode))?;
+        (sample.events > 0).then(|| sample.top(netns, ROOM))
     }
 }
 

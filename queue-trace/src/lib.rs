@@ -8,8 +8,8 @@
 //! namespace (`netns`). `lab` makes cases of refused handshakes, for the demo and the
 //! tests.
 //!
-//! What reads recordings (`recording`, `replay`, `diagnose`, `report`) does without a
-//! kernel to watch, and works on any system.
+//! What reads recordings (`recording`, `replay`, `top`, `diagnose`, `report`) does without
+//! a kernel to watch, and works on any system.
 
 pub mod cli;
 pub mod clients;
@@ -24,6 +24,9 @@ pub mod report;
 pub mod sink;
 pub mod snapshot;
 pub mod space_saving;
+pub mod spread;
+pub mod stop;
+pub mod top;
 
 #[cfg(target_os = "linux")]
 pub mod attach;
@@ -56,13 +59,9 @@ pub mod privilege;
 #[cfg(target_os = "linux")]
 pub mod probe;
 #[cfg(target_os = "linux")]
-pub mod stop;
-#[cfg(target_os = "linux")]
-pub mod top;
-#[cfg(target_os = "linux")]
 pub mod wanted;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use cli::{Cli, Command};
 
@@ -74,6 +73,9 @@ pub fn run(cli: &Cli) -> Result<u8> {
     log_to_stderr(cli.trace.verbose);
     match &cli.command {
         Some(Command::Replay(args)) => replay::run(args).map(|()| 0),
+        Some(Command::Top(args)) if !args.files.is_empty() => {
+            event_loop()?.block_on(top::replay(args)).map(|()| 0)
+        }
         Some(Command::Diagnose(args)) if !args.files.is_empty() => diagnose::run(args),
         Some(Command::Report(args)) => report::run(args).map(|()| 0),
         Some(Command::Completions(args)) => manual::completions(args).map(|()| 0),
@@ -82,15 +84,17 @@ pub fn run(cli: &Cli) -> Result<u8> {
     }
 }
 
+fn event_loop() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")
+}
+
 /// What needs a kernel to watch.
 #[cfg(target_os = "linux")]
 fn watch(command: Option<&Command>, cli: &Cli) -> Result<u8> {
-    use anyhow::Context;
-
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
+    let runtime = event_loop()?;
     // Attaching registers with the event loop, also where nothing waits on it.
     let _inside = runtime.enter();
     match command {
@@ -100,7 +104,7 @@ fn watch(command: Option<&Command>, cli: &Cli) -> Result<u8> {
         Some(Command::Listeners(args)) => {
             runtime.block_on(listeners::command::run(args)).map(|()| 0)
         }
-        Some(Command::Top(args)) => runtime.block_on(top::run(args)).map(|()| 0),
+        Some(Command::Top(args)) => runtime.block_on(top::watch(args)).map(|()| 0),
         _ => runtime.block_on(live::trace(&cli.trace)).map(|()| 0),
     }
 }
@@ -110,7 +114,7 @@ fn watch(command: Option<&Command>, cli: &Cli) -> Result<u8> {
 fn watch(_: Option<&Command>, _: &Cli) -> Result<u8> {
     anyhow::bail!(
         "only a Linux kernel can be watched; on this system queue-trace reads recordings: \
-         replay FILE, diagnose FILE, report FILE"
+         replay FILE, top FILE, diagnose FILE, report FILE"
     )
 }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use queue_trace_common::outcome;
 
@@ -135,10 +136,12 @@ impl Sums {
 }
 
 /// What of a recording is wanted: the live stream's filters, without a kernel to do it.
-struct Only {
+pub(crate) struct Only {
     filters: Filters,
     outcomes: outcome::Set,
     netns: Vec<u32>,
+    /// The addresses that wanted listeners are bound to.
+    bound: Vec<IpNet>,
 }
 
 impl Only {
@@ -157,10 +160,25 @@ impl Only {
             filters: filters.clone(),
             outcomes: filters.wanted(),
             netns,
+            bound: Vec::new(),
         })
     }
 
-    fn passes(&self, line: &Line) -> bool {
+    /// All that befell these listeners.
+    pub(crate) fn listeners(which: &cli::Which) -> Result<Self> {
+        let filters = Filters {
+            ports: which.ports.clone(),
+            netns: which.netns.clone(),
+            all: true,
+            ..Filters::default()
+        };
+        Ok(Self {
+            bound: which.addrs.clone(),
+            ..Self::from_cli(&filters)?
+        })
+    }
+
+    pub(crate) fn passes(&self, line: &Line) -> bool {
         match line {
             Line::Header(_) | Line::Loss(_) | Line::End(_) => true,
             Line::Event(event) => {
@@ -183,6 +201,14 @@ impl Only {
         let Filters { ports, .. } = &self.filters;
         (self.netns.is_empty() || self.netns.contains(&netns))
             && (ports.is_empty() || ports.iter().any(|range| range.contains(&listener.port)))
+            && listener.addr.is_none_or(|addr| self.bound_to(addr))
+    }
+
+    /// A listener bound to any address takes what is sent to each.
+    fn bound_to(&self, addr: IpAddr) -> bool {
+        self.bound.is_empty()
+            || addr.is_unspecified()
+            || self.bound.iter().any(|net| net.contains(&addr))
     }
 
     /// With `--slow` alone, accepted connections are shown only if they were slow.
@@ -200,7 +226,7 @@ impl Only {
     /// As in the kernel: what has no addresses does not fit a filter on them.
     fn between(&self, event: &Event) -> bool {
         let Filters { addrs, clients, .. } = &self.filters;
-        let fits = |nets: &[ipnet::IpNet], addr: Option<IpAddr>| {
+        let fits = |nets: &[IpNet], addr: Option<IpAddr>| {
             nets.is_empty() || addr.is_some_and(|addr| nets.iter().any(|net| net.contains(&addr)))
         };
         fits(addrs, event.local) && fits(clients, event.client.map(|client| client.addr))

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use queue_trace_common::outcome::{Kind, Outcome};
 use serde::{Deserialize, Serialize};
 
 use crate::event::Listener;
@@ -61,6 +62,10 @@ pub struct Snapshot {
     /// The runtime whose default backlog the limit is, if its owner is that runtime.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_of: Option<String>,
+    /// What the owners' threads did when its accept queue was full, how many each: the letter
+    /// of the state as in ps(1), and the kernel function that they waited in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<BTreeMap<String, u32>>,
     /// Whether it was closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<bool>,
@@ -93,6 +98,81 @@ impl Snapshot {
         parts.extend(place.or_else(|| self.unit.clone()));
         (!parts.is_empty()).then(|| parts.join(" "))
     }
+
+    /// What set the limit of its accept queue, in words: `backlog (somaxconn 4096)`. Empty
+    /// if it was closed.
+    #[must_use]
+    pub fn limit_words(&self) -> String {
+        let Some(queue) = self.accept_queue.as_ref().filter(|_| !self.is_closed()) else {
+            return String::new();
+        };
+        let from = queue.limit_from.as_deref();
+        let mut text = from.unwrap_or_default().replace('_', " ");
+        if let Some(asked) = queue.asked.filter(|_| from != Some("backlog")) {
+            text.push_str(&format!(" (asked {asked})"));
+        }
+        if let Some(somaxconn) = queue.somaxconn.filter(|_| from != Some("somaxconn")) {
+            text.push_str(&format!(" (somaxconn {somaxconn})"));
+        }
+        if let Some(default_of) = &self.default_of {
+            text.push_str(&format!(", default of {default_of}"));
+        }
+        text
+    }
+
+    /// What its owners' threads did while its queue was full: `3 sleeping in
+    /// futex_do_wait, 1 stopped`.
+    #[must_use]
+    pub fn thread_words(&self) -> Option<String> {
+        let mut threads: Vec<_> = self.threads.as_ref()?.iter().collect();
+        threads.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        let words = |(doing, count): (&String, &u32)| {
+            let (state, place) = doing.split_once(' ').unwrap_or((doing, ""));
+            let state = match state {
+                "R" => "running",
+                "S" => "sleeping",
+                "D" => "blocked in the kernel",
+                "T" => "stopped",
+                "t" => "stopped by a debugger",
+                "Z" | "X" => "ended",
+                other => other,
+            };
+            match place {
+                "" => format!("{count} {state}"),
+                place => format!("{count} {state} in {place}"),
+            }
+        };
+        (!threads.is_empty()).then(|| {
+            let all: Vec<_> = threads.into_iter().take(5).map(words).collect();
+            all.join(", ")
+        })
+    }
+
+    /// Whether it was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed == Some(true)
+    }
+}
+
+/// Whether something is refused. A cookie is an answer.
+#[must_use]
+pub fn is_drop(outcome: &Outcome) -> bool {
+    outcome.kind == Kind::Refusal && outcome.verdict != "cookie_sent"
+}
+
+/// What of these outcomes is refused, by cause.
+#[must_use]
+pub fn drops(counts: impl IntoIterator<Item = (&'static Outcome, u64)>) -> BTreeMap<String, u64> {
+    let mut drops: BTreeMap<_, u64> = BTreeMap::new();
+    for (outcome, count) in counts {
+        if is_drop(outcome) {
+            let cause = outcome.cause.unwrap_or(outcome.verdict);
+            let sum = drops.entry(cause.to_owned()).or_default();
+            *sum = sum.saturating_add(count);
+        }
+    }
+    drops
 }
 
 /// A listener's place in a `SO_REUSEPORT` group.
@@ -157,6 +237,14 @@ pub struct Gauge {
     pub full_times: Option<u64>,
 }
 
+impl Gauge {
+    /// Whether the next connection would be refused, as far as is known.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!((self.depth, self.limit), (Some(depth), Some(limit)) if depth > limit)
+    }
+}
+
 /// Latency in microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -173,4 +261,24 @@ pub struct Latency {
     /// Of how many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_told_in_words_most_first() {
+        let doing = [("S futex_do_wait", 3), ("T", 1), ("R", 2)];
+        let snapshot = Snapshot {
+            threads: Some(doing.map(|(what, count)| (what.to_owned(), count)).into()),
+            ..Snapshot::default()
+        };
+        let words = snapshot.thread_words();
+        assert_eq!(
+            words.as_deref(),
+            Some("3 sleeping in futex_do_wait, 2 running, 1 stopped")
+        );
+        assert_eq!(Snapshot::default().thread_words(), None);
+    }
 }

@@ -181,6 +181,15 @@ fn a_recording_is_replayed_as_text_and_as_json() {
     assert_refused(&["replay", env!("CARGO_MANIFEST_DIR")], 1, &["folder"]);
     assert_refused(&["diagnose", "/no/such/file"], 2, &["/no/such/file"]);
     assert_refused(&["diagnose", "--for", "5s", recording], USAGE, &["--for"]);
+    // How a kernel is watched says nothing about a recording.
+    for command in ["diagnose", "top"] {
+        assert_refused(
+            &[command, "--attach", "fentry", recording],
+            USAGE,
+            &["--attach"],
+        );
+    }
+    assert_refused(&["top", "-"], 1, &["terminal"]);
     assert_refused(&["--rotate", "1M"], USAGE, &["--output"]);
 }
 

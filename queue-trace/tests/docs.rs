@@ -13,7 +13,7 @@ use queue_trace::{
     diagnose::RULES,
     event::{Event, Listener, Process},
     ledger::{Ledger, Look},
-    listeners::{AcceptGauge, Cgroup, Group, LimitFrom, Row, Spread, SynGauge},
+    listeners::{AcceptGauge, Cgroup, Group, LimitFrom, Row, SynGauge},
     plan::{Name, Offers, Plan},
     sink::{AttachPlan, Counts, End, Header, LossNote, SCHEMA, Total},
     snapshot::Snapshot,
@@ -328,9 +328,9 @@ fn the_examples_fit_the_schema_and_show_every_type_of_line() {
 
 /// All that can be known of a listener.
 fn full_row(limit_from: LimitFrom) -> Row {
-    let spread = Spread {
+    let spread = queue_trace::spread::Spread {
         count: 1,
-        ..Spread::default()
+        ..Default::default()
     };
     let words = || Some("word".to_owned());
     Row {
@@ -376,6 +376,7 @@ fn full_row(limit_from: LimitFrom) -> Row {
         handshake_us: Some(spread),
         oldest_waiting_us: Some(1),
         default_of: Some("Java"),
+        threads: Some([("S futex_do_wait".to_owned(), 3)].into()),
         entered: None,
         waits: None,
         place: None,

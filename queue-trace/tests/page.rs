@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -18,6 +19,30 @@ fn recording(name: &str) -> PathBuf {
 
 fn page_of(name: &str) -> String {
     report::page(&diagnose::read(&[recording(name)]).unwrap())
+}
+
+/// The page of a recording whose accepted connections say how long they waited, as newer
+/// ones do: here it is computed from the moments at which they came and were accepted.
+fn page_with_waits() -> String {
+    let text = fs::read_to_string(recording("fentry-accept-too-slow")).unwrap();
+    let mut case = diagnose::Case::new();
+    let mut came = HashMap::new();
+    for line in text.lines() {
+        let mut line = Line::parse(line.as_bytes()).unwrap();
+        if let Line::Event(event) = &mut line {
+            let client = event.client.map(|client| client.port);
+            match event.outcome.verdict {
+                "established" => drop(came.insert(client, event.mono_ns)),
+                "accepted" => {
+                    let came = came.get(&client).copied();
+                    event.waited_us = came.map(|came| (event.mono_ns - came) / 1000);
+                }
+                _ => {}
+            }
+        }
+        line.to(&mut case).unwrap();
+    }
+    report::page(&case)
 }
 
 /// The page without what is embedded in it.
@@ -74,6 +99,35 @@ fn it_needs_no_network() {
     assert!(page.contains("default-src 'none'"));
 }
 
+/// Who accepts too slowly lets connections wait: the chart has numbers, and says them.
+#[test]
+fn it_shows_how_long_connections_waited() {
+    let page = words(&page_with_waits());
+    let (_, chart) = page
+        .split_once("Time in the accept queue, of the connections accepted in each moment")
+        .unwrap();
+    let (sentence, _) = chart.split_once("A table follows").unwrap();
+    for words in [
+        "half of them at most 1.1s",
+        "99 of 100 at most 1.1s",
+        "the longest at most 1.1s",
+    ] {
+        assert!(sentence.contains(words), "{sentence}");
+    }
+}
+
+/// Listeners in trouble are at hand, the others counted and folded.
+#[test]
+fn those_that_are_well_do_not_stand_in_the_way() {
+    let page = words(&page_of("tracepoint-healthy"));
+    assert!(page.contains("1 listener refused nothing and had room."));
+    assert!(page.contains("<summary>Show them"));
+    let page = words(&page_of("tracepoint-default"));
+    assert!(page.contains("python3["), "whose it is");
+    assert!(page.contains("default of Python"), "what set its limit");
+    assert!(!page.contains("refused nothing"));
+}
+
 /// Every chart has its sentence and its table.
 #[test]
 fn it_can_be_read_without_its_charts() {
@@ -117,15 +171,14 @@ fn a_recording_cannot_write_into_the_page() {
 #[test]
 #[ignore = "needs Chromium"]
 fn a_browser_draws_it() {
-    for name in [
-        "tracepoint-accept-too-slow",
-        "tracepoint-flood-many",
-        "tracepoint-healthy",
+    for (name, page) in [
+        ("with-waits", page_with_waits()),
+        ("flood-many", page_of("tracepoint-flood-many")),
+        ("healthy", page_of("tracepoint-healthy")),
     ] {
         let folder =
             std::env::temp_dir().join(format!("queue-trace-page-{}-{name}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        let page = page_of(name);
         let charts = words(&page).matches("class=\"chart\"").count();
         // Charts are drawn into a frame of a phone's width, which then measures itself.
         let measured = "<script>addEventListener('load', () => setTimeout(() => parent.postMessage( \

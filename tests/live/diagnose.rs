@@ -4,18 +4,21 @@
 //! With `QUEUE_TRACE_RECORDINGS=FOLDER` the recordings are kept, as those in
 //! `queue-trace/tests/recordings` were.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{fs, mem};
 
 use live_tests::{Attach, Launch, Recording, Room, Scratch, attach};
-use queue_trace::lab::raw::{Flood, Wire};
+use queue_trace::lab::raw::{Flood, Peer, Wire};
 use queue_trace::lab::{Family, Listen, Netns, Pace, connect_each};
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::bench::{half_open, let_in, listen, syns};
+use crate::servers::{AT, PORT, Server, freeze};
 
 const COOKIES: &str = "net.ipv4.tcp_syncookies";
 
@@ -70,6 +73,16 @@ fn assert_found(diagnosis: &Value, expected: &[&str]) {
 
 /// Clients that come in, so many at a time, at this pace and for so long.
 fn clients_come(room: &Room, at_once: usize, every: Duration, during: Duration) {
+    clients_come_to(&room.netns, room.address, at_once, every, during);
+}
+
+fn clients_come_to(
+    netns: &Netns,
+    address: SocketAddr,
+    at_once: usize,
+    every: Duration,
+    during: Duration,
+) {
     let come = || {
         let began = Instant::now();
         while began.elapsed() < during {
@@ -77,7 +90,7 @@ fn clients_come(room: &Room, at_once: usize, every: Duration, during: Duration) 
             // Gone before they would try again, and replaced by new ones.
             let patience = Duration::from_millis(150);
             drop(connect_each(
-                room.address,
+                address,
                 at_once,
                 Pace::AllAtOnce,
                 patience,
@@ -87,7 +100,7 @@ fn clients_come(room: &Room, at_once: usize, every: Duration, during: Duration) 
         }
         Ok(())
     };
-    room.netns.run(come).unwrap();
+    netns.run(come).unwrap();
 }
 
 /// Accepts whatever is there.
@@ -115,6 +128,9 @@ fn an_application_that_stopped_accepting() {
         clients_come(&room, 3, Duration::from_millis(300), Duration::from_secs(8));
     });
     assert_found(&diagnosis, &["accept-stopped"]);
+    // What holds the socket is this test, which is at work now and waits now.
+    let evidence = diagnosis["findings"][0]["evidence"].to_string();
+    assert!(evidence.contains("threads did instead"), "{evidence}");
 }
 
 #[test]
@@ -145,6 +161,56 @@ fn a_backlog_that_somaxconn_cuts() {
     });
     let found = ["backlog-too-small-for-bursts", "backlog-clamped-or-default"];
     assert_found(&diagnosis, &found);
+}
+
+/// A server of Python's `socketserver` with such a queue, or with its default of 5. It is
+/// stopped while clients come in bursts, and takes all that wait in between.
+fn bursts_at_python(name: &str, queue_size: Option<u32>) -> Value {
+    let set = queue_size.map_or(String::new(), |size| format!("request_queue_size = {size}"));
+    let script = format!(
+        "import socketserver
+class Server(socketserver.TCPServer):
+    {set}
+    pass
+Server(('127.0.0.1', {PORT}), socketserver.BaseRequestHandler).serve_forever()"
+    );
+    let server = Server::start(name, |_| {
+        let mut python = Command::new("python3");
+        python.args(["-c", &script]);
+        python
+    });
+    diagnosed(name, &server.netns, || {
+        for _ in 0..2 {
+            freeze(server.pid());
+            clients_come_to(
+                &server.netns,
+                AT,
+                20,
+                Duration::ZERO,
+                Duration::from_millis(1),
+            );
+            kill_process(server.pid(), Signal::CONT).unwrap();
+            thread::sleep(Duration::from_secs(3));
+            // It is there again.
+            let one = || Ok(TcpStream::connect(AT)?);
+            drop(server.netns.run(one).unwrap());
+        }
+    })
+}
+
+#[test]
+fn a_default_backlog_that_nobody_chose() {
+    let diagnosis = bursts_at_python("default", None);
+    let found = ["backlog-too-small-for-bursts", "backlog-clamped-or-default"];
+    assert_found(&diagnosis, &found);
+    let what = diagnosis["findings"][1]["what"].as_str().unwrap();
+    assert!(what.contains("default of Python's socketserver"), "{what}");
+}
+
+#[test]
+fn a_backlog_that_somebody_chose() {
+    let diagnosis = bursts_at_python("chosen", Some(6));
+    assert_found(&diagnosis, &["backlog-too-small-for-bursts"]);
 }
 
 #[test]
@@ -190,6 +256,25 @@ fn a_flood_from_many_networks() {
         assert_eq!(accept_all(&room.listener), 3);
     });
     assert_found(&diagnosis, &["syn-flood-many-networks"]);
+}
+
+#[test]
+fn cookies_that_were_never_sent() {
+    let room = Room::new(Family::V4, 16, &[(COOKIES, 2)]);
+    let diagnosis = diagnosed("forged-cookies", &room.netns, || {
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            // Without one that it sent the kernel would not take them for cookies.
+            half_open(&mut wire, room.address, 1)?;
+            for _ in 0..12 {
+                Peer::new(&mut wire, room.address)?.bogus_ack(&wire)?;
+            }
+            wire.settle()
+        };
+        room.netns.run(play).unwrap();
+    });
+    assert_found(&diagnosis, &["refused-otherwise"]);
+    assert_eq!(diagnosis["findings"][0]["count"], 12, "{diagnosis:#}");
 }
 
 #[test]

@@ -14,8 +14,8 @@ use queue_trace::lab::Netns;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-const PORT: u16 = 8080;
-const AT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), PORT);
+pub const PORT: u16 = 8080;
+pub const AT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), PORT);
 
 /// For how long a server is frozen.
 const FROZEN: Duration = Duration::from_millis(400);
@@ -24,8 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(500);
 
 /// A server in a namespace of its own.
-struct Server {
-    netns: Netns,
+pub struct Server {
+    pub netns: Netns,
     child: Child,
     /// Its files.
     _scratch: Scratch,
@@ -33,7 +33,7 @@ struct Server {
 
 impl Server {
     /// Starts it, and waits until it listens.
-    fn start(name: &str, command: impl FnOnce(&Scratch) -> Command) -> Self {
+    pub fn start(name: &str, command: impl FnOnce(&Scratch) -> Command) -> Self {
         let netns = Netns::new().unwrap();
         let scratch = Scratch::new(name);
         let mut command = command(&scratch);
@@ -67,7 +67,7 @@ impl Server {
         self.netns.run(connect).unwrap()
     }
 
-    fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
@@ -379,7 +379,7 @@ fn assert_waits(recording: &Recording, inode: u64, imposed: &Imposed) {
 }
 
 /// Stops a process, and waits until it has stopped: a signal is taken a moment later.
-fn freeze(pid: Pid) {
+pub fn freeze(pid: Pid) {
     kill_process(pid, Signal::STOP).unwrap();
     let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
     let deadline = Instant::now() + PATIENCE;

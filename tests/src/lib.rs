@@ -19,9 +19,10 @@ mod mounts;
 mod recording;
 mod room;
 mod scratch;
+#[path = "../../queue-trace/tests/screen/mod.rs"]
+mod screen;
 mod security;
 mod setting;
-mod terminal;
 mod tracer;
 
 pub use cookies::make_cookies;
@@ -31,7 +32,7 @@ pub use mounts::{Mounts, in_private_mounts};
 pub use recording::{Event, Ledger, Line, Recording, Row, Spread, Total};
 pub use room::{Inhabitant, Room, listener_beside};
 pub use scratch::Scratch;
+pub use screen::{Screen, terminal};
 pub use security::SecurityModule;
 pub use setting::{Attach, attach, kernel, program};
-pub use terminal::terminal;
 pub use tracer::{Finished, Launch, Tracer};

@@ -6,11 +6,13 @@ mod apt;
 mod artifacts;
 mod bench;
 mod bpf;
+mod fuzz;
 mod gate;
 mod live;
 mod process;
 mod setup;
 mod vm;
+mod windows;
 mod workspace;
 
 use std::process::ExitCode;
@@ -32,6 +34,10 @@ enum Task {
     Live(live::Args),
     /// Measure what queue-trace costs, beside what others cost.
     Bench(bench::Args),
+    /// Give the reader of recordings any bytes, for a while.
+    Fuzz(fuzz::Args),
+    /// Check that what reads recordings builds for Windows.
+    Windows,
     /// Run every check there is, the fast ones first.
     Test,
 }
@@ -43,6 +49,8 @@ fn main() -> ExitCode {
         Task::Vm(command) => vm::run(command),
         Task::Live(args) => live::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Fuzz(args) => fuzz::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Windows => windows::run().map(|()| ExitCode::SUCCESS),
         Task::Test => gate::run().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

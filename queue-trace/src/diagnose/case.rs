@@ -3,15 +3,15 @@
 
 use std::{collections::BTreeMap, io, net::SocketAddr};
 
-use queue_trace_common::outcome::{self, OUTCOMES, Outcome, Set};
+use queue_trace_common::outcome::{self, Kind, OUTCOMES, Outcome, Set, of_kind};
 
-use super::clients::Networks;
 use crate::{
-    clients::Clients,
+    clients::{ClientTable, Clients},
     event::{Event, Listener, Sysctls, from_rfc3339, outcome_named},
     ledger::Ledger,
     sink::{Counts, Header, LossNote, Sink, Total},
-    snapshot::Snapshot,
+    snapshot::{Latency, Snapshot},
+    spread::Histogram,
 };
 
 /// An incident.
@@ -40,6 +40,8 @@ pub struct Case {
     pub notes: Vec<String>,
     /// Whether it came to its end.
     pub ended: bool,
+    /// Where clients that were refused, or put off with a cookie, came from.
+    clients: ClientTable,
 }
 
 /// What tells a listener from others in one recording.
@@ -58,11 +60,12 @@ pub struct Key {
 pub struct Course {
     /// The listener, as far as it became known.
     pub listener: Listener,
-    /// How often each outcome was, by tag: by the counts, the totals and the events, each
-    /// of which may have seen only a part.
+    /// How often each outcome was, by tag: by the counts, the totals, the events and the
+    /// snapshots, each of which may have seen only a part.
     counted: Sums,
     totalled: Sums,
     streamed: Sums,
+    told: Sums,
     /// The course of time.
     pub slots: BTreeMap<i64, Slot>,
     /// First and last time of each outcome, by tag.
@@ -75,8 +78,6 @@ pub struct Course {
     pub deepest: Option<u32>,
     /// The deepest that the SYN queue was seen.
     pub deepest_syn: Option<u32>,
-    /// Where clients that were refused, or put off with a cookie, came from.
-    pub clients: Networks,
     /// What was last said of it.
     pub snapshot: Option<Snapshot>,
     /// The longest that a connection was seen to wait.
@@ -92,8 +93,10 @@ pub struct Slot {
     pub depth: Option<u32>,
     /// Depth of the SYN queue, at most.
     pub syn_depth: Option<u32>,
-    /// Accept latency of the latest snapshot: median and 99th percentile.
-    pub latency_us: Option<(u64, u64)>,
+    /// How long the connections had waited whose accept() was told one by one.
+    pub waits: Option<Box<Histogram>>,
+    /// How long all connections had waited until then, as the latest snapshot has it.
+    pub latency_us: Option<Latency>,
 }
 
 /// Counts by tag.
@@ -164,7 +167,11 @@ impl Slot {
         }
         self.depth = self.depth.max(other.depth);
         self.syn_depth = self.syn_depth.max(other.syn_depth);
-        self.latency_us = self.latency_us.max(other.latency_us);
+        self.latency_us = other.latency_us.or(self.latency_us);
+        match (&mut self.waits, other.waits) {
+            (Some(waits), Some(more)) => waits.merge(&more),
+            (waits, more) => *waits = waits.take().or(more),
+        }
     }
 }
 
@@ -177,6 +184,7 @@ impl Course {
         of(&self.counted)
             .max(of(&self.totalled))
             .max(of(&self.streamed))
+            .max(of(&self.told))
     }
 
     /// How often outcomes of the set were.
@@ -184,6 +192,31 @@ impl Course {
     pub fn count(&self, set: Set) -> u64 {
         let tags = OUTCOMES.iter().filter(|o| set & o.bit() != 0);
         tags.fold(0, |sum, o| sum.saturating_add(self.count_of(o.tag)))
+    }
+
+    /// Whether it refused anything, or its queue was full.
+    #[must_use]
+    pub fn is_in_trouble(&self) -> bool {
+        let full =
+            matches!((self.deepest, self.limit), (Some(deepest), Some(limit)) if deepest > limit);
+        full || self.count(of_kind(Kind::Refusal)) > 0
+    }
+
+    /// Whether anything befell it.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.count(Set::MAX) > 0
+    }
+
+    /// `net.core.somaxconn` of its namespace, as it was last.
+    #[must_use]
+    pub fn somaxconn(&self) -> Option<u32> {
+        let told = self
+            .snapshot
+            .as_ref()
+            .and_then(|told| told.accept_queue.as_ref());
+        told.and_then(|queue| queue.somaxconn)
+            .or(self.sysctls.map(|sysctls| sysctls.somaxconn))
     }
 
     /// Its address and port, as they are written together.
@@ -239,6 +272,12 @@ impl Case {
     pub fn count(&self, set: Set) -> u64 {
         let counts = self.listeners.values().map(|course| course.count(set));
         counts.fold(0, u64::saturating_add)
+    }
+
+    /// The networks of the clients that a listener refused, or put off with a cookie.
+    #[must_use]
+    pub fn clients_of(&self, key: &Key) -> Option<Clients> {
+        self.clients.of(key.netns, key.port, key.inode)
     }
 
     /// How long it lasted, in seconds.
@@ -302,7 +341,7 @@ impl Sink for Case {
                 .filter_map(|name| outcome_named(name))
                 .fold(0, |set, outcome| set | outcome.bit()),
             // An older recording does not say; what it shows by default was looked for.
-            None => outcome::of_kind(outcome::Kind::Refusal),
+            None => of_kind(Kind::Refusal),
         };
         if let Ok(time) = from_rfc3339(&header.time) {
             self.slot_of(time);
@@ -319,6 +358,9 @@ impl Sink for Case {
         self.lines += 1;
         let slot = self.slot_of(event.wall_ns);
         let count_slots = !self.has_counts();
+        if (ACCEPT_FULL | SYN_FULL) & event.outcome.bit() != 0 {
+            self.clients.take(event);
+        }
         let Some(course) = self.course(event.netns, &event.listener) else {
             return Ok(());
         };
@@ -333,14 +375,12 @@ impl Sink for Case {
         course.limit = event.accept_queue.map(|queue| queue.limit).or(course.limit);
         course.deepest = course.deepest.max(depth);
         course.deepest_syn = course.deepest_syn.max(syn_depth);
-        if let Some(client) = event.client
-            && (ACCEPT_FULL | SYN_FULL) & event.outcome.bit() != 0
-        {
-            course.clients.add(client.addr, event.count);
-        }
         let slot = course.slots.entry(slot).or_default();
         slot.depth = slot.depth.max(depth);
         slot.syn_depth = slot.syn_depth.max(syn_depth);
+        if let Some(us) = event.waited_us {
+            slot.waits.get_or_insert_default().add(us);
+        }
         if count_slots {
             add(slot.outcomes.entry(tag).or_default(), event.count);
         }
@@ -365,16 +405,20 @@ impl Sink for Case {
         if let Some(slot) = slot {
             let slot = course.slots.entry(slot).or_default();
             slot.depth = slot.depth.max(accept.and_then(|queue| queue.depth));
-            let latency = snapshot.accept_latency_us.as_ref();
-            slot.latency_us = latency
-                .and_then(|l| Some((l.p50?, l.p99?)))
-                .or(slot.latency_us);
+            slot.latency_us = snapshot.accept_latency_us.or(slot.latency_us);
+        }
+        for (name, count) in snapshot.counts.iter().flatten() {
+            if let Some(outcome) = outcome_named(name) {
+                course.told.insert(outcome.tag, (*count).min(MOST_COUNT));
+            }
         }
         course.snapshot = Some(snapshot.clone());
         Ok(())
     }
 
     fn counts(&mut self, counts: &Counts) -> io::Result<()> {
+        // They come once a second, after what was held back in it.
+        self.clients.end_second();
         let Ok(time) = from_rfc3339(&counts.time) else {
             return Ok(());
         };
@@ -420,7 +464,8 @@ impl Sink for Case {
     }
 
     fn clients(&mut self, _: &Clients) -> io::Result<()> {
-        // Its events say as much.
+        // It is about all events that were asked for, and missing if the end is; those that
+        // matter here were taken in one by one.
         Ok(())
     }
 

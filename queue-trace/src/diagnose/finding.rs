@@ -8,6 +8,7 @@ use super::{
     case::{Case, Course},
     rules::{Harm, Rule},
 };
+use crate::snapshot::Snapshot;
 
 /// A finding: what happened, how it is known, why it is so, and what to do.
 #[derive(Debug, Clone, Serialize)]
@@ -62,15 +63,7 @@ impl Finding {
     /// Of a rule, at a listener.
     #[must_use]
     pub fn new(rule: &Rule, netns: u32, course: &Course, count: u64, what: String) -> Self {
-        let processes = course.snapshot.as_ref().and_then(|s| s.processes.as_ref());
-        let owner = processes.filter(|all| !all.is_empty()).map(|all| {
-            let names: Vec<_> = all
-                .iter()
-                .take(4)
-                .map(|p| format!("{} ({})", p.comm, p.pid))
-                .collect();
-            names.join(", ")
-        });
+        let owner = course.snapshot.as_ref().and_then(Snapshot::owner);
         Self {
             rule: rule.name,
             harm: rule.harm,

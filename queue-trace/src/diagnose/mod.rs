@@ -2,7 +2,6 @@
 //! stream or from a recording.
 
 pub mod case;
-mod clients;
 mod finding;
 mod rules;
 

@@ -166,6 +166,7 @@ fn rows(netns: u32, found: &Found) -> impl Iterator<Item = Row> {
         handshake_us: None,
         oldest_waiting_us: oldest(listening, found),
         default_of: None,
+        threads: None,
         entered: None,
         waits: None,
         place: None,
@@ -268,5 +269,9 @@ fn own(rows: &mut [Row], iterators: Option<Iterators<'_>>) {
             limit, somaxconn, ..
         } = row.accept_queue;
         row.default_of = runtime::of(limit, somaxconn, names).map(|default| default.name);
+        // While nobody accepts it is of interest what they do instead.
+        if row.accept_queue.is_full() && !row.processes.is_empty() {
+            row.threads = Some(owners::threads(&row.processes));
+        }
     }
 }

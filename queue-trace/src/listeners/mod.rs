@@ -23,7 +23,8 @@ use queue_trace_common::queue::BUCKETS;
 
 use crate::{
     event::{Listener, Process, rfc3339},
-    snapshot::{self, Gauge, Latency, Snapshot},
+    snapshot::{self, Gauge, Snapshot},
+    spread::Spread,
 };
 
 pub use self::{
@@ -67,6 +68,8 @@ pub struct Row {
     pub oldest_waiting_us: Option<u64>,
     /// The runtime whose default backlog the limit is, if its owner is that runtime.
     pub default_of: Option<&'static str>,
+    /// What the owners' threads do, how many each; of a full accept queue only.
+    pub threads: Option<BTreeMap<String, u32>>,
     /// How many connections entered its accept queue, since attached.
     pub entered: Option<u64>,
     /// How many accepted connections had waited how long: a histogram.
@@ -159,31 +162,6 @@ pub struct SynGauge {
     pub high_water_time: Option<i128>,
 }
 
-/// How a time was spread over connections, microseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Spread {
-    /// Half of them took at most so long: the end of the power of two in which the
-    /// middle one lies.
-    pub p50: u64,
-    /// The same for 99 of 100.
-    pub p99: u64,
-    /// The longest, exactly.
-    pub max: u64,
-    /// How many were measured.
-    pub count: u64,
-}
-
-impl From<Spread> for Latency {
-    fn from(spread: Spread) -> Self {
-        Self {
-            p50: Some(spread.p50),
-            p99: Some(spread.p99),
-            max: Some(spread.max),
-            count: Some(spread.count),
-        }
-    }
-}
-
 impl From<AcceptGauge> for Gauge {
     fn from(queue: AcceptGauge) -> Self {
         Self {
@@ -239,6 +217,7 @@ impl From<&Row> for Snapshot {
             handshake_us: row.handshake_us.map(Into::into),
             oldest_waiting_us: row.oldest_waiting_us,
             default_of: row.default_of.map(str::to_owned),
+            threads: row.threads.clone(),
             closed: row.closed.then_some(true),
         }
     }

@@ -2,8 +2,9 @@
 //! ends meanwhile is left out, and so are those that we may not look at.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs,
+    path::Path,
 };
 
 use crate::event::Process;
@@ -77,6 +78,40 @@ pub fn program(pid: u32) -> Option<String> {
     Some(name.trim_end_matches(" (deleted)").to_owned())
 }
 
+/// What the threads of processes do, how many each: the letter of the state as in ps(1),
+/// and the kernel function that those that wait are in, if we may know.
+#[must_use]
+pub fn threads(processes: &[Process]) -> BTreeMap<String, u32> {
+    let mut doing: BTreeMap<_, u32> = BTreeMap::new();
+    for process in processes.iter().take(PROCESSES) {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.pid));
+        // What has ended meanwhile does nothing.
+        for task in tasks.into_iter().flatten().flatten().take(THREADS) {
+            if let Some(what) = thread(&task.path()) {
+                *doing.entry(what).or_default() += 1;
+            }
+        }
+    }
+    doing
+}
+
+/// Of so many processes and of so many threads of each it is looked what they do.
+const PROCESSES: usize = 64;
+const THREADS: usize = 256;
+
+fn thread(task: &Path) -> Option<String> {
+    let stat = fs::read_to_string(task.join("stat")).ok()?;
+    // Behind the name, which is in brackets and may have any in it.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let state = rest.chars().next()?;
+    let place = fs::read_to_string(task.join("wchan")).unwrap_or_default();
+    // 0: it does not wait, or we may not know.
+    Some(match place.trim() {
+        "" | "0" => state.to_string(),
+        place => format!("{state} {place}"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
@@ -95,6 +130,17 @@ mod tests {
         let pids: Vec<_> = owners[&inode].iter().map(|process| process.pid).collect();
         assert_eq!(pids, [std::process::id()]);
         assert!(of(&HashSet::from([u64::MAX])).is_empty());
+    }
+
+    #[test]
+    fn a_thread_that_looks_is_running() {
+        let me = Process {
+            pid: std::process::id(),
+            comm: String::new(),
+        };
+        let doing = threads(&[me]);
+        assert!(doing.get("R").is_some_and(|count| *count >= 1), "{doing:?}");
+        assert!(threads(&[]).is_empty());
     }
 
     #[test]

@@ -4,18 +4,20 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use queue_trace_common::{
-    outcome::{Kind, Outcome},
-    queue::{BUCKETS, Marks, Queue, QueueKey},
+    outcome::Outcome,
+    queue::{Marks, Queue, QueueKey},
     settings::{CountKey, Counted},
 };
 
-use super::{AcceptGauge, Cgroup, Row, Spread, group, look};
+use super::{AcceptGauge, Cgroup, Row, group, look};
 use crate::{
     clock::{monotonic_now, wall_now},
     decode::text,
     event::{Listener, Process},
     plan::{Family, Name},
     probe::Kept,
+    snapshot::drops,
+    spread::Spread,
 };
 
 /// What was kept, as it is needed here.
@@ -46,7 +48,7 @@ impl Stats<'_> {
         for row in rows.iter_mut() {
             let inode = row.listener.inode.unwrap_or_default();
             let mine = counts.remove(&(row.netns, inode)).unwrap_or_default();
-            row.drops = Some(drops(&mine));
+            row.drops = Some(drops(mine.iter().copied()));
             row.counts = Some(
                 mine.iter()
                     .map(|(outcome, count)| (Name(outcome).to_string(), *count))
@@ -148,18 +150,6 @@ impl Clock {
     }
 }
 
-/// What is refused, by cause. A cookie is an answer.
-fn drops(counts: &[(&'static Outcome, u64)]) -> BTreeMap<String, u64> {
-    let mut drops = BTreeMap::new();
-    for (outcome, count) in counts {
-        if outcome.kind == Kind::Refusal && outcome.verdict != "cookie_sent" {
-            let cause = outcome.cause.unwrap_or(outcome.verdict);
-            *drops.entry(cause.to_owned()).or_default() += count;
-        }
-    }
-    drops
-}
-
 /// Connections leave in the order in which they entered, so those that wait are the newest.
 /// If some of them entered before we attached, the age that the kernel tells stays.
 fn add_oldest(row: &mut Row, entered: &[u64], clock: Clock) {
@@ -202,6 +192,7 @@ fn closed(key: &QueueKey, queue: &Queue) -> Row {
         handshake_us: None,
         oldest_waiting_us: None,
         default_of: None,
+        threads: None,
         entered: None,
         waits: None,
         place: None,
@@ -210,68 +201,9 @@ fn closed(key: &QueueKey, queue: &Queue) -> Row {
     }
 }
 
-impl Spread {
-    /// From the places of a histogram, and the longest. `None` if it is empty.
-    #[must_use]
-    pub fn of(places: &[u32; BUCKETS], max: u64) -> Option<Self> {
-        let count: u64 = places.iter().copied().map(u64::from).sum();
-        let percentile = |percent: u64| {
-            let wanted = (count * percent).div_ceil(100);
-            let mut sum = 0;
-            let place = places.iter().position(|count| {
-                sum += u64::from(*count);
-                sum >= wanted
-            });
-            match place {
-                Some(0) => 0,
-                Some(place) if place < BUCKETS - 1 => max.min(1 << place),
-                _ => max,
-            }
-        };
-        (count > 0).then(|| Self {
-            p50: percentile(50),
-            p99: percentile(99),
-            max,
-            count,
-        })
-    }
-}
-
 /// The listeners among those kept that were closed.
 #[must_use]
 pub fn closed_ones(queues: &HashMap<QueueKey, Queue>) -> HashSet<QueueKey> {
     let closed = queues.iter().filter(|(_, queue)| queue.closed_ns != 0);
     closed.map(|(key, _)| *key).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use queue_trace_common::queue::bucket;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn percentiles_are_within_the_power_of_two(mut times in proptest::collection::vec(0u64..1 << 40, 1..300)) {
-            let mut places = [0; BUCKETS];
-            for time in &times {
-                places[bucket(*time)] += 1;
-            }
-            times.sort_unstable();
-            let longest = *times.last().unwrap();
-            let spread = Spread::of(&places, longest).unwrap();
-            prop_assert_eq!(spread.count, times.len() as u64);
-            for (told, percent) in [(spread.p50, 50), (spread.p99, 99)] {
-                let exact = times[(times.len() * percent).div_ceil(100) - 1];
-                prop_assert!(told >= exact.min(longest), "{told} {exact}");
-                prop_assert!(told <= exact.saturating_mul(2).max(1) || exact >= 1 << 30, "{told} {exact}");
-            }
-        }
-    }
-
-    #[test]
-    fn nothing_measured_is_no_spread() {
-        assert_eq!(Spread::of(&[0; BUCKETS], 0), None);
-    }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 
-use super::{LimitFrom, Row, Spread};
+use super::Row;
 use crate::{
     sink::{endpoint, short_time},
     snapshot::Snapshot,
@@ -76,14 +76,16 @@ pub fn write(out: &mut impl Write, rows: &[Row], colour: bool) -> io::Result<()>
 }
 
 fn cells(row: &Row) -> [String; 8] {
+    let snapshot = Snapshot::from(row);
     [
         listener(row),
-        owner(row),
+        snapshot.owner().unwrap_or_else(|| "?".to_owned()),
         accept(row),
-        limit_from(row),
+        snapshot.limit_words(),
         syn(row),
         drops(row),
-        wait(row.accept_latency_us),
+        row.accept_latency_us
+            .map_or(String::new(), |spread| spread.to_string()),
         row.oldest_waiting_us.map(short_time).unwrap_or_default(),
     ]
 }
@@ -101,13 +103,6 @@ fn listener(row: &Row) -> String {
         text.push_str(" closed");
     }
     text
-}
-
-/// Whose it is, as far as we may know.
-pub(crate) fn owner(row: &Row) -> String {
-    Snapshot::from(row)
-        .owner()
-        .unwrap_or_else(|| "?".to_owned())
 }
 
 fn accept(row: &Row) -> String {
@@ -129,32 +124,6 @@ fn accept(row: &Row) -> String {
     text.trim_start().to_owned()
 }
 
-pub(crate) fn limit_from(row: &Row) -> String {
-    let mut text = match row.accept_queue.limit_from {
-        _ if row.closed => String::new(),
-        Some(LimitFrom::Backlog) => "backlog".to_owned(),
-        Some(LimitFrom::Somaxconn) => "somaxconn".to_owned(),
-        Some(LimitFrom::EarlierSomaxconn) => "earlier somaxconn".to_owned(),
-        None => String::new(),
-    };
-    if let Some(asked) = row.accept_queue.asked
-        && row.accept_queue.limit_from != Some(LimitFrom::Backlog)
-    {
-        // Writing to a string does not fail.
-        let _ = write!(text, " (asked {asked})");
-    }
-    if let Some(somaxconn) = row.accept_queue.somaxconn
-        && row.accept_queue.limit_from != Some(LimitFrom::Somaxconn)
-    {
-        // Writing to a string does not fail.
-        let _ = write!(text, " (somaxconn {somaxconn})");
-    }
-    if let Some(default_of) = row.default_of {
-        let _ = write!(text, ", default of {default_of}");
-    }
-    text
-}
-
 fn syn(row: &Row) -> String {
     let Some(queue) = row.syn_queue else {
         return String::new();
@@ -173,12 +142,4 @@ fn drops(row: &Row) -> String {
         .map(|(cause, count)| format!("{} {count}", cause.replace('_', " ")))
         .collect();
     drops.join(", ")
-}
-
-/// Half of them, nearly all of them, the longest.
-pub(crate) fn wait(spread: Option<Spread>) -> String {
-    spread.map_or(String::new(), |spread| {
-        let [p50, p99, max] = [spread.p50, spread.p99, spread.max].map(short_time);
-        format!("{p50} {p99} {max}")
-    })
 }

@@ -5,5 +5,5 @@ mod reader;
 
 pub use self::{
     line::{Fault, Line},
-    reader::{Entry, Reader},
+    reader::{Entry, Place, Reader},
 };

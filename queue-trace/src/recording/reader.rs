@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
-    io::{self, BufRead, BufReader, Cursor, Read},
+    io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -29,9 +29,22 @@ pub struct Entry<'a> {
     pub line: Option<Line>,
 }
 
+/// A place between two lines, from which can be read on: see [`Reader::open_at`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Place {
+    /// Which of the files.
+    file: usize,
+    /// Where in its text, bytes.
+    offset: u64,
+    /// How many lines before it were understood.
+    pub understood: u64,
+}
+
 /// Reads one recording, or the files of one recording in order.
 pub struct Reader {
     left: VecDeque<PathBuf>,
+    /// How many files are read already.
+    done: usize,
     file: Option<Open>,
     buffer: Vec<u8>,
     understood: u64,
@@ -44,6 +57,8 @@ pub struct Reader {
 struct Open {
     name: String,
     bytes: Box<dyn BufRead>,
+    /// How many bytes of its text were read.
+    offset: u64,
     lines: u64,
     headed: bool,
     ended: Option<u64>,
@@ -72,6 +87,7 @@ impl Reader {
         }
         Ok(Self {
             left: files.iter().cloned().collect(),
+            done: 0,
             file: None,
             buffer: Vec::new(),
             understood: 0,
@@ -80,11 +96,44 @@ impl Reader {
         })
     }
 
+    /// Opens the files at a place that an earlier reader of them was at. Its notes are about
+    /// the rest only.
+    ///
+    /// # Errors
+    /// If the file cannot be read any more.
+    pub fn open_at(files: &[PathBuf], place: Place) -> Result<Self> {
+        let mut left: VecDeque<_> = files.iter().skip(place.file).cloned().collect();
+        let file = match left.pop_front() {
+            Some(path) => Some(Open::at(&path, place.offset)?),
+            None => None,
+        };
+        Ok(Self {
+            left,
+            done: place.file,
+            file,
+            buffer: Vec::new(),
+            understood: place.understood,
+            notes: Vec::new(),
+            first_line: None,
+        })
+    }
+
+    /// Where it is: before the line that comes next.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place {
+            file: self.done,
+            offset: self.file.as_ref().map_or(0, |file| file.offset),
+            understood: self.understood,
+        }
+    }
+
     /// Reads from anything; the name is for messages.
     #[must_use]
     pub fn of(name: &str, bytes: impl Read + 'static) -> Self {
         Self {
             left: VecDeque::new(),
+            done: 0,
             file: Some(Open::new(name.to_owned(), Box::new(bytes))),
             buffer: Vec::new(),
             understood: 0,
@@ -106,11 +155,12 @@ impl Reader {
                 let Some(path) = self.left.pop_front() else {
                     break;
                 };
-                self.file = Some(Open::at(&path)?);
+                self.file = Some(Open::at(&path, 0)?);
             }
             let Some(file) = &mut self.file else { break };
             if !file.read_line(&mut self.buffer) {
                 let file = self.file.take();
+                self.done += 1;
                 self.notes.extend(file.into_iter().flat_map(Open::notes));
                 continue;
             }
@@ -179,6 +229,7 @@ impl Open {
         let mut open = Self {
             name,
             bytes: Box::new(io::empty()),
+            offset: 0,
             lines: 0,
             headed: false,
             ended: None,
@@ -192,7 +243,8 @@ impl Open {
         open
     }
 
-    fn at(path: &Path) -> Result<Self> {
+    /// Opens a file where a line of its text begins.
+    fn at(path: &Path, offset: u64) -> Result<Self> {
         if path == Path::new("-") {
             return Ok(Self::new(
                 "standard input".to_owned(),
@@ -200,8 +252,25 @@ impl Open {
             ));
         }
         let name = path.display().to_string();
-        let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
-        Ok(Self::new(name, Box::new(file)))
+        let cannot = || format!("cannot read {name}");
+        let mut file = File::open(path).with_context(cannot)?;
+        if offset == 0 {
+            return Ok(Self::new(name, Box::new(file)));
+        }
+        let mut start = Vec::new();
+        (&mut file)
+            .take(MAGIC)
+            .read_to_end(&mut start)
+            .with_context(cannot)?;
+        let packed = Packing::of(&start).is_some();
+        // In a compressed file there is no way to a place but through all before it.
+        let from = if packed { 0 } else { offset };
+        file.seek(SeekFrom::Start(from)).with_context(cannot)?;
+        let mut open = Self::new(name.clone(), Box::new(file));
+        io::copy(&mut (&mut open.bytes).take(offset - from), &mut io::sink())
+            .with_context(cannot)?;
+        open.offset = offset;
+        Ok(open)
     }
 
     /// Reads the next line that is not too long; whether there was one.
@@ -209,6 +278,7 @@ impl Open {
         loop {
             line.clear();
             let read = (&mut self.bytes).take(LONGEST).read_until(b'\n', line);
+            self.offset += line.len() as u64;
             if let Err(error) = read {
                 self.cut = Some(if error.kind() == io::ErrorKind::UnexpectedEof {
                     format!("is cut off after line {}", self.lines)
@@ -238,9 +308,12 @@ impl Open {
                 return false;
             }
             self.note("lines longer than any that queue-trace writes".to_owned());
-            if let Err(error) = skip_line(&mut self.bytes) {
-                self.cut = Some(format!("is cut off in line {}: {error}", self.lines));
-                return false;
+            match skip_line(&mut self.bytes) {
+                Ok(skipped) => self.offset += skipped,
+                Err(error) => {
+                    self.cut = Some(format!("is cut off in line {}: {error}", self.lines));
+                    return false;
+                }
             }
         }
     }
@@ -316,38 +389,58 @@ impl Open {
     }
 }
 
-/// Skips the rest of a line.
-fn skip_line(bytes: &mut dyn BufRead) -> io::Result<()> {
+/// Skips the rest of a line, and gives its length.
+fn skip_line(bytes: &mut dyn BufRead) -> io::Result<u64> {
+    let mut skipped = 0;
     loop {
         let buffer = bytes.fill_buf()?;
         if buffer.is_empty() {
-            return Ok(());
+            return Ok(skipped);
         }
         let end = buffer.iter().position(|byte| *byte == b'\n');
         let length = end.map_or(buffer.len(), |end| end + 1);
         bytes.consume(length);
+        skipped += length as u64;
         if end.is_some() {
-            return Ok(());
+            return Ok(skipped);
+        }
+    }
+}
+
+/// How a file is compressed.
+#[derive(Debug, Clone, Copy)]
+enum Packing {
+    Zstd,
+    Gzip,
+}
+
+/// So many of the first bytes tell it.
+const MAGIC: u64 = 4;
+
+impl Packing {
+    fn of(start: &[u8]) -> Option<Self> {
+        match start {
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Self::Zstd),
+            [0x1f, 0x8b, ..] => Some(Self::Gzip),
+            _ => None,
         }
     }
 }
 
 /// The text of a file, as its first bytes say.
 fn decompressed(mut bytes: Box<dyn Read>) -> io::Result<Box<dyn BufRead>> {
-    const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-    const GZIP: [u8; 2] = [0x1f, 0x8b];
     let mut start = Vec::new();
-    (&mut bytes)
-        .take(ZSTD.len() as u64)
-        .read_to_end(&mut start)?;
-    let (zstd, gzip) = (start.starts_with(&ZSTD), start.starts_with(&GZIP));
+    (&mut bytes).take(MAGIC).read_to_end(&mut start)?;
+    let packing = Packing::of(&start);
     let whole = BufReader::with_capacity(BUFFER, Cursor::new(start).chain(bytes));
-    Ok(if zstd {
-        let decoder = zstd::Decoder::with_buffer(whole)?;
-        Box::new(BufReader::with_capacity(BUFFER, decoder))
-    } else if gzip {
-        Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(whole)))
-    } else {
-        Box::new(whole)
+    Ok(match packing {
+        Some(Packing::Zstd) => {
+            let decoder = zstd::Decoder::with_buffer(whole)?;
+            Box::new(BufReader::with_capacity(BUFFER, decoder))
+        }
+        Some(Packing::Gzip) => {
+            Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(whole)))
+        }
+        None => Box::new(whole),
     })
 }

@@ -12,6 +12,8 @@ use crate::{
         case::{Course, Slot},
     },
     event::Name,
+    sink::short_time,
+    spread::Spread,
 };
 
 /// Values over time.
@@ -44,6 +46,9 @@ pub struct Series {
     pub values: Vec<Option<u64>>,
 }
 
+/// The unit of times, which are drawn to a scale of powers.
+const MICROSECONDS: &str = "µs";
+
 /// Colours of the palette.
 const COLOURS: usize = 8;
 
@@ -56,7 +61,7 @@ impl Chart {
             .iter()
             .map(|series| {
                 let most = series.values.iter().flatten().max().copied().unwrap_or(0);
-                format!("{} at most {most}", series.label)
+                format!("{} at most {}", series.label, self.shown(most))
             })
             .collect();
         format!(
@@ -64,6 +69,16 @@ impl Chart {
             self.title,
             peaks.join(", ")
         )
+    }
+
+    /// A value as a person reads it.
+    #[must_use]
+    pub fn shown(&self, value: u64) -> String {
+        if self.unit == MICROSECONDS {
+            short_time(value)
+        } else {
+            value.to_string()
+        }
     }
 
     /// Its rows, those in which there is something, so many at most.
@@ -203,7 +218,10 @@ fn depth(case: &Case, course: &Course, id: String) -> Option<Chart> {
     };
     let accept = of(|slot| slot.depth);
     let syn = of(|slot| slot.syn_depth);
-    accept.iter().chain(&syn).flatten().next()?;
+    // One moment makes no line; the table of listeners has it.
+    let told = accept.iter().zip(&syn);
+    let told = told.filter(|(accept, syn)| accept.is_some() || syn.is_some());
+    (told.count() > 1).then_some(())?;
     let mut series = vec![
         Series {
             label: "accept queue".to_owned(),
@@ -236,19 +254,30 @@ fn depth(case: &Case, course: &Course, id: String) -> Option<Chart> {
     })
 }
 
+/// Of the connections whose accept() was told, each second; where none was, of all until
+/// then, as listeners were looked at.
 fn latency(case: &Case, course: &Course, id: String) -> Option<Chart> {
     let time = times(case, &course.slots);
-    let of = |pick: fn(&(u64, u64)) -> u64| -> Vec<Option<u64>> {
+    let of = |spread: fn(&Slot) -> Option<Spread>| -> Vec<Option<Spread>> {
         let slot = |time: &i64| course.slots.get(&(time / case.width));
-        time.iter()
-            .map(|time| slot(time)?.latency_us.as_ref().map(pick))
-            .collect()
+        time.iter().map(|time| spread(slot(time)?)).collect()
     };
-    let median = of(|(median, _)| *median);
-    median.iter().flatten().next()?;
+    let each = of(|slot| slot.waits.as_ref()?.spread());
+    let (spreads, whose) = if each.iter().any(Option::is_some) {
+        (each, "of the connections accepted in each moment")
+    } else {
+        let until = of(|slot| slot.latency_us?.spread());
+        (until, "of all connections accepted until then")
+    };
+    // One moment makes no line; the table of listeners has it.
+    (spreads.iter().flatten().count() > 1).then_some(())?;
+    let values = |part: fn(Spread) -> u64| -> Vec<Option<u64>> {
+        spreads.iter().map(|spread| spread.map(part)).collect()
+    };
     let series = [
-        ("median", 3, median),
-        ("99th percentile", 1, of(|(_, high)| *high)),
+        ("half of them", 3, values(|spread| spread.p50)),
+        ("99 of 100", 1, values(|spread| spread.p99)),
+        ("the longest", 0, values(|spread| spread.max)),
     ];
     let series = series.map(|(label, colour, values)| Series {
         label: label.to_owned(),
@@ -258,8 +287,8 @@ fn latency(case: &Case, course: &Course, id: String) -> Option<Chart> {
     });
     Some(Chart {
         id,
-        title: "Accept latency: time in the accept queue".to_owned(),
-        unit: "µs",
+        title: format!("Time in the accept queue, {whose}"),
+        unit: MICROSECONDS,
         stacked: false,
         time,
         series: series.into(),

@@ -19,6 +19,8 @@ use crate::{
     },
     event::Name,
     ledger::Ledger,
+    sink::short_time,
+    snapshot::Latency,
 };
 
 const STYLE: &str = include_str!("page.css");
@@ -57,11 +59,18 @@ pub fn page(case: &Case) -> String {
     let diagnosis = diagnose::diagnose(case);
     let listeners = by_trouble(case);
     let overview = Vec::from_iter(charts::overview(case));
-    let courses: Vec<_> = listeners
+    let (trouble, rest): (Vec<_>, Vec<_>) = listeners
         .iter()
+        .copied()
+        .partition(|(_, course)| course.is_in_trouble());
+    // Of a recording in which all was well, what was busy.
+    let charted = if trouble.is_empty() { rest } else { trouble };
+    let courses: Vec<_> = charted
+        .into_iter()
+        .filter(|(_, course)| course.is_busy())
         .take(CHARTED)
         .enumerate()
-        .map(|(number, (key, course))| (*key, *course, charts(case, course, number)))
+        .map(|(number, (key, course))| (key, course, charts(case, course, number)))
         .collect();
     let all = overview
         .iter()
@@ -96,7 +105,7 @@ pub fn page(case: &Case) -> String {
                         }
                     }
                     (listener_table(&listeners))
-                    (client_table(&listeners))
+                    (client_table(case, &listeners))
                     (ledgers(case, &diagnosis))
                     (environment(case))
                 }
@@ -244,7 +253,7 @@ fn figure(chart: &Chart) -> Markup {
                                 tr {
                                     th scope="row" { (moment(i128::from(time) * 1_000_000_000, "%H:%M:%S")) }
                                     @for value in values {
-                                        td.n { @match value { Some(value) => (value), None => "–" } }
+                                        td.n { @match value { Some(value) => (chart.shown(value)), None => "–" } }
                                     }
                                 }
                             }
@@ -256,35 +265,70 @@ fn figure(chart: &Chart) -> Markup {
     }
 }
 
+/// Those in trouble; the others are counted, and folded.
 fn listener_table(listeners: &[(&Key, &Course)]) -> Markup {
+    let (trouble, well): (Vec<_>, Vec<_>) = listeners
+        .iter()
+        .partition(|(_, course)| course.is_in_trouble());
     html! {
         section aria-labelledby="listeners" {
             h2 #listeners { "Listeners" }
-            @if listeners.is_empty() { p { "Nothing befell any listener." } }
-            @else {
-                div.scroll { table {
-                    thead { tr {
-                        th scope="col" { "Listener" } th scope="col" { "Owner" } th.n scope="col" { "Limit" }
-                        th.n scope="col" { "Deepest" } th scope="col" { "What happened" }
-                    } }
-                    tbody {
-                        @for (key, course) in listeners.iter().take(ROWS) {
-                            tr {
-                                th scope="row" { (course.name()) br; span.soft { (identity(key)) } }
-                                td { (owner(course)) }
-                                td.n { (number(course.limit)) }
-                                td.n { (number(course.deepest)) }
-                                td {
-                                    @for outcome in OUTCOMES.iter().filter(|o| course.count_of(o.tag) > 0) {
-                                        (course.count_of(outcome.tag)) " × " (Name(outcome).to_string()) br;
-                                    }
-                                }
+            @if listeners.is_empty() { p { "The recording tells of no listener." } }
+            @if !trouble.is_empty() { (listener_rows(&trouble)) }
+            @if !well.is_empty() {
+                p { (plural(well.len(), if trouble.is_empty() { "listener" } else { "other listener" })) " refused nothing and had room." }
+                details { summary { "Show them" } (listener_rows(&well)) }
+            }
+        }
+    }
+}
+
+fn listener_rows(listeners: &[(&Key, &Course)]) -> Markup {
+    html! {
+        div.scroll { table {
+            thead { tr {
+                th scope="col" { "Listener" } th scope="col" { "Owner" } th.n scope="col" { "Limit" }
+                th.n scope="col" { "Deepest" } th.n scope="col" { "Waited" } th scope="col" { "What happened" }
+            } }
+            tbody {
+                @for (key, course) in listeners.iter().take(ROWS) {
+                    tr {
+                        th scope="row" { (course.name()) br; span.soft { (identity(key)) } }
+                        td { (owner(course)) }
+                        td.n { (number(course.limit)) @if let Some(from) = limit_words(course) { br; span.soft { (from) } } }
+                        td.n { (number(course.deepest)) }
+                        td.n.whole { (waited(course)) }
+                        td {
+                            @for outcome in OUTCOMES.iter().filter(|o| course.count_of(o.tag) > 0) {
+                                (course.count_of(outcome.tag)) " × " (Name(outcome).to_string()) br;
                             }
                         }
                     }
-                } }
-                @if listeners.len() > ROWS { p.soft { (listeners.len() - ROWS) " more are not shown." } }
+                }
             }
+        } }
+        @if listeners.len() > ROWS { p.soft { (listeners.len() - ROWS) " more are not shown." } }
+    }
+}
+
+/// What set its limit.
+fn limit_words(course: &Course) -> Option<String> {
+    let words = course.snapshot.as_ref()?.limit_words();
+    (!words.is_empty()).then_some(words)
+}
+
+/// How long its connections waited for accept().
+fn waited(course: &Course) -> Markup {
+    let latency = course
+        .snapshot
+        .as_ref()
+        .and_then(|told| told.accept_latency_us);
+    html! {
+        @match latency.and_then(Latency::spread) {
+            Some(spread) => {
+                (short_time(spread.p50)) " half" br; (short_time(spread.p99)) " 99%" br; (short_time(spread.max)) " longest"
+            },
+            None => "–",
         }
     }
 }
@@ -293,52 +337,37 @@ fn owner(course: &Course) -> String {
     let Some(snapshot) = &course.snapshot else {
         return "–".to_owned();
     };
-    let processes = snapshot.processes.iter().flatten().take(4);
-    let mut parts: Vec<_> = processes
-        .map(|p| format!("{} ({})", p.comm, p.pid))
-        .collect();
-    parts.extend(snapshot.unit.clone());
-    parts.extend(
-        snapshot
-            .container
-            .as_ref()
-            .map(|id| format!("container {id}")),
-    );
-    parts.extend(snapshot.pod.as_ref().map(|id| format!("pod {id}")));
-    if parts.is_empty() {
-        "–".to_owned()
-    } else {
-        parts.join(", ")
-    }
+    snapshot.owner().unwrap_or_else(|| "–".to_owned())
 }
 
 fn number(number: Option<u32>) -> String {
     number.map_or_else(|| "–".to_owned(), |number| number.to_string())
 }
 
-fn client_table(listeners: &[(&Key, &Course)]) -> Markup {
+fn client_table(case: &Case, listeners: &[(&Key, &Course)]) -> Markup {
     let known: Vec<_> = listeners
         .iter()
-        .filter(|(_, course)| course.clients.total > 0)
+        .filter_map(|(key, course)| Some((course, case.clients_of(key)?)))
         .take(CHARTED)
         .collect();
     html! {
         section aria-labelledby="clients" {
             h2 #clients { "Clients refused or put off" }
             @if known.is_empty() { p { "No client of a refusal is known." } }
-            @for (_, course) in known {
+            @for (course, clients) in known {
                 h3 { (course.name()) }
                 p.soft {
-                    "By network (/24, or /64 of IPv6), of " (course.clients.total) " events that have a client"
-                    @if course.clients.overflowed() { "; there are more networks than are counted apart, so small ones may be missing" } "."
+                    "By network (/24, or /64 of IPv6), of " (clients.events) " events"
+                    @if clients.told < clients.events { "; " (clients.estimate()) }
+                    @if clients.overflowed() { "; there are more networks than are counted apart, so small ones may be missing" } "."
                 }
                 div.scroll { table {
                     thead { tr { th scope="col" { "Network" } th.n scope="col" { "Events" } th.n scope="col" { "Share" } } }
-                    tbody { @for (network, count) in course.clients.top(10) {
+                    tbody { @for network in clients.networks.iter().take(10) {
                         tr {
-                            th scope="row" { (network.to_string()) }
-                            td.n { (count) }
-                            td.n { (format!("{:.0} %", 100.0 * count as f64 / course.clients.total as f64)) }
+                            th scope="row" { (network.network) }
+                            td.n { (network.count) }
+                            td.n { (format!("{:.0} %", 100.0 * network.share(&clients))) }
                         }
                     } }
                 } }

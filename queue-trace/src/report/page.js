@@ -11,6 +11,17 @@
   // As in the tables: UTC, wherever the reader is.
   const clock = (seconds) => new Date(seconds * 1000).toISOString().slice(11, 19);
 
+  // As in the tables: 840us, 1.2ms, 35s.
+  const time = (us) => {
+    for (const [size, unit] of [[1e6, "s"], [1e3, "ms"]]) {
+      if (us >= size) return (us < 10 * size ? Math.floor(us / size * 10) / 10 : Math.floor(us / size)) + unit;
+    }
+    return us + "us";
+  };
+
+  // Of the marks of a scale of powers those at 1, 10, 100 …
+  const powers = (_, splits) => splits.map((value) => (Number.isInteger(Math.log10(value)) ? value : null));
+
   // The values of a series on top of those before it.
   const stack = (series) => {
     const sums = [];
@@ -23,7 +34,10 @@
       const place = document.getElementById(chart.id);
       const ink = tone("--ink"), line = tone("--line");
       const axis = { stroke: ink, grid: { stroke: line, width: 0.5 }, ticks: { stroke: line, width: 0.5 } };
-      const values = chart.stacked ? stack(chart.series) : chart.series.map((one) => one.values);
+      const timed = chart.unit === "µs";
+      const values = chart.stacked ? stack(chart.series)
+        // Nothing is at no power.
+        : chart.series.map((one) => (timed ? one.values.map((us) => (us == null ? us : Math.max(1, us))) : one.values));
       const series = chart.series.map((one, index) => {
         const colour = tone("--s" + one.colour);
         return {
@@ -38,7 +52,7 @@
           // A stack shows sums; the legend says the series' own number.
           value: (_, __, ___, at) => {
             const own = at == null ? null : one.values[at];
-            return own == null ? "–" : String(own);
+            return own == null ? "–" : timed ? time(own) : String(own);
           },
         };
       });
@@ -47,8 +61,14 @@
       const options = {
         width: Math.max(200, Math.floor(place.getBoundingClientRect().width)),
         height: 220,
-        scales: { y: { range: (_, low, high) => [0, Math.max(1, (high || 0) * 1.08)] } },
-        axes: [{ ...axis, space: 80, incrs: STEPS, values: (_, splits) => splits.map(clock) }, { ...axis, label: chart.unit, size: 60 }],
+        // Times go from microseconds to minutes, so each power has as much room.
+        scales: { y: timed
+          ? { distr: 3, range: (_, low, high) => [10 ** Math.floor(Math.log10(low || 1)), 10 ** Math.ceil(Math.log10((high || 1) + 1))] }
+          : { range: (_, low, high) => [0, Math.max(1, (high || 0) * 1.08)] } },
+        axes: [{ ...axis, space: 80, incrs: STEPS, values: (_, splits) => splits.map(clock) }, timed
+          ? { ...axis, size: 60, grid: { ...axis.grid, filter: powers }, ticks: { ...axis.ticks, filter: powers },
+              filter: powers, values: (_, splits) => splits.map((us) => (us == null ? null : time(us))) }
+          : { ...axis, label: chart.unit, size: 60 }],
         series: [{ label: "UTC", value: (_, seconds) => (seconds == null ? "–" : clock(seconds)) }, ...order.map((index) => series[index])],
         cursor: { y: false },
       };

@@ -282,15 +282,10 @@ impl<W: Medium> Sink for Text<W> {
     fn clients(&mut self, clients: &Clients) -> io::Result<()> {
         let name = listener_words(&clients.listener);
         let title = self.styled(BOLD, &format!("{name} by network of clients"));
-        let mut note = String::new();
-        if clients.told < clients.events {
-            note = format!(
-                "  (estimated from {} of {} events; shares are good to {:.1}%)",
-                clients.told,
-                clients.events,
-                clients.margin * 100.0
-            );
-        }
+        let note = match clients.estimate() {
+            all if all.is_empty() => all,
+            estimate => format!("  ({estimate})"),
+        };
         writeln!(self.out, "{title}{note}")?;
         for network in clients.networks.iter().take(SHOWN_NETWORKS) {
             writeln!(

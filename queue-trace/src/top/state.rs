@@ -1,25 +1,11 @@
 //! What `top` shows, and what keys do to it. Knows no terminal, no clock and no kernel.
 
-use std::{
-    cmp::Reverse,
-    collections::{HashMap, VecDeque},
-    net::IpAddr,
-};
+use std::cmp::Reverse;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use crate::{
-    event::Event,
-    listeners::{Row, table},
-    sink::endpoint,
-};
-
-/// How many looks back a listener's past goes.
-pub const PAST: usize = 120;
-/// How many events are kept.
-const EVENTS: usize = 200;
-/// How many clients are counted; more are summed up as others.
-const CLIENTS: usize = 1024;
+use super::seen::{Key, Past, Row, Seen};
+use crate::sink::endpoint;
 
 /// What to do after a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +14,19 @@ pub enum Then {
     GoOn,
     /// End.
     Quit,
+    /// Show another moment of the recording.
+    Step(Step),
+}
+
+/// From one moment of a recording to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// So many seconds further, or back.
+    By(i64),
+    /// To its beginning.
+    Home,
+    /// To its end.
+    End,
 }
 
 /// By what listeners are sorted, the most first.
@@ -65,19 +64,6 @@ impl Sort {
     }
 }
 
-/// A listener's socket.
-pub type Key = (u32, Option<u64>);
-
-/// What became of a listener, look by look, the latest last.
-#[derive(Debug, Default)]
-pub struct Past {
-    /// Drops since the look before.
-    pub drops: VecDeque<u64>,
-    /// Depth of the accept queue.
-    pub depth: VecDeque<u64>,
-    last_drops: Option<u64>,
-}
-
 /// All of it.
 #[derive(Debug)]
 pub struct Top {
@@ -87,8 +73,8 @@ pub struct Top {
     pub notes: Vec<String>,
     /// Whether colours are wanted.
     pub colour: bool,
-    /// When the rows were looked at, nanoseconds since 1970.
-    pub at_ns: i128,
+    /// From when to when the recording goes, nanoseconds since 1970; `None`: it is live.
+    pub span: Option<(i128, i128)>,
     /// Whether the picture stands still.
     pub paused: bool,
     /// Whether keys are explained.
@@ -99,21 +85,9 @@ pub struct Top {
     pub filter: String,
     /// The order.
     pub sort: Sort,
-    rows: Vec<Row>,
-    pasts: HashMap<Key, Past>,
+    /// What is shown.
+    pub seen: Seen,
     selected: Option<Key>,
-    events: VecDeque<Event>,
-    clients: HashMap<(Key, IpAddr), u64>,
-}
-
-/// The key of a row.
-pub fn key(row: &Row) -> Key {
-    (row.netns, row.listener.inode)
-}
-
-/// What a listener refused, since attached.
-pub fn drops(row: &Row) -> u64 {
-    row.drops.iter().flatten().map(|(_, count)| count).sum()
 }
 
 impl Top {
@@ -123,72 +97,33 @@ impl Top {
             title,
             notes,
             colour,
-            at_ns: 0,
+            span: None,
             paused: false,
             help: false,
             typing: false,
             filter: String::new(),
             sort: Sort::Trouble,
-            rows: Vec::new(),
-            pasts: HashMap::new(),
+            seen: Seen::default(),
             selected: None,
-            events: VecDeque::new(),
-            clients: HashMap::new(),
         }
     }
 
-    /// Takes in a look at all listeners.
-    pub fn take_rows(&mut self, mut rows: Vec<Row>, at_ns: i128) {
-        if self.paused {
-            return;
-        }
-        rows.retain(|row| !row.closed);
-        let mut pasts = std::mem::take(&mut self.pasts);
-        for row in &rows {
-            let mut past = pasts.remove(&key(row)).unwrap_or_default();
-            let drops = drops(row);
-            let news = drops - past.last_drops.unwrap_or(drops).min(drops);
-            past.last_drops = Some(drops);
-            push(&mut past.drops, news);
-            push(&mut past.depth, row.accept_queue.depth.into());
-            self.pasts.insert(key(row), past);
-        }
-        self.rows = rows;
-        self.at_ns = at_ns;
+    /// Shows this from now on.
+    pub fn show(&mut self, seen: Seen) {
+        self.seen = seen;
         self.order();
     }
 
-    /// Takes in events.
-    pub fn take_events(&mut self, events: impl Iterator<Item = Event>) {
-        for event in events {
-            let whose = (event.netns, event.listener.inode);
-            if let Some(client) = event.client {
-                let known = self.clients.len() < CLIENTS;
-                let count = match self.clients.get_mut(&(whose, client.addr)) {
-                    Some(count) => Some(count),
-                    None if known => Some(self.clients.entry((whose, client.addr)).or_default()),
-                    None => None,
-                };
-                if let Some(count) = count {
-                    *count += event.count;
-                }
-            }
-            if self.events.len() == EVENTS {
-                self.events.pop_front();
-            }
-            self.events.push_back(event);
-        }
+    /// Whether the cursor is at the recording's end.
+    pub fn at_end(&self) -> bool {
+        self.span.is_some_and(|(_, to)| self.seen.at_ns >= to)
     }
 
     /// The listeners that pass the filter, in order.
     pub fn shown(&self) -> impl Iterator<Item = &Row> {
         let filter = self.filter.to_lowercase();
-        self.rows.iter().filter(move |row| {
-            let text = format!(
-                "{} {}",
-                endpoint(row.listener.addr, row.listener.port),
-                table::owner(row)
-            );
+        self.seen.rows.iter().filter(move |row| {
+            let text = format!("{} {}", name(row), owner(row));
             text.to_lowercase().contains(&filter)
         })
     }
@@ -197,40 +132,18 @@ impl Top {
     pub fn selected(&self) -> Option<(usize, &Row)> {
         let mut shown = self.shown().enumerate();
         let first = self.shown().next();
-        match shown.find(|(_, row)| Some(key(row)) == self.selected) {
+        match shown.find(|(_, row)| Some(row.key()) == self.selected) {
             Some(found) => Some(found),
             None => first.map(|row| (0, row)),
         }
     }
 
-    /// Its past.
-    pub fn past(&self, row: &Row) -> Option<&Past> {
-        self.pasts.get(&key(row))
-    }
-
-    /// Its latest events, the latest first.
-    pub fn events_of(&self, row: &Row) -> impl Iterator<Item = &Event> {
-        let whose = key(row);
-        let all = self.events.iter().rev();
-        all.filter(move |event| (event.netns, event.listener.inode) == whose)
-    }
-
-    /// The clients seen most in its events.
-    pub fn clients_of(&self, row: &Row) -> Vec<(IpAddr, u64)> {
-        let whose = key(row);
-        let mut clients: Vec<_> = self
-            .clients
-            .iter()
-            .filter(|((listener, _), _)| *listener == whose)
-            .map(|((_, addr), count)| (*addr, *count))
-            .collect();
-        clients.sort_by_key(|(addr, count)| (Reverse(*count), *addr));
-        clients
-    }
-
     /// A key was pressed.
     pub fn press(&mut self, pressed: KeyEvent) -> Then {
         let control = pressed.modifiers.contains(KeyModifiers::CONTROL);
+        if let Some(step) = self.step_of(pressed.code) {
+            return Then::Step(step);
+        }
         match pressed.code {
             KeyCode::Char('c') if control => return Then::Quit,
             KeyCode::Up => self.move_by(-1),
@@ -258,6 +171,23 @@ impl Top {
         Then::GoOn
     }
 
+    /// Where in a recording a key leads.
+    fn step_of(&self, code: KeyCode) -> Option<Step> {
+        let writes = self.typing && matches!(code, KeyCode::Char(_));
+        if self.span.is_none() || self.help || writes {
+            return None;
+        }
+        match code {
+            KeyCode::Left => Some(Step::By(-1)),
+            KeyCode::Right => Some(Step::By(1)),
+            KeyCode::Char('[') => Some(Step::By(-60)),
+            KeyCode::Char(']') => Some(Step::By(60)),
+            KeyCode::Home => Some(Step::Home),
+            KeyCode::End => Some(Step::End),
+            _ => None,
+        }
+    }
+
     fn type_key(&mut self, code: KeyCode) {
         match code {
             KeyCode::Enter => self.typing = false,
@@ -274,7 +204,7 @@ impl Top {
     }
 
     fn move_by(&mut self, by: isize) {
-        let shown: Vec<_> = self.shown().map(key).collect();
+        let shown: Vec<_> = self.shown().map(Row::key).collect();
         let Some((at, _)) = self.selected() else {
             return;
         };
@@ -283,42 +213,54 @@ impl Top {
     }
 
     fn order(&mut self) {
-        let pasts = &self.pasts;
-        let recent = |row: &Row| {
-            let past = pasts.get(&key(row));
-            past.map_or(0, |past| past.drops.iter().rev().take(10).sum::<u64>())
-        };
-        // In thousandths, so that it can be compared.
-        let fill = |row: &Row| {
-            let queue = &row.accept_queue;
-            u64::from(queue.depth) * 1000 / (u64::from(queue.limit) + 1)
-        };
-        let wait = |row: &Row| row.accept_latency_us.map_or(0, |spread| spread.p99);
-        let oldest = |row: &Row| row.oldest_waiting_us.unwrap_or(0);
         let sort = self.sort;
-        self.rows.sort_by_key(|row| {
+        let mut rows = std::mem::take(&mut self.seen.rows);
+        rows.sort_by_cached_key(|row| {
+            let recent = self.seen.past(row).map_or(0, Past::recent_drops);
+            // In thousandths, so that it can be compared.
+            let fill = match (row.depth(), row.limit()) {
+                (Some(depth), Some(limit)) => u64::from(depth) * 1000 / (u64::from(limit) + 1),
+                _ => 0,
+            };
+            let latency = row.snapshot.accept_latency_us;
+            let wait = latency.and_then(|latency| latency.p99).unwrap_or(0);
+            let oldest = row.snapshot.oldest_waiting_us.unwrap_or(0);
             let most = match sort {
-                Sort::Trouble => (recent(row), fill(row), drops(row), oldest(row)),
-                Sort::Drops => (drops(row), recent(row), fill(row), 0),
-                Sort::Queue => (fill(row), oldest(row), 0, 0),
-                Sort::Wait => (wait(row), oldest(row), 0, 0),
-                Sort::Oldest => (oldest(row), fill(row), 0, 0),
+                Sort::Trouble => (recent, fill, row.drops(), oldest),
+                Sort::Drops => (row.drops(), recent, fill, 0),
+                Sort::Queue => (fill, oldest, 0, 0),
+                Sort::Wait => (wait, oldest, 0, 0),
+                Sort::Oldest => (oldest, fill, 0, 0),
                 Sort::Port => (0, 0, 0, 0),
             };
+            let (netns, port, inode) = row.key();
             (
                 Reverse(most),
-                row.listener.port,
-                row.netns,
-                row.listener.addr,
-                row.listener.inode,
+                port,
+                netns,
+                row.snapshot.listener.addr,
+                inode,
             )
         });
+        self.seen.rows = rows;
     }
 }
 
-fn push(past: &mut VecDeque<u64>, value: u64) {
-    if past.len() == PAST {
-        past.pop_front();
+/// Where it listens, and which one of a group it is.
+pub fn name(row: &Row) -> String {
+    let listener = &row.snapshot.listener;
+    let mut name = endpoint(listener.addr, listener.port);
+    if let Some(group) = row.snapshot.group.filter(|group| group.size > 1) {
+        name.push_str(&format!(
+            " {}/{}",
+            group.index.saturating_add(1),
+            group.size
+        ));
     }
-    past.push_back(value);
+    name
+}
+
+/// Whose it is.
+pub fn owner(row: &Row) -> String {
+    row.snapshot.owner().unwrap_or_else(|| "?".to_owned())
 }

@@ -10,12 +10,11 @@ use ratatui::{
     widgets::{Block, Borders, Cell, Clear, Paragraph, Row as TableRow, Table, TableState, Wrap},
 };
 
-use super::state::{Sort, Top, drops};
-use crate::{
-    listeners::{Row, table},
-    plan::Name,
-    sink::{endpoint, short_time},
+use super::{
+    seen::Row,
+    state::{Sort, Top, name, owner},
 };
+use crate::{event::Name, sink::short_time, snapshot::Latency};
 
 /// The least that all fits into.
 const LEAST: (u16, u16) = (60, 12);
@@ -65,21 +64,29 @@ const DIM: Style = Style::new().add_modifier(Modifier::DIM);
 const REVERSED: Style = Style::new().add_modifier(Modifier::REVERSED);
 
 fn draw_head(frame: &mut Frame<'_>, top: &Top, area: Rect) {
-    let time = Timestamp::from_nanosecond(top.at_ns)
-        .map(|at| {
-            at.to_zoned(TimeZone::system())
-                .strftime("%H:%M:%S")
-                .to_string()
-        })
-        .unwrap_or_default();
-    let mut line = Line::from(vec![
-        Span::styled("queue-trace top ", BOLD),
-        Span::raw(format!("{time}  {}", top.title)),
-    ]);
-    if top.paused {
+    let at = moment(top, top.seen.at_ns);
+    let mut line = Line::from(vec![Span::styled("queue-trace top ", BOLD), Span::raw(at)]);
+    if let Some((from, to)) = top.span {
+        line.push_span(format!(" of {} to {}", moment(top, from), moment(top, to)));
+    }
+    if top.at_end() {
+        line.push_span(Span::styled("  END", REVERSED));
+    } else if top.paused {
         line.push_span(Span::styled("  PAUSED", REVERSED));
     }
+    line.push_span(format!("  {}", top.title));
     frame.render_widget(line, area);
+}
+
+/// The time of day, with the day where a recording has several.
+fn moment(top: &Top, ns: i128) -> String {
+    let zoned = |ns| Timestamp::from_nanosecond(ns).map(|at| at.to_zoned(TimeZone::system()));
+    let days = top.span.map(|(from, to)| (zoned(from), zoned(to)));
+    let format = match days {
+        Some((Ok(from), Ok(to))) if from.date() != to.date() => "%m-%d %H:%M:%S",
+        _ => "%H:%M:%S",
+    };
+    zoned(ns).map_or_else(|_| "?".to_owned(), |at| at.strftime(format).to_string())
 }
 
 fn draw_foot(frame: &mut Frame<'_>, top: &Top, area: Rect) {
@@ -93,8 +100,12 @@ fn draw_foot(frame: &mut Frame<'_>, top: &Top, area: Rect) {
             "" => String::new(),
             filter => format!("  filter: {filter} (Esc drops it)"),
         };
+        let time = match top.span {
+            Some(_) => "space play  left/right 1 s  [ ] 1 min",
+            None => "space pause",
+        };
         Line::from(format!(
-            "? help  q quit  / filter  space pause  sorted by {}{filter}",
+            "? help  q quit  / filter  {time}  sorted by {}{filter}",
             top.sort.name()
         ))
     };
@@ -121,37 +132,42 @@ fn draw_list(frame: &mut Frame<'_>, top: &Top, area: Rect) {
     }
     titles.extend(["OLDEST", "DEPTH"]);
     let rows = top.shown().map(|row| {
-        let queue = &row.accept_queue;
-        let style = match drops(row) {
-            _ if queue.is_full() => coloured(top, Color::Red).patch(BOLD),
+        let style = match row.drops() {
+            _ if row.is_full() => coloured(top, Color::Red).patch(BOLD),
             1.. => coloured(top, Color::Yellow),
             0 => Style::new(),
         };
-        let syn = row
-            .syn_queue
-            .map_or(String::new(), |syn| format!("{}/{}", syn.depth, syn.limit));
-        let past = top.past(row);
+        let snapshot = &row.snapshot;
+        let syn = snapshot.syn_queue.as_ref();
+        let syn = syn.map_or(String::new(), |syn| fill(syn.depth, syn.limit));
+        let past = top.seen.past(row);
         let spark = |past: Option<&std::collections::VecDeque<u64>>, most| {
             past.map_or(String::new(), |past| {
                 sparks(past.iter().copied(), if wide { 11 } else { 8 }, most)
             })
         };
-        let full = if queue.is_full() { " FULL" } else { "" };
+        let full = if row.is_full() { " FULL" } else { "" };
         let mut cells = vec![
             name(row),
-            table::owner(row),
-            format!("{}/{}{full}", queue.depth, queue.limit),
+            owner(row),
+            format!("{}{full}", fill(row.depth(), row.limit())),
             syn,
-            number(drops(row)),
+            number(row.drops()),
         ];
         if wide {
-            cells.push(table::wait(row.accept_latency_us));
+            let spread = snapshot.accept_latency_us.and_then(Latency::spread);
+            cells.push(spread.map_or(String::new(), |spread| spread.to_string()));
             cells.push(spark(past.map(|past| &past.drops), None));
         }
-        cells.push(row.oldest_waiting_us.map(short_time).unwrap_or_default());
+        cells.push(
+            snapshot
+                .oldest_waiting_us
+                .map(short_time)
+                .unwrap_or_default(),
+        );
         cells.push(spark(
             past.map(|past| &past.depth),
-            Some(u64::from(queue.limit) + 1),
+            row.limit().map(|limit| u64::from(limit) + 1),
         ));
         TableRow::new(cells.into_iter().map(Cell::from)).style(style)
     });
@@ -163,12 +179,11 @@ fn draw_list(frame: &mut Frame<'_>, top: &Top, area: Rect) {
     frame.render_stateful_widget(table, area, &mut state);
 }
 
-fn name(row: &Row) -> String {
-    let mut name = endpoint(row.listener.addr, row.listener.port);
-    if let Some(group) = row.group.filter(|group| group.size > 1) {
-        name.push_str(&format!(" {}/{}", group.index + 1, group.size));
-    }
-    name
+/// `3/128`, with a question mark for what is not known.
+fn fill(depth: Option<u32>, limit: Option<u32>) -> String {
+    let [depth, limit] =
+        [depth, limit].map(|number| number.map_or("?".to_owned(), |number| number.to_string()));
+    format!("{depth}/{limit}")
 }
 
 /// To four digits: `950`, `12k`, `3.4M`.
@@ -188,19 +203,19 @@ fn sparks(values: impl DoubleEndedIterator<Item = u64>, width: usize, most: Opti
     let mut latest: Vec<_> = values.rev().take(width).collect();
     latest.reverse();
     let most = most.or(latest.iter().copied().max()).unwrap_or(0).max(1);
-    let bar = |value: u64| BARS[(value.min(most) * 8).div_ceil(most) as usize];
+    let bar = |value: u64| BARS[(u128::from(value.min(most)) * 8).div_ceil(most.into()) as usize];
     latest.into_iter().map(bar).collect()
 }
 
 fn draw_detail(frame: &mut Frame<'_>, top: &Top, row: &Row, area: Rect) {
-    let title = format!(" {}  netns {} ", name(row), row.netns);
+    let title = format!(" {}  netns {} ", name(row), row.snapshot.netns);
     let block = Block::new()
         .borders(Borders::TOP)
         .title(Span::styled(title, BOLD));
     let inside = block.inner(area);
     frame.render_widget(block, area);
     // Nothing measured takes no room.
-    let measured = if row.accept_latency_us.is_some() {
+    let measured = if row.snapshot.accept_latency_us.is_some() {
         24
     } else {
         0
@@ -215,7 +230,7 @@ fn draw_detail(frame: &mut Frame<'_>, top: &Top, row: &Row, area: Rect) {
     let text = Paragraph::new(fact_lines(top, row, facts)).wrap(Wrap { trim: false });
     frame.render_widget(text, facts);
     frame.render_widget(Paragraph::new(wait_lines(top, row, waits)), waits);
-    let clients = top.clients_of(row);
+    let clients = top.seen.clients_of(row);
     let listed = clients.len().min(usize::from(news.height) / 3) as u16;
     let title = u16::from(listed > 0);
     let [events, top_clients] =
@@ -232,61 +247,67 @@ fn draw_detail(frame: &mut Frame<'_>, top: &Top, row: &Row, area: Rect) {
 }
 
 /// A gauge of a queue: full when the bar is.
-fn gauge(depth: u32, limit: u32, width: usize) -> String {
-    let filled = (depth.min(limit + 1) as usize * width).div_ceil(limit as usize + 1);
-    format!("[{}{}]", "#".repeat(filled), ".".repeat(width - filled))
+fn gauge(depth: Option<u32>, limit: Option<u32>, width: usize) -> String {
+    let (Some(depth), Some(limit)) = (depth, limit) else {
+        return fill(depth, limit);
+    };
+    let room = u64::from(limit) + 1;
+    let filled = (u64::from(depth).min(room) * width as u64).div_ceil(room) as usize;
+    format!(
+        "[{}{}] {depth}/{limit}",
+        "#".repeat(filled),
+        ".".repeat(width - filled)
+    )
 }
 
 fn fact_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
     let width = usize::from(area.width.saturating_sub(18)).clamp(4, 30);
-    let queue = &row.accept_queue;
-    let mut lines = vec![Line::raw(format!(
-        "accept {} {}/{}",
-        gauge(queue.depth, queue.limit, width),
-        queue.depth,
-        queue.limit
-    ))];
-    if let Some(syn) = row.syn_queue {
-        let bar = gauge(syn.depth, syn.limit, width);
-        lines.push(Line::raw(format!(
-            "SYN    {bar} {}/{}",
-            syn.depth, syn.limit
-        )));
-    }
+    let snapshot = &row.snapshot;
+    let bar = gauge(row.depth(), row.limit(), width);
+    let mut lines = vec![Line::raw(format!("accept {bar}"))];
     let mut history = Vec::new();
-    history.extend(
-        queue
-            .high_water
-            .map(|high| format!("accept at most {high}")),
-    );
-    let syn_high = row.syn_queue.and_then(|syn| syn.high_water);
-    history.extend(syn_high.map(|high| format!("SYN at most {high}")));
-    let full = queue.full_us.filter(|us| *us > 0);
-    history.extend(full.map(|us| format!("full for {}", short_time(us))));
+    if let Some(syn) = &snapshot.syn_queue {
+        let bar = gauge(syn.depth, syn.limit, width);
+        lines.push(Line::raw(format!("SYN    {bar}")));
+    }
+    if let Some(queue) = &snapshot.accept_queue {
+        let high = queue.high_water;
+        history.extend(high.map(|high| format!("accept at most {high}")));
+        let syn = snapshot.syn_queue.as_ref().and_then(|syn| syn.high_water);
+        history.extend(syn.map(|high| format!("SYN at most {high}")));
+        let full = queue.full_us.filter(|us| *us > 0);
+        history.extend(full.map(|us| format!("full for {}", short_time(us))));
+    }
     if !history.is_empty() {
         lines.push(Line::raw(history.join(", ")));
     }
-    if let Some(group) = row.group.filter(|group| group.size > 1) {
+    if let Some(group) = snapshot.group.filter(|group| group.size > 1) {
         let share = group.share.map_or(String::new(), |share| {
             format!(", {:.0}% of it", share * 100.0)
         });
-        let idle = if group.full_among_idle {
+        let idle = if group.full_among_idle == Some(true) {
             ": full, others idle"
         } else {
             ""
         };
         lines.push(Line::raw(format!(
             "{} of a group of {}{share}{idle}",
-            group.index + 1,
+            group.index.saturating_add(1),
             group.size
         )));
     }
-    lines.push(Line::raw(table::owner(row)));
-    if let Some(path) = &row.cgroup.path {
+    lines.push(Line::raw(owner(row)));
+    if let Some(path) = &snapshot.cgroup {
         lines.push(Line::styled(path.clone(), DIM));
     }
-    lines.push(Line::raw(format!("limit from {}", table::limit_from(row))));
-    let mut causes: Vec<_> = row.drops.iter().flatten().collect();
+    if let Some(threads) = snapshot.thread_words() {
+        lines.push(Line::raw(format!("threads: {threads}")));
+    }
+    let limit_from = snapshot.limit_words();
+    if !limit_from.is_empty() {
+        lines.push(Line::raw(format!("limit from {limit_from}")));
+    }
+    let mut causes: Vec<_> = snapshot.drops.iter().flatten().collect();
     causes.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     for (cause, count) in causes {
         let text = format!("{count:>8}  {}", cause.replace('_', " "));
@@ -298,10 +319,11 @@ fn fact_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
 /// How long connections waited, a bar for each power of two.
 fn wait_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
     let mut lines = vec![Line::styled("waited for accept()", DIM)];
-    let (Some(places), Some(spread)) = (row.waits, row.accept_latency_us) else {
+    let spread = row.snapshot.accept_latency_us.and_then(Latency::spread);
+    lines.extend(spread.map(|spread| Line::raw(spread.to_string())));
+    let Some(places) = row.waits else {
         return lines;
     };
-    lines.push(Line::raw(table::wait(Some(spread))));
     let room = usize::from(area.height.saturating_sub(2));
     let first = places.iter().position(|count| *count > 0).unwrap_or(0);
     let last = places.iter().rposition(|count| *count > 0).unwrap_or(0);
@@ -314,7 +336,7 @@ fn wait_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
         } else {
             "more".to_owned()
         };
-        let bar = "#".repeat((*count as usize * 8).div_ceil(most as usize));
+        let bar = "#".repeat((u64::from(*count) * 8).div_ceil(most.into()) as usize);
         let text = format!("<{below:<6}{bar:<8} {}", number(u64::from(*count)));
         lines.push(Line::styled(text, coloured(top, Color::Cyan)));
     }
@@ -323,7 +345,7 @@ fn wait_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
 
 fn event_lines<'a>(top: &Top, row: &Row) -> Vec<Line<'a>> {
     let mut lines = vec![Line::styled("latest events", DIM)];
-    lines.extend(top.events_of(row).map(|event| {
+    lines.extend(top.seen.events_of(row).map(|event| {
         let client = event
             .client
             .map_or(String::new(), |client| client.addr.to_string());
@@ -332,7 +354,7 @@ fn event_lines<'a>(top: &Top, row: &Row) -> Vec<Line<'a>> {
         } else {
             String::new()
         };
-        let ago = (top.at_ns - event.wall_ns).max(0) / 1_000_000_000;
+        let ago = (top.seen.at_ns - event.wall_ns).max(0) / 1_000_000_000;
         Line::raw(format!("{ago:>4}s {} {client}{times}", Name(event.outcome)))
     }));
     lines
@@ -343,15 +365,24 @@ fn draw_help(frame: &mut Frame<'_>, top: &Top, area: Rect) {
         Line::raw("up, down   select a listener (k, j; page up, page down)"),
         Line::raw("/          filter by address, port or owner"),
         Line::raw("space      pause and go on"),
-        Line::raw("q, ctrl-C  quit"),
-        Line::raw(""),
-        Line::raw("sort by"),
     ];
-    lines.extend(
-        Sort::ALL
-            .iter()
-            .map(|(key, _, name)| Line::raw(format!("  {key}        {name}"))),
-    );
+    if top.span.is_some() {
+        lines.extend([
+            Line::raw("left right a second back, a second further"),
+            Line::raw("[ ]        a minute back, a minute further"),
+            Line::raw("Home End   to the beginning, to the end of the recording"),
+        ]);
+    }
+    lines.extend([Line::raw("q, ctrl-C  quit")]);
+    // Two lines, so that there is room for what is not told.
+    let sort = |(key, _, name): &(char, Sort, &str)| format!("{key} {name}");
+    for (title, half) in ["sort by", ""]
+        .iter()
+        .zip(Sort::ALL.chunks(Sort::ALL.len() / 2))
+    {
+        let keys: Vec<_> = half.iter().map(sort).collect();
+        lines.push(Line::raw(format!("{title:<11}{}", keys.join(", "))));
+    }
     if !top.notes.is_empty() {
         lines.push(Line::raw(""));
         lines.push(Line::raw("Not told here:"));

@@ -1,7 +1,6 @@
 //! Compiles the kernel side to an object that depends on nothing but the source
 //! and the tools: not on folders, not on the caller's environment.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::source::Source;
-use super::toolchain::{self, LLVM_PREFIX, Toolchain};
+use super::toolchain::{LLVM_PREFIX, Toolchain};
 use crate::{process, workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
@@ -23,11 +22,11 @@ pub fn object(source: &Source, toolchain: &Toolchain) -> Result<Vec<u8>> {
     source.copy_to(&copy)?;
 
     // First of all, so that `registries` sees where every crate is.
-    process::run(cargo(toolchain, &copy)?.args(["fetch", "--quiet", "--locked"]))
+    process::run(toolchain.cargo_in(&copy)?.args(["fetch", "--quiet", "--locked"]))
         .context("cannot fetch the crates of the kernel side (if its Cargo.lock is old: `cargo update --workspace` in queue-trace-ebpf)")?;
 
     let target = folder.join("target");
-    let mut build = cargo(toolchain, &copy)?;
+    let mut build = toolchain.cargo_in(&copy)?;
     build
         .args([
             "build",
@@ -82,36 +81,6 @@ fn registries() -> Result<Vec<PathBuf>> {
         .collect::<Result<Vec<_>>>()?;
     folders.sort();
     Ok(folders)
-}
-
-/// The toolchain's cargo, in `folder`. `cargo xtask` runs below another cargo,
-/// often another toolchain's: what that one set, and what would change the
-/// object, must not reach this build. What says where crates come from stays.
-fn cargo(toolchain: &Toolchain, folder: &Path) -> Result<Command> {
-    const KEPT: [&str; 6] = [
-        "CARGO_HOME",
-        "CARGO_HTTP_",
-        "CARGO_NET_",
-        "CARGO_REGISTR",
-        "CARGO_SOURCE_",
-        "RUSTUP_HOME",
-    ];
-    let mut command = Command::new(&toolchain.cargo);
-    for (name, _) in env::vars_os() {
-        let Some(name) = name.to_str() else { continue };
-        let of_cargo =
-            name.starts_with("CARGO") || name.starts_with("RUST") || name == "LD_LIBRARY_PATH";
-        if of_cargo && !KEPT.iter().any(|kept| name.starts_with(kept)) {
-            command.env_remove(name);
-        }
-    }
-    command
-        .current_dir(folder)
-        .env("RUSTC", &toolchain.rustc)
-        // `-Z build-std` asks for a nightly, or for this.
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("PATH", toolchain::path()?);
-    Ok(command)
 }
 
 fn strip() -> PathBuf {

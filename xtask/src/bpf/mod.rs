@@ -14,9 +14,8 @@ use anyhow::{Context, Result, bail};
 use crate::workspace;
 use manifest::Manifest;
 use source::Source;
-use toolchain::Toolchain;
 
-pub use toolchain::{LLVM_PREFIX, linker_version};
+pub use toolchain::{LLVM_PREFIX, Toolchain, linker_version};
 
 #[derive(clap::Args)]
 pub struct Args {

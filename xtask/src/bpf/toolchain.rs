@@ -60,6 +60,36 @@ impl Toolchain {
     pub fn library(&self) -> PathBuf {
         self.sysroot.join("lib/rustlib/src/rust")
     }
+
+    /// Its cargo, in `folder`. `cargo xtask` runs below another cargo,
+    /// often another toolchain's: what that one set, and what would change the
+    /// object, must not reach this build. What says where crates come from stays.
+    pub fn cargo_in(&self, folder: &Path) -> Result<Command> {
+        const KEPT: [&str; 6] = [
+            "CARGO_HOME",
+            "CARGO_HTTP_",
+            "CARGO_NET_",
+            "CARGO_REGISTR",
+            "CARGO_SOURCE_",
+            "RUSTUP_HOME",
+        ];
+        let mut command = Command::new(&self.cargo);
+        for (name, _) in env::vars_os() {
+            let Some(name) = name.to_str() else { continue };
+            let of_cargo =
+                name.starts_with("CARGO") || name.starts_with("RUST") || name == "LD_LIBRARY_PATH";
+            if of_cargo && !KEPT.iter().any(|kept| name.starts_with(kept)) {
+                command.env_remove(name);
+            }
+        }
+        command
+            .current_dir(folder)
+            .env("RUSTC", &self.rustc)
+            // `-Z build-std` asks for a nightly, or for this.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("PATH", path()?);
+        Ok(command)
+    }
 }
 
 const LIBRARY_LOCK: &str = "lib/rustlib/src/rust/library/Cargo.lock";

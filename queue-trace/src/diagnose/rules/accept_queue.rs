@@ -7,9 +7,13 @@ use queue_trace_common::outcome::{
 };
 
 use super::Rule;
-use crate::diagnose::{
-    case::{ACCEPT_FULL, Case, Course, ENTERED, Key, set_of},
-    finding::Finding,
+use crate::{
+    diagnose::{
+        case::{ACCEPT_FULL, Case, Course, ENTERED, Key, set_of},
+        finding::Finding,
+    },
+    sink::short_time,
+    snapshot::Snapshot,
 };
 
 /// What tells how a queue came to be full: refusals, and connections that enter. Fast open
@@ -215,6 +219,17 @@ fn refusals(course: &Course) -> String {
     parts.join(", ")
 }
 
+/// With what the threads do that do not accept.
+fn with_threads(finding: Finding, course: &Course) -> Finding {
+    let told = course.snapshot.as_ref();
+    match told.and_then(Snapshot::thread_words) {
+        Some(words) => finding.because(format!(
+            "what its threads did instead, when it was looked at last: {words}"
+        )),
+        None => finding,
+    }
+}
+
 /// The evidence that all findings about a full queue share.
 fn with_queue(finding: Finding, course: &Course) -> Finding {
     let mut finding = finding.because(format!("{} for a full accept queue", refusals(course)));
@@ -225,8 +240,8 @@ fn with_queue(finding: Finding, course: &Course) -> Finding {
     }
     if let Some(waited) = course.oldest_waiting_us.filter(|us| *us > 0) {
         finding = finding.because(format!(
-            "the oldest connection had been waiting for {:.1} s",
-            waited as f64 / 1e6
+            "the oldest connection had been waiting for {}",
+            short_time(waited)
         ));
     }
     finding
@@ -258,7 +273,7 @@ pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
         )
         .because(format!("for {seconds} s with refusals, {how}"));
         findings.push(
-            with_queue(finding, course)
+            with_threads(with_queue(finding, course), course)
                 .remedy(
                     format!("ss -ltnp 'sport = :{}'", key.port),
                     "Names the process. Then see what its threads wait for: cat /proc/PID/task/*/{comm,wchan}, \
@@ -308,7 +323,7 @@ pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
             );
         }
         findings.push(
-            with_queue(finding, course)
+            with_threads(with_queue(finding, course), course)
                 .remedy(
                     format!("ss -ltnpe 'sport = :{}' | grep -w ino:{inode}", key.port),
                     "Names the process that holds this socket. See what it waits for (cat /proc/PID/task/*/wchan), then restart that worker alone.",
@@ -387,7 +402,7 @@ pub(super) fn bursts(rule: &Rule, case: &Case) -> Vec<Finding> {
 
 /// The remedies that raise the limit.
 fn raise_limit(finding: Finding, course: &Course) -> Finding {
-    let somaxconn = course.sysctls.map(|sysctls| sysctls.somaxconn);
+    let somaxconn = course.somaxconn();
     let wanted = course.limit.map_or(4096, |limit| {
         (limit.max(1).saturating_mul(8)).clamp(1024, 65535)
     });
@@ -508,10 +523,8 @@ pub(super) fn limit(rule: &Rule, case: &Case) -> Vec<Finding> {
         let snapshot = course.snapshot.as_ref();
         let queue = snapshot.and_then(|snapshot| snapshot.accept_queue.as_ref());
         let from = queue.and_then(|queue| queue.limit_from.as_deref());
-        let somaxconn = queue
-            .and_then(|queue| queue.somaxconn)
-            .or(course.sysctls.map(|sysctls| sysctls.somaxconn));
-        let clamped = from == Some("somaxconn") || (from.is_none() && somaxconn == Some(limit));
+        let clamped =
+            from == Some("somaxconn") || (from.is_none() && course.somaxconn() == Some(limit));
         let asked = match queue.and_then(|queue| queue.asked) {
             Some(asked) => format!("asked for {asked}"),
             None => "asked for as much or more".to_owned(),

@@ -7,9 +7,12 @@ use queue_trace_common::outcome::{
 };
 
 use super::{Rule, at_least};
-use crate::diagnose::{
-    case::{Case, Course, ENTERED, SYN_FULL, set_of},
-    finding::{Finding, Threshold},
+use crate::{
+    clients::{Clients, Network},
+    diagnose::{
+        case::{Case, Course, ENTERED, SYN_FULL, set_of},
+        finding::{Finding, Threshold},
+    },
 };
 
 /// What tells a flood. Fast open is left out: not every way to attach tells it.
@@ -38,15 +41,13 @@ fn flood(rule: &Rule, case: &Case, course: &Course) -> Option<(u64, u64)> {
 }
 
 /// The networks that sent most, if they are few.
-fn heavy(rule: &Rule, course: &Course) -> Option<Vec<(IpNet, u64)>> {
-    let top = course
-        .clients
-        .top(rule.threshold("few: networks (/24, /64) that sent most") as usize);
-    let sent: u64 = top.iter().map(|(_, count)| count).sum();
+fn heavy<'a>(rule: &Rule, clients: &'a Clients) -> Option<&'a [Network]> {
+    let few = rule.threshold("few: networks (/24, /64) that sent most") as usize;
+    let top = &clients.networks[..few.min(clients.networks.len())];
+    let sent: u64 = top.iter().map(|network| network.count).sum();
     let percent = rule.threshold("few: percent of the SYNs that these sent");
-    (course.clients.total > 0
-        && sent.saturating_mul(100) >= course.clients.total.saturating_mul(percent))
-    .then_some(top)
+    let few = sent.saturating_mul(100) >= clients.events.saturating_mul(percent);
+    few.then_some(top)
 }
 
 /// The words and the evidence that both kinds share.
@@ -54,8 +55,8 @@ fn finding(
     rule: &Rule,
     netns: u32,
     course: &Course,
-    syns: u64,
-    entered: u64,
+    clients: &Clients,
+    (syns, entered): (u64, u64),
     whence: &str,
 ) -> Finding {
     let seconds = course
@@ -78,44 +79,42 @@ fn finding(
             "the SYN queue was {deepest} deep at most, its limit is {limit}"
         ));
     }
-    let sampled = course.clients.total;
-    if sampled > 0 {
-        let top: Vec<_> = course
-            .clients
-            .top(5)
-            .iter()
-            .map(|(net, count)| format!("{net} {count}"))
-            .collect();
-        finding = finding.because(format!(
-            "of {sampled} SYNs with a known source: {}{}",
-            top.join(", "),
-            if course.clients.overflowed() {
-                format!(
-                    ", and more than {} networks in all",
-                    course.clients.networks()
-                )
-            } else {
-                format!("; {} networks in all", course.clients.networks())
-            }
-        ));
-    }
-    finding
+    let top = clients.networks.iter().take(5);
+    let top: Vec<_> = top
+        .map(|network| format!("{} {}", network.network, network.count))
+        .collect();
+    let more = if clients.overflowed() {
+        "more than "
+    } else {
+        ""
+    };
+    let estimate = match clients.estimate() {
+        all if all.is_empty() => all,
+        estimate => format!(" ({estimate})"),
+    };
+    finding.because(format!(
+        "of {} SYNs: {}; {more}{} networks in all{estimate}",
+        clients.events,
+        top.join(", "),
+        clients.networks.len()
+    ))
 }
 
 pub(super) fn few(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, course) in &case.listeners {
-        let Some((syns, entered)) = flood(rule, case, course) else {
+        let (Some(numbers), Some(clients)) = (flood(rule, case, course), case.clients_of(key))
+        else {
             continue;
         };
-        let Some(top) = heavy(rule, course) else {
+        let Some(top) = heavy(rule, &clients) else {
             continue;
         };
-        let v6 = top.iter().any(|(net, _)| matches!(net, IpNet::V6(_)));
-        let nets: Vec<_> = top.iter().map(|(net, _)| net.to_string()).collect();
+        let v6 = top.iter().any(|top| matches!(top.network, IpNet::V6(_)));
+        let nets: Vec<_> = top.iter().map(|top| top.network.to_string()).collect();
         let (family, chain) = if v6 { ("ip6", "ip6") } else { ("ip", "ip") };
         findings.push(
-            finding(rule, key.netns, course, syns, entered, &format!("few networks ({})", nets.join(", "))).remedy(
+            finding(rule, key.netns, course, &clients, numbers, &format!("few networks ({})", nets.join(", "))).remedy(
                 format!(
                     "nft add table {chain} synflood; nft 'add chain {chain} synflood in {{ type filter hook input priority -10; }}'; \
                      nft add rule {chain} synflood in tcp dport {} {family} saddr '{{ {} }}' drop",
@@ -133,15 +132,16 @@ pub(super) fn few(rule: &Rule, case: &Case) -> Vec<Finding> {
 pub(super) fn many(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, course) in &case.listeners {
-        let Some((syns, entered)) = flood(rule, case, course) else {
+        let (Some(numbers), Some(clients)) = (flood(rule, case, course), case.clients_of(key))
+        else {
             continue;
         };
         // Without known sources neither can be said.
-        if course.clients.total == 0 || heavy(rule, course).is_some() {
+        if clients.networks.is_empty() || heavy(rule, &clients).is_some() {
             continue;
         }
         findings.push(
-            finding(rule, key.netns, course, syns, entered, "many networks")
+            finding(rule, key.netns, course, &clients, numbers, "many networks")
                 .remedy(
                     "sysctl net.ipv4.tcp_syncookies",
                     "Must say 1, in the listener's network namespace: then real clients get in whatever the flood does. Not 2, which uses cookies without need.",

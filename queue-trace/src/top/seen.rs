@@ -1,0 +1,177 @@
+//! What became known of listeners until a moment: how they stand, their past, their latest
+//! events and their clients. Bounded, whatever happens to them.
+
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+};
+
+use queue_trace_common::queue::BUCKETS;
+
+use crate::{
+    event::Event,
+    snapshot::{Gauge, Snapshot},
+};
+
+/// How many looks back a listener's past goes.
+pub const PAST: usize = 120;
+/// How many events are kept.
+const EVENTS: usize = 200;
+/// How many clients are counted; more are summed up as others.
+const CLIENTS: usize = 1024;
+
+/// A listener's socket: namespace, port and inode number.
+pub type Key = (u32, u16, Option<u64>);
+
+/// A listener at a moment.
+#[derive(Debug, Clone, Default)]
+pub struct Row {
+    /// As it stands.
+    pub snapshot: Snapshot,
+    /// How many accepted connections had waited how long: a histogram.
+    pub waits: Option<[u32; BUCKETS]>,
+}
+
+impl Row {
+    /// Which one.
+    pub fn key(&self) -> Key {
+        let Snapshot {
+            netns, listener, ..
+        } = &self.snapshot;
+        (*netns, listener.port, listener.inode)
+    }
+
+    /// What it refused, since the beginning.
+    pub fn drops(&self) -> u64 {
+        let drops = self.snapshot.drops.iter().flatten();
+        drops.fold(0, |sum, (_, count)| sum.saturating_add(*count))
+    }
+
+    /// How many wait in its accept queue, as far as is known.
+    pub fn depth(&self) -> Option<u32> {
+        self.snapshot.accept_queue.as_ref()?.depth
+    }
+
+    /// How many may wait in its accept queue.
+    pub fn limit(&self) -> Option<u32> {
+        self.snapshot.accept_queue.as_ref()?.limit
+    }
+
+    /// Whether its accept queue is full.
+    pub fn is_full(&self) -> bool {
+        let queue = self.snapshot.accept_queue.as_ref();
+        queue.is_some_and(Gauge::is_full)
+    }
+}
+
+/// What became of a listener, look by look, the latest last.
+#[derive(Debug, Clone, Default)]
+pub struct Past {
+    /// Drops since the look before.
+    pub drops: VecDeque<u64>,
+    /// Depth of the accept queue.
+    pub depth: VecDeque<u64>,
+    last_drops: Option<u64>,
+}
+
+impl Past {
+    /// What it refused in the latest looks.
+    pub fn recent_drops(&self) -> u64 {
+        let latest = self.drops.iter().rev().take(10);
+        latest.fold(0, |sum, count| sum.saturating_add(*count))
+    }
+}
+
+/// All of it.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Until when, nanoseconds since 1970.
+    pub at_ns: i128,
+    /// The listeners.
+    pub rows: Vec<Row>,
+    pasts: HashMap<Key, Past>,
+    events: VecDeque<Event>,
+    clients: HashMap<(Key, IpAddr), u64>,
+}
+
+impl Seen {
+    /// So the listeners stand at a moment: what they refused since the beginning, and how
+    /// many wait.
+    pub fn look(&mut self, at_ns: i128, stand: impl Iterator<Item = (Key, u64, Option<u32>)>) {
+        let mut pasts = std::mem::take(&mut self.pasts);
+        for (key, drops, depth) in stand {
+            let mut past = pasts.remove(&key).unwrap_or_default();
+            let news = drops.saturating_sub(past.last_drops.unwrap_or(drops));
+            past.last_drops = Some(drops);
+            push(&mut past.drops, news);
+            push(&mut past.depth, depth.unwrap_or(0).into());
+            self.pasts.insert(key, past);
+        }
+        self.at_ns = at_ns;
+    }
+
+    /// Looks at these, and shows them.
+    pub fn take_rows(&mut self, rows: Vec<Row>, at_ns: i128) {
+        let stand = rows.iter().map(|row| (row.key(), row.drops(), row.depth()));
+        self.look(at_ns, stand);
+        self.rows = rows;
+    }
+
+    /// Takes in an event.
+    pub fn event(&mut self, event: &Event) {
+        if let Some(client) = event.client {
+            let whose = (key_of(event), client.addr);
+            let known = self.clients.len() < CLIENTS;
+            let count = match self.clients.get_mut(&whose) {
+                Some(count) => Some(count),
+                None if known => Some(self.clients.entry(whose).or_default()),
+                None => None,
+            };
+            if let Some(count) = count {
+                *count = count.saturating_add(event.count);
+            }
+        }
+        if self.events.len() == EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event.clone());
+    }
+
+    /// A listener's past.
+    pub fn past(&self, row: &Row) -> Option<&Past> {
+        self.pasts.get(&row.key())
+    }
+
+    /// Its latest events, the latest first.
+    pub fn events_of(&self, row: &Row) -> impl Iterator<Item = &Event> {
+        let whose = row.key();
+        let all = self.events.iter().rev();
+        all.filter(move |event| key_of(event) == whose)
+    }
+
+    /// The clients seen most in its events.
+    pub fn clients_of(&self, row: &Row) -> Vec<(IpAddr, u64)> {
+        let whose = row.key();
+        let mut clients: Vec<_> = self
+            .clients
+            .iter()
+            .filter(|((listener, _), _)| *listener == whose)
+            .map(|((_, addr), count)| (*addr, *count))
+            .collect();
+        clients.sort_by_key(|(addr, count)| (Reverse(*count), *addr));
+        clients
+    }
+}
+
+/// The listener of an event.
+pub fn key_of(event: &Event) -> Key {
+    (event.netns, event.listener.port, event.listener.inode)
+}
+
+fn push(past: &mut VecDeque<u64>, value: u64) {
+    if past.len() == PAST {
+        past.pop_front();
+    }
+    past.push_back(value);
+}

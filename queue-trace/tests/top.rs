@@ -1,0 +1,173 @@
+//! `queue-trace top FILE` in a pseudo-terminal: what a person sees of a recording at a
+//! moment of it, whatever form the file has. Needs no privileges.
+
+#![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod screen;
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output},
+};
+
+use self::screen::Screen;
+
+fn recording(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings");
+    folder.join(format!("{name}.jsonl"))
+}
+
+/// The program in a terminal of its own, with times in UTC.
+fn top(args: &[&Path], columns: u16, rows: u16) -> (Child, Screen) {
+    let (screen, theirs) = Screen::open(columns, rows);
+    let child = Command::new(env!("CARGO_BIN_EXE_queue-trace"))
+        .arg("top")
+        .args(args)
+        .env("TERM", "xterm-256color")
+        .env("TZ", "UTC")
+        .env_remove("NO_COLOR")
+        .stdin(theirs.try_clone().unwrap())
+        .stdout(theirs.try_clone().unwrap())
+        .stderr(theirs)
+        .spawn()
+        .unwrap();
+    (child, screen)
+}
+
+fn quit(mut child: Child, mut screen: Screen) {
+    screen.press("q");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    screen.assert_restored();
+}
+
+const LEFT: &str = "\x1b[D";
+const RIGHT: &str = "\x1b[C";
+const HOME: &str = "\x1b[H";
+const END: &str = "\x1b[F";
+
+/// Three bursts: at 12:59:56, 12:59:59 and 13:00:03 of eleven refusals each.
+const BURSTS: &str = "tracepoint-bursts";
+
+/// Waits until all of it is to be seen.
+#[track_caller]
+fn see(screen: &mut Screen, words: &[&str]) {
+    screen.wait(&words.join(", "), |text| {
+        words.iter().all(|words| text.contains(words))
+    });
+}
+
+#[test]
+fn the_cursor_goes_forth_and_back_and_shows_what_was_known_then() {
+    for (columns, rows) in [(80, 24), (200, 60)] {
+        let (child, mut screen) = top(&[&recording(BURSTS)], columns, rows);
+        screen.press(" ");
+        screen.wait_for("PAUSED");
+        screen.press(HOME);
+        let at = "top 12:59:56 of 12:59:56 to 13:00:06";
+        see(&mut screen, &[at, "9/8 FULL", "11  accept queue full"]);
+        screen.press(END);
+        let refused = "33  accept queue full";
+        // The clients of refusals alone matter.
+        let client = "33  127.0.0.1";
+        let event = "3s syn_dropped:accept_queue_full";
+        see(
+            &mut screen,
+            &["top 13:00:06 of", "END", refused, client, event],
+        );
+        screen.press(&LEFT.repeat(4));
+        see(&mut screen, &["top 13:00:02 of", "22  accept queue full"]);
+        screen.press(RIGHT);
+        see(&mut screen, &["top 13:00:03 of", refused]);
+        screen.press("[");
+        see(&mut screen, &["top 12:59:56 of", "11  accept queue full"]);
+        screen.press("]");
+        see(&mut screen, &["top 13:00:06 of", refused]);
+        quit(child, screen);
+    }
+}
+
+#[test]
+fn it_plays_second_by_second_until_the_end() {
+    let (child, mut screen) = top(&[&recording(BURSTS)], 100, 30);
+    for second in ["12:59:56", "12:59:57", "12:59:58"] {
+        let text = screen.wait_for(&format!("top {second} of"));
+        assert!(!text.contains("PAUSED"), "{text}");
+    }
+    screen.press(&RIGHT.repeat(7));
+    screen.wait_for("END");
+    quit(child, screen);
+}
+
+/// In a compressed file there is no way to a moment but through all before it, and in a
+/// divided one it may be in another file.
+#[test]
+fn a_compressed_and_divided_recording_is_shown_just_so() {
+    let text = fs::read_to_string(recording(BURSTS)).unwrap();
+    let middle = text[..text.len() / 2].rfind('\n').unwrap() + 1;
+    let folder = std::env::temp_dir().join(format!("queue-trace-top-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let (first, second) = (folder.join("1.zst"), folder.join("2.gz"));
+    fs::write(
+        &first,
+        zstd::encode_all(&text.as_bytes()[..middle], 1).unwrap(),
+    )
+    .unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&text.as_bytes()[middle..]).unwrap();
+    fs::write(&second, gzip.finish().unwrap()).unwrap();
+    let (child, mut screen) = top(&[&first, &second], 80, 24);
+    screen.wait_for("12:59:56 to 13:00:06");
+    screen.press(END);
+    screen.wait_for("33  accept queue full");
+    screen.press(&format!(" {HOME}"));
+    screen.wait_for("11  accept queue full");
+    // What is missing of it is told where the keys are.
+    screen.press("?");
+    screen.wait_for("has no end");
+    quit_help(child, screen);
+    fs::remove_dir_all(folder).unwrap();
+}
+
+fn quit_help(child: Child, mut screen: Screen) {
+    screen.press("x");
+    screen.wait("no help", |text| !text.contains("any key closes"));
+    quit(child, screen);
+}
+
+#[test]
+fn a_new_size_is_drawn_anew() {
+    let (child, mut screen) = top(&[&recording(BURSTS)], 80, 24);
+    screen.wait_for("127.0.0.1:8080");
+    screen.resize(50, 10);
+    screen.wait_for("too small");
+    screen.resize(140, 40);
+    screen.wait_for("WAIT 50% 99% max");
+    quit(child, screen);
+}
+
+#[test]
+fn filters_leave_listeners_out() {
+    let recording = recording("fentry-stuck-worker");
+    let (child, mut screen) = top(&[&recording, Path::new("-p"), Path::new("1")], 80, 24);
+    screen.press(END);
+    screen.wait_for("END");
+    screen.wait_for("No listeners.");
+    quit(child, screen);
+}
+
+fn run(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_queue-trace"));
+    command.arg("top").args(args).output().unwrap()
+}
+
+#[test]
+fn without_a_terminal_it_says_what_else_to_do() {
+    let output = run(&[recording(BURSTS).to_str().unwrap()]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains("needs a terminal"), "{error}");
+    assert!(error.contains("queue-trace replay"), "{error}");
+}
