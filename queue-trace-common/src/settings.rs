@@ -145,7 +145,7 @@ pub struct Slot {
 }
 
 /// How many slots a CPU has; a power of two.
-pub const SLOTS: usize = 64;
+pub const SLOTS: usize = 256;
 
 /// What one CPU has to tell at any moment, in memory that user space maps: read without a
 /// system call. One on a map keeps kprobes of its CPU from running meanwhile (`bpf_prog_active`,

@@ -211,15 +211,19 @@ fn count(key: &CountKey, by: u64, by_softirq: bool) -> Option<*mut Counted> {
 #[inline(always)]
 fn slot(key: &CountKey) -> Option<*mut Counted> {
     let tally = tally()?;
-    // A listener is some KiB large; its outcomes are spread by their own number.
-    let index = (key.sk >> 6 ^ key.sk >> 12 ^ u64::from(key.outcome)) as usize % settings::SLOTS;
-    let slot = &mut tally.slots[index];
-    if slot.key.netns == 0 {
-        slot.key = *key;
-    } else if slot.key != *key {
-        return None;
+    // A listener is some KiB large; its outcomes are spread by their own number. Where two keys
+    // meet, the second has another place.
+    let hash = (key.sk >> 6 ^ key.sk >> 12 ^ u64::from(key.outcome)) as usize;
+    for index in [hash, hash.wrapping_mul(0x9e37_79b9) >> 8] {
+        let slot = &mut tally.slots[index % settings::SLOTS];
+        if slot.key.netns == 0 {
+            slot.key = *key;
+        }
+        if slot.key == *key {
+            return Some(&raw mut slot.counted);
+        }
     }
-    Some(&raw mut slot.counted)
+    None
 }
 
 /// Notes that events are in the counts and not in the stream.

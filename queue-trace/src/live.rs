@@ -128,6 +128,8 @@ pub struct Live {
     counted: HashMap<CountKey, u64>,
     /// Which listeners the stream has told of.
     watch: Watch,
+    /// The listeners that there were when it was attached, to be told first.
+    listed: Vec<Row>,
     signals: StopSignals,
     began_ns: i128,
 }
@@ -157,10 +159,13 @@ impl Live {
         drop(types);
         give_back_memory();
         privilege::keep_only_what_is_needed()?;
-        let watch = Watch::new(plan.family);
+        let mut watch = Watch::new(plan.family);
+        // Before anybody hears that it is attached: maps are read for it.
+        let listed = watch.all(&mut probe, &wanted)?;
         Ok(Self {
             clients: ClientTable::new(wanted.networks),
             watch,
+            listed,
             probe,
             books,
             plan,
@@ -244,7 +249,7 @@ impl Live {
         let mut audit = tokio::time::interval(AUDIT);
         audit.reset();
         sink.header(&self.header())?;
-        self.print_listeners(sink)?;
+        print_rows(sink, &std::mem::take(&mut self.listed))?;
         sink.flush()?;
         loop {
             tokio::select! {
@@ -420,16 +425,10 @@ impl Live {
         }
     }
 
-    /// Prints all listeners.
-    fn print_listeners(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
-        let rows = self.watch.all(&mut self.probe, &self.wanted);
-        print_rows(sink, rows)
-    }
-
     /// Prints the listeners that were made or closed.
     fn print_news(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
         let rows = self.watch.news(&mut self.probe, &self.wanted);
-        print_rows(sink, rows)
+        print_rows(sink, &rows.map_err(io::Error::other)?)
     }
 
     fn note_loss(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
@@ -465,7 +464,7 @@ impl Live {
             self.print_counts(sink)?;
         }
         let rows = self.watch.add_to(look, &mut self.probe, &self.wanted);
-        print_rows(sink, rows)?;
+        print_rows(sink, &rows.map_err(io::Error::other)?)?;
         let totals = self.totals().map_err(io::Error::other)?;
         sink.summary(&totals)?;
         for clients in self.clients.top(MOST_NETWORKS) {
@@ -530,8 +529,8 @@ fn give_back_memory() {
     }
 }
 
-fn print_rows(sink: &mut dyn Sink, rows: Result<Vec<Row>>) -> io::Result<()> {
-    for row in &rows.map_err(io::Error::other)? {
+fn print_rows(sink: &mut dyn Sink, rows: &[Row]) -> io::Result<()> {
+    for row in rows {
         sink.listener(&Snapshot::from(row))?;
     }
     Ok(())
