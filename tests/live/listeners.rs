@@ -443,6 +443,14 @@ fn listeners_that_come_and_go() {
     }
 }
 
+/// How many runs of kprobes were missed, if any. While the tracer clears its tables of what
+/// is closed, a kernel that can be preempted may run others on that CPU, and leaves kprobes'
+/// programs out there.
+fn missed_by_kprobes(recording: &Recording) -> Option<u64> {
+    let missed = recording.lost().get("missed").copied();
+    missed.filter(|_| attach() == Attach::Kprobe)
+}
+
 /// Listeners come and go as fast as they can be made, a thousand in some second, each of
 /// which answers one SYN with a cookie: every one of them has its total.
 #[test]
@@ -476,6 +484,11 @@ fn a_thousand_listeners() {
         let answered = Counters::of(&netns).since(&before, "SyncookiesSent");
         println!("{family}: {answered} answered");
         assert!(answered > LISTENERS as u64 / 2);
+        if let Some(missed) = missed_by_kprobes(&recording) {
+            let unexplained = recording.ledger(&netns).unexplained.unwrap();
+            assert!(unexplained <= missed, "{unexplained} of {missed} missed");
+            continue;
+        }
         let sums = all(&[(outcome::COOKIE_SENT_ALWAYS, answered)]);
         recording.assert_exact(&netns, &before, &sums);
         let told: BTreeSet<_> = recording
