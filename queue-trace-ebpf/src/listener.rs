@@ -74,9 +74,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Of a listener in a namespace. To be asked once, before what is known makes many ways: where the
-    /// verifier meets a pointer of a struct that it trusts, it goes through all types of the
-    /// kernel for what it may think of it (`type_is_trusted`, kernel/bpf/verifier.c).
+    /// Of a listener in a namespace. To be asked before a verdict is decided on, while the
+    /// verifier has one way to follow.
     #[inline(always)]
     pub fn of(sk: impl Pointer, net: impl Pointer) -> Self {
         Self {
