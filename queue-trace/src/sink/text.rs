@@ -1,7 +1,7 @@
 //! Text for a person: one aligned line an event, and a summary at the end.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, SocketAddr},
 };
@@ -218,9 +218,13 @@ impl<W: Medium> Sink for Text<W> {
     }
 
     fn listener(&mut self, snapshot: &Snapshot) -> io::Result<()> {
-        // For the summary. `queue-trace listeners` shows them as a table.
+        // For the summary, which has no word of those of which nothing was counted.
         let whose = (snapshot.netns, snapshot.listener.inode);
-        self.listeners.insert(whose, snapshot.clone());
+        if snapshot.is_closed() && snapshot.counts.as_ref().is_none_or(BTreeMap::is_empty) {
+            self.listeners.remove(&whose);
+        } else {
+            self.listeners.insert(whose, snapshot.clone());
+        }
         Ok(())
     }
 
