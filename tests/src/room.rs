@@ -95,6 +95,8 @@ impl Room {
     pub fn rush(&self, count: usize, payload: Option<&[u8]>) -> Vec<Connect> {
         let connect = || connect_each(self.address, count, Pace::AllAtOnce, SHORT, payload);
         let clients = self.netns.run(connect).unwrap();
+        // On a busy machine a client gives up while its packets are still on their way.
+        self.settle();
         self.netns.silence().unwrap();
         clients
     }

@@ -34,7 +34,12 @@ const SERVERS: [&str; 2] = ["/usr/sbin/nginx", "/usr/bin/redis-server"];
 
 /// Tests of servers that are more than a program and its libraries, or too big to travel in
 /// memory: on this machine's own kernel only.
-const HERE_ONLY: [&str; 2] = ["servers::python", "servers::node"];
+const HERE_ONLY: [&str; 4] = [
+    "servers::python",
+    "servers::node",
+    "diagnose::a_default_backlog_that_nobody_chose",
+    "diagnose::a_backlog_that_somebody_chose",
+];
 
 /// One machine to boot.
 struct Job {
