@@ -366,6 +366,10 @@ pub struct Top {
     )]
     pub files: Vec<PathBuf>,
 
+    /// Lengths of the IPv4 and IPv6 networks by which clients are put together
+    #[arg(long, value_name = "V4,V6", default_value = "24,64")]
+    pub networks: Prefixes,
+
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
     pub which: Which,

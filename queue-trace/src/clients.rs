@@ -76,7 +76,7 @@ pub const LISTENERS: usize = 256;
 const MOST_AT_ONCE: u64 = 1 << 40;
 
 /// The networks of every listener's clients.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct ClientTable {
     prefixes: Prefixes,
     listeners: BTreeMap<Key, Sample>,
@@ -85,7 +85,7 @@ pub struct ClientTable {
 /// What tells a listener from others.
 type Key = (u32, u16, Option<u64>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Sample {
     listener: Listener,
     all: SpaceSaving<IpNet>,

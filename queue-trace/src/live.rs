@@ -24,7 +24,8 @@ use crate::{
     clock::{monotonic_now, wall_now},
     decode::decode,
     diagnose::{self, Case},
-    event::{Event, Listener, rfc3339},
+    event::{Listener, rfc3339},
+    held::{self, Held},
     host::Host,
     listeners::{Row, Watch, look},
     plan::{Family, Name, Plan},
@@ -123,7 +124,7 @@ pub struct Live {
     /// Records that came during the self-test and are not its own.
     early: Vec<Bytes>,
     /// What was held back and has been printed as counts.
-    held: HashMap<CountKey, u64>,
+    held: Held,
     /// What was counted when the counts were last printed.
     counted: HashMap<CountKey, u64>,
     /// Which listeners the stream has told of.
@@ -177,7 +178,7 @@ impl Live {
             undecoded: 0,
             events: 0,
             early,
-            held: HashMap::new(),
+            held: Held::default(),
             counted: HashMap::new(),
             signals,
             began_ns,
@@ -347,44 +348,19 @@ impl Live {
         Ok(())
     }
 
-    /// Prints what was held back since the last time, a count for each listener and
-    /// outcome.
+    /// Prints what was held back since the last time.
     fn print_held(
         &mut self,
         sink: &mut dyn Sink,
         counts: &HashMap<CountKey, Counted>,
     ) -> io::Result<()> {
-        let (mono_ns, wall_ns) = (monotonic_now(), wall_now());
-        for (key, counted) in counts.iter().filter(|(_, counted)| counted.held > 0) {
-            let printed = self.held.entry(*key).or_default();
-            let news = counted.held - *printed;
-            *printed = counted.held;
-            let Some(outcome) = Outcome::of(key.outcome).filter(|_| news > 0) else {
-                continue;
-            };
-            let listener = self.listener(key);
-            let event = Event {
-                mono_ns,
-                wall_ns,
-                outcome,
-                count: news,
-                netns: key.netns,
-                listener,
-                local: None,
-                client: None,
-                accept_queue: None,
-                syn_queue: None,
-                sysctls: None,
-                retransmits: None,
-                waited_us: None,
-                process: None,
-                moved: key.moved,
-                cpu: None,
-                sk: key.sk,
-            };
+        let mut held = std::mem::take(&mut self.held);
+        let events = held.news(counts, |key| self.listener(key));
+        self.held = held;
+        for event in events {
             self.clients.take(&event);
             sink.event(&event)?;
-            self.events += news;
+            self.events += event.count;
         }
         self.clients.end_second();
         Ok(())
@@ -392,15 +368,10 @@ impl Live {
 
     /// What is known of the listener of a count.
     fn listener(&self, key: &CountKey) -> Listener {
-        let inode = (key.inode != 0).then_some(key.inode);
+        let told = held::listener_of(key);
         match self.listeners.get(&key.sk) {
-            Some(listener) if listener.inode == inode => *listener,
-            _ => Listener {
-                addr: None,
-                port: key.port,
-                cookie: None,
-                inode,
-            },
+            Some(listener) if listener.inode == told.inode => *listener,
+            _ => told,
         }
     }
 

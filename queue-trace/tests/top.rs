@@ -71,7 +71,7 @@ fn the_cursor_goes_forth_and_back_and_shows_what_was_known_then() {
         screen.press(END);
         let refused = "33  accept queue full";
         // The clients of refusals alone matter.
-        let client = "33  127.0.0.1";
+        let client = "33  100.0%  127.0.0.0/24";
         let event = "3s syn_dropped:accept_queue_full";
         see(
             &mut screen,

@@ -71,6 +71,11 @@ fn assert_found(diagnosis: &Value, expected: &[&str]) {
     assert_eq!(rules(diagnosis), expected, "{diagnosis:#}");
 }
 
+/// For how long a client is alone.
+const MOMENT: Duration = Duration::from_millis(2);
+/// For how long clients wait for an answer.
+const PATIENCE: Duration = Duration::from_millis(150);
+
 /// Clients that come in, so many at a time, at this pace and for so long.
 fn clients_come(room: &Room, at_once: usize, every: Duration, during: Duration) {
     clients_come_to(&room.netns, room.address, at_once, every, during);
@@ -87,15 +92,13 @@ fn clients_come_to(
         let began = Instant::now();
         while began.elapsed() < during {
             let started = Instant::now();
-            // Gone before they would try again, and replaced by new ones.
-            let patience = Duration::from_millis(150);
-            drop(connect_each(
-                address,
-                at_once,
-                Pace::AllAtOnce,
-                patience,
-                None,
-            )?);
+            // Each has a moment for its handshake: of many at once a slow machine would make
+            // a flood. Gone before they would try again, and replaced by new ones.
+            let clients: Vec<_> = (0..at_once)
+                .map(|_| connect_each(address, 1, Pace::AllAtOnce, MOMENT, None))
+                .collect::<anyhow::Result<_>>()?;
+            thread::sleep(PATIENCE);
+            drop(clients);
             thread::sleep(every.saturating_sub(started.elapsed()));
         }
         Ok(())

@@ -11,6 +11,7 @@ use crate::{
     cli,
     clock::{monotonic_now, wall_now},
     decode::decode,
+    held::{self, Held},
     host::Host,
     listeners::{
         command::{self, Attached},
@@ -29,6 +30,7 @@ pub struct Live {
     wanted: Wanted,
     /// How it is attached, or why not.
     how: String,
+    held: Held,
     seen: Seen,
 }
 
@@ -37,9 +39,9 @@ impl Live {
     ///
     /// # Errors
     /// If a namespace that was named is not there.
-    pub fn begin(which: &cli::Which) -> Result<Self> {
-        let wanted = Wanted::of_listeners(which, RECORDS)?;
-        let (attached, how) = match command::begin(which, &wanted) {
+    pub fn begin(args: &cli::Top) -> Result<Self> {
+        let wanted = Wanted::of_listeners(&args.which, RECORDS)?;
+        let (attached, how) = match command::begin(&args.which, &wanted) {
             Ok(attached) => {
                 let how = format!("attached by {}", attached.plan.family.name());
                 (Some(attached), how)
@@ -50,7 +52,8 @@ impl Live {
             attached,
             wanted,
             how,
-            seen: Seen::default(),
+            held: Held::default(),
+            seen: Seen::new(args.networks),
         })
     }
 
@@ -76,6 +79,9 @@ impl Source for Live {
                     if let Ok(event) = decode(record, offset) {
                         self.seen.event(&event);
                     }
+                }
+                for event in self.held.news(&probe.counts()?, held::listener_of) {
+                    self.seen.event(&event);
                 }
                 watch.all(probe, &self.wanted)?
             }

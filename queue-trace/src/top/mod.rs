@@ -52,7 +52,7 @@ pub async fn watch(args: &cli::Top) -> Result<()> {
     need_terminal("queue-trace listeners --watch 1s")?;
     let signals = StopSignals::listen().context("cannot handle signals")?;
     eprintln!("attaching …");
-    let live = Live::begin(&args.which)?;
+    let live = Live::begin(args)?;
     let top = Top::new(live.title(), live.notes(), sink::person_wants_colour());
     on_terminal(top, live, signals).await
 }
@@ -65,7 +65,7 @@ pub async fn replay(args: &cli::Top) -> Result<()> {
     need_terminal("queue-trace replay FILE")?;
     eprintln!("reading …");
     // Until it is read a signal ends the program as ever.
-    let recorded = Recorded::open(&args.files, &args.which)?;
+    let recorded = Recorded::open(args)?;
     let signals = StopSignals::listen().context("cannot handle signals")?;
     let mut top = Top::new(
         recorded.title(),

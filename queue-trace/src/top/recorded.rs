@@ -90,21 +90,29 @@ impl Recorded {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn open(files: &[PathBuf], which: &cli::Which) -> Result<Self> {
-        Self::open_with(files, which, LINES)
+    pub fn open(args: &cli::Top) -> Result<Self> {
+        Self::open_with(args, LINES)
     }
 
     /// With checkpoints so many lines apart, at least.
-    fn open_with(files: &[PathBuf], which: &cli::Which, apart: u64) -> Result<Self> {
+    fn open_with(args: &cli::Top, apart: u64) -> Result<Self> {
+        let cli::Top {
+            files,
+            which,
+            networks,
+        } = args;
         if files.iter().any(|path| path == Path::new("-")) {
             bail!("top reads keys from standard input: give it a recording by its name");
         }
         let mut recorded = Self {
-            files: files.to_vec(),
+            files: files.clone(),
             only: Only::listeners(which)?,
             reader: Reader::open(files)?,
             next: None,
-            scene: Scene::default(),
+            scene: Scene {
+                seen: Seen::new(*networks),
+                ..Scene::default()
+            },
             checkpoints: Vec::new(),
             span: (0, 0),
             header: None,
@@ -448,12 +456,16 @@ mod tests {
         super::{state::Top, view},
         *,
     };
+    use crate::clients::Prefixes;
 
     fn open(apart: u64) -> Recorded {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings");
-        let which = cli::Which::default();
-        let files = [folder.join("tracepoint-accept-too-slow.jsonl")];
-        Recorded::open_with(&files, &which, apart).unwrap()
+        let args = cli::Top {
+            files: vec![folder.join("tracepoint-accept-too-slow.jsonl")],
+            networks: Prefixes::default(),
+            which: cli::Which::default(),
+        };
+        Recorded::open_with(&args, apart).unwrap()
     }
 
     /// Reads on from the beginning only.

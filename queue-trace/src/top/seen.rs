@@ -1,15 +1,12 @@
 //! What became known of listeners until a moment: how they stand, their past, their latest
 //! events and their clients. Bounded, whatever happens to them.
 
-use std::{
-    cmp::Reverse,
-    collections::{HashMap, VecDeque},
-    net::IpAddr,
-};
+use std::collections::{HashMap, VecDeque};
 
 use queue_trace_common::queue::BUCKETS;
 
 use crate::{
+    clients::{ClientTable, Clients, Prefixes},
     event::Event,
     snapshot::{Gauge, Snapshot},
 };
@@ -18,8 +15,6 @@ use crate::{
 pub const PAST: usize = 120;
 /// How many events are kept.
 const EVENTS: usize = 200;
-/// How many clients are counted; more are summed up as others.
-const CLIENTS: usize = 1024;
 
 /// A listener's socket: namespace, port and inode number.
 pub type Key = (u32, u16, Option<u64>);
@@ -92,10 +87,18 @@ pub struct Seen {
     pub rows: Vec<Row>,
     pasts: HashMap<Key, Past>,
     events: VecDeque<Event>,
-    clients: HashMap<(Key, IpAddr), u64>,
+    clients: ClientTable,
 }
 
 impl Seen {
+    /// Nothing yet; clients will be put together by networks of these lengths.
+    pub fn new(networks: Prefixes) -> Self {
+        Self {
+            clients: ClientTable::new(networks),
+            ..Self::default()
+        }
+    }
+
     /// So the listeners stand at a moment: what they refused since the beginning, and how
     /// many wait.
     pub fn look(&mut self, at_ns: i128, stand: impl Iterator<Item = (Key, u64, Option<u32>)>) {
@@ -109,6 +112,7 @@ impl Seen {
             self.pasts.insert(key, past);
         }
         self.at_ns = at_ns;
+        self.clients.end_second();
     }
 
     /// Looks at these, and shows them.
@@ -120,18 +124,7 @@ impl Seen {
 
     /// Takes in an event.
     pub fn event(&mut self, event: &Event) {
-        if let Some(client) = event.client {
-            let whose = (key_of(event), client.addr);
-            let known = self.clients.len() < CLIENTS;
-            let count = match self.clients.get_mut(&whose) {
-                Some(count) => Some(count),
-                None if known => Some(self.clients.entry(whose).or_default()),
-                None => None,
-            };
-            if let Some(count) = count {
-                *count = count.saturating_add(event.count);
-            }
-        }
+        self.clients.take(event);
         if self.events.len() == EVENTS {
             self.events.pop_front();
         }
@@ -150,17 +143,10 @@ impl Seen {
         all.filter(move |event| key_of(event) == whose)
     }
 
-    /// The clients seen most in its events.
-    pub fn clients_of(&self, row: &Row) -> Vec<(IpAddr, u64)> {
-        let whose = row.key();
-        let mut clients: Vec<_> = self
-            .clients
-            .iter()
-            .filter(|((listener, _), _)| *listener == whose)
-            .map(|((_, addr), count)| (*addr, *count))
-            .collect();
-        clients.sort_by_key(|(addr, count)| (Reverse(*count), *addr));
-        clients
+    /// The networks of its clients, those with most events first.
+    pub fn clients_of(&self, row: &Row) -> Option<Clients> {
+        let (netns, port, inode) = row.key();
+        self.clients.of(netns, port, inode)
     }
 }
 

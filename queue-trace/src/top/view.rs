@@ -14,7 +14,7 @@ use super::{
     seen::Row,
     state::{Sort, Top, name, owner},
 };
-use crate::{event::Name, sink::short_time, snapshot::Latency};
+use crate::{clients::Clients, event::Name, sink::short_time, snapshot::Latency};
 
 /// The least that all fits into.
 const LEAST: (u16, u16) = (60, 12);
@@ -231,19 +231,31 @@ fn draw_detail(frame: &mut Frame<'_>, top: &Top, row: &Row, area: Rect) {
     frame.render_widget(text, facts);
     frame.render_widget(Paragraph::new(wait_lines(top, row, waits)), waits);
     let clients = top.seen.clients_of(row);
-    let listed = clients.len().min(usize::from(news.height) / 3) as u16;
+    let networks = clients.as_ref().map_or(0, |clients| clients.networks.len());
+    let listed = networks.min(usize::from(news.height) / 3) as u16;
     let title = u16::from(listed > 0);
     let [events, top_clients] =
         Layout::vertical([Constraint::Min(0), Constraint::Length(listed + title)]).areas(news);
     frame.render_widget(Paragraph::new(event_lines(top, row)), events);
-    let mut lines = vec![Line::styled("top clients", DIM)];
-    lines.extend(
-        clients
-            .iter()
-            .take(listed.into())
-            .map(|(addr, count)| Line::raw(format!("{count:>8}  {addr}"))),
-    );
+    let lines = clients.map_or_else(Vec::new, |clients| client_lines(&clients, listed.into()));
     frame.render_widget(Paragraph::new(lines), top_clients);
+}
+
+/// So many networks of clients, and how well they are known.
+fn client_lines(clients: &Clients, listed: usize) -> Vec<Line<'static>> {
+    let estimate = clients.estimate();
+    let title = if estimate.is_empty() {
+        "top clients".to_owned()
+    } else {
+        format!("top clients, {estimate}")
+    };
+    let mut lines = vec![Line::styled(title, DIM)];
+    lines.extend(clients.networks.iter().take(listed).map(|network| {
+        let share = network.share(clients) * 100.0;
+        let (count, network) = (network.count, network.network);
+        Line::raw(format!("{count:>8}  {share:>5.1}%  {network}"))
+    }));
+    lines
 }
 
 /// A gauge of a queue: full when the bar is.
