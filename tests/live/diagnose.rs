@@ -328,8 +328,8 @@ fn one_stuck_worker_of_a_group() {
             scope.spawn(|| accept_slowly(&alive, Duration::from_millis(5), &stop));
             let come = || {
                 for _ in 0..14 {
-                    let patience = Duration::from_millis(150);
-                    drop(connect_each(address, 6, Pace::AllAtOnce, patience, None)?);
+                    // No more than fit into one queue, should all fall to the same one.
+                    drop(connect_each(address, 4, Pace::AllAtOnce, PATIENCE, None)?);
                     thread::sleep(Duration::from_millis(250));
                 }
                 Ok(())

@@ -100,6 +100,10 @@ pub static RULES: [Rule; 14] = [
         thresholds: &[
             at_least("seconds from the first refusal to the last", 2),
             at_least("connections that siblings took", 5),
+            at_least(
+                "percent of its handshakes that a sibling refused, at most",
+                10,
+            ),
         ],
         why: "With SO_REUSEPORT the kernel gives each connection to one socket of the group by a hash of its addresses. \
               It does not look at the queues: what falls to a socket whose worker is stuck is refused, while its \

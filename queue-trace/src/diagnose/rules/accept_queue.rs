@@ -167,7 +167,7 @@ fn siblings<'a>(
 }
 
 /// Whether the listener is one of a group whose other members took connections.
-fn is_stuck_worker(rule: &Rule, case: &Case, key: &Key, course: &Course) -> Option<(usize, u64)> {
+fn is_stuck_worker(rule: &Rule, case: &Case, key: &Key, course: &Course) -> Option<Siblings> {
     let (from, to) = course.time_of(ACCEPT_FULL)?;
     let long = (to - from) / 1_000_000_000
         >= i128::from(rule.threshold("seconds from the first refusal to the last"));
@@ -179,19 +179,31 @@ fn is_stuck_worker(rule: &Rule, case: &Case, key: &Key, course: &Course) -> Opti
     if key.inode.is_none() || !long || !stuck {
         return None;
     }
-    let alive: Vec<_> = siblings(case, key, course)
-        .filter(|sibling| sibling.count(ACCEPT_FULL) == 0)
+    let most = rule.threshold("percent of its handshakes that a sibling refused, at most");
+    let mut alive = Siblings::default();
+    siblings(case, key, course)
         // At the same time, so that it is no successor.
         .filter(|sibling| {
             sibling
                 .time_of(ENTERED)
                 .is_some_and(|(first, last)| first <= to && last >= from)
         })
-        .map(|sibling| sibling.count(ENTERED))
-        .filter(|took| *took > 0)
-        .collect();
-    let took: u64 = alive.iter().sum();
-    (took >= rule.threshold("connections that siblings took")).then_some((alive.len(), took))
+        .map(|sibling| (sibling.count(ENTERED), sibling.count(ACCEPT_FULL)))
+        .filter(|(took, refused)| *took > 0 && refused.saturating_mul(100 - most) <= took * most)
+        .for_each(|(took, refused)| {
+            alive.count += 1;
+            alive.took += took;
+            alive.refused += refused;
+        });
+    (alive.took >= rule.threshold("connections that siblings took")).then_some(alive)
+}
+
+/// The members of a group that go on while one is stuck.
+#[derive(Default)]
+struct Siblings {
+    count: usize,
+    took: u64,
+    refused: u64,
 }
 
 fn stuck_rule() -> Option<&'static Rule> {
@@ -291,8 +303,17 @@ pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
 pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, course) in courses(case) {
-        let Some((alive, took)) = is_stuck_worker(rule, case, key, course) else {
+        let Some(alive) = is_stuck_worker(rule, case, key, course) else {
             continue;
+        };
+        let Siblings {
+            count: siblings,
+            took,
+            refused,
+        } = alive;
+        let refused = match refused {
+            0 => "none".to_owned(),
+            refused => refused.to_string(),
         };
         let count = course.count(ACCEPT_FULL);
         let inode = key.inode.unwrap_or(0);
@@ -303,7 +324,7 @@ pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
             count,
             format!(
                 "One socket of a SO_REUSEPORT group (inode {inode}) is stuck: {count} handshakes that fell to it were refused, \
-                 while {alive} of its siblings took {took} connections and refused none."
+                 while {siblings} of its siblings took {took} connections and refused {refused}."
             ),
         );
         let index = course.snapshot.as_ref().and_then(|snapshot| snapshot.group);
