@@ -299,7 +299,8 @@ pub fn listeners_changed() {
 fn tally() -> Option<&'static mut Tally> {
     // SAFETY: a plain helper without arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    // SAFETY: only this CPU writes its entry; programs that count run in softirq or under a
-    // socket's lock, and none interrupts another on the same word. User space only reads.
+    // SAFETY: only this CPU writes its entry, and user space only reads. Slots are written in
+    // softirq, where nothing comes between; of the other words a program that is interrupted
+    // by another one may lose an increment of that one, which no count rests on.
     TALLIES.get_ptr_mut(cpu).map(|tally| unsafe { &mut *tally })
 }

@@ -72,8 +72,10 @@ pub fn made(sk: u64, net: u64) {
     let thread = bpf_get_current_pid_tgid();
     queue.pid = (thread >> 32) as u32;
     // SAFETY: only this thread writes its own entry; the value is copied out.
-    if let Some(asked) = unsafe { ASKED.get(thread) } {
-        queue.asked = *asked;
+    if let Some(asked) = unsafe { ASKED.get(thread) }.copied() {
+        queue.asked = asked;
+        // A listener that is made without the call has not asked for it.
+        let _ = ASKED.remove(thread);
     }
     // SAFETY: plain helpers without arguments.
     unsafe {

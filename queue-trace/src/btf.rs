@@ -33,12 +33,12 @@ pub enum BtfError {
     )]
     Missing,
     /// The file is there and cannot be read as BTF.
-    #[error("cannot read BTF from {path}: {source}")]
+    #[error("cannot read BTF from {path}: {why}")]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// What the reader says.
-        source: btf_rs::Error,
+        why: btf_rs::Error,
     },
     /// A field without which nothing works.
     #[error("this kernel has no field {0}: its layout is not one that queue-trace knows")]
@@ -90,9 +90,9 @@ impl Types {
         if file.is_none() && !path.exists() {
             return Err(BtfError::Missing);
         }
-        let btf = open(path).map_err(|source| BtfError::Unreadable {
+        let btf = open(path).map_err(|why| BtfError::Unreadable {
             path: path.to_owned(),
-            source,
+            why,
         })?;
         let mut types = Self {
             btf,

@@ -5,6 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[cfg(target_os = "linux")]
 use rustix::time::{ClockId, clock_gettime};
 
+/// Nanoseconds in a second, of either clock.
+pub const NS_PER_SECOND: i128 = 1_000_000_000;
+
 /// Nanoseconds since 1970.
 #[must_use]
 pub fn wall_now() -> i128 {

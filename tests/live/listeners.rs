@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener
 use std::time::{Duration, Instant};
 
 use live_tests::{
-    Attach, Counters, Event, Launch, Recording, Shown, Sums, attach, expected, kernel,
+    Attach, Counters, Event, Launch, Recording, Shown, Sides, Sums, attach, expected, kernel,
 };
 use queue_trace::lab::raw::{Peer, Wire};
 use queue_trace::lab::{self, Connect, Ending, Family, Listen, Netns, Pace, connect_each};
@@ -446,15 +446,20 @@ fn listeners_that_come_and_go() {
     }
 }
 
-/// Whether runs of kprobes were missed, which then explain what the ledger cannot. While the
-/// tracer clears its tables of what is closed, a kernel that can be preempted may run others
-/// on that CPU, and leaves kprobes' programs out there.
+/// Whether runs of kprobes were missed, which must explain what the ledger cannot; nothing was
+/// made up then, and the sums are not those imposed. While the tracer clears its tables of
+/// what is closed, a kernel that can be preempted may run others on that CPU, and leaves
+/// kprobes' programs out there.
 fn kprobes_missed_some(recording: &Recording, netns: &Netns) -> bool {
     let Some(missed) = recording.lost().get("missed").copied() else {
         return false;
     };
-    let unexplained = recording.ledger(netns).unexplained.unwrap();
-    attach() == Attach::Kprobe && unexplained <= missed
+    let ledger = recording.ledger(netns);
+    let told = |sides: &Sides| sides.kernel.is_some_and(|kernel| sides.seen <= kernel);
+    attach() == Attach::Kprobe
+        && ledger.unexplained.is_some_and(|count| count <= missed)
+        && ledger.counters.values().all(told)
+        && recording.verdicts(netns) == recording.counted(netns)
 }
 
 /// Listeners come and go as fast as they can be made, a thousand in some second, each of

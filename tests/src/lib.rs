@@ -29,7 +29,7 @@ pub use cookies::make_cookies;
 pub use counters::Counters;
 pub use expected::{Shown, Sums, expected, imposed};
 pub use mounts::{Mounts, in_private_mounts};
-pub use recording::{Event, Ledger, Line, Recording, Row, Spread, Total};
+pub use recording::{Event, Ledger, Line, Recording, Row, Sides, Spread, Total};
 pub use room::{Inhabitant, Room, listener_beside};
 pub use scratch::Scratch;
 pub use screen::{Screen, terminal};

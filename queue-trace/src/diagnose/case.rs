@@ -7,6 +7,7 @@ use queue_trace_common::outcome::{self, Kind, OUTCOMES, Outcome, Set, of_kind};
 
 use crate::{
     clients::{ClientTable, Clients},
+    clock::NS_PER_SECOND,
     event::{Event, Listener, Sysctls, from_rfc3339, outcome_named},
     ledger::Ledger,
     sink::{Counts, Header, LossNote, Sink, Total},
@@ -106,7 +107,6 @@ pub type Sums = BTreeMap<u8, u64>;
 const MOST_LISTENERS: usize = 1024;
 /// Slots of a course at most, before they are made wider.
 const MOST_SLOTS: i64 = 900;
-const NS_PER_SECOND: i128 = 1_000_000_000;
 
 /// The outcomes of a set of tags.
 #[must_use]

@@ -10,7 +10,7 @@ use aya::{
 use bytemuck::Pod;
 use queue_trace_common::queue::{Depths, Held};
 
-use super::{load, named};
+use super::attach::{load, named};
 use crate::{
     btf::Types,
     decode::text,

@@ -9,7 +9,7 @@ use aya::{
 };
 use queue_trace_common::queue::{Entered, LISTENERS, Marks, Queue, QueueKey, WAITING};
 
-use super::{Wire, take};
+use super::{Wire, attach::take};
 
 /// The maps.
 pub(super) struct Queues {

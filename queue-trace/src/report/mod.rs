@@ -13,6 +13,7 @@ use queue_trace_common::outcome::{Kind, OUTCOMES};
 use self::charts::{Chart, charts};
 use crate::{
     cli,
+    clock::NS_PER_SECOND,
     diagnose::{
         self, Case, Diagnosis, Finding, Verdict,
         case::{Course, Key},
@@ -251,7 +252,7 @@ fn figure(chart: &Chart) -> Markup {
                         tbody {
                             @for (time, values) in chart.rows(ROWS) {
                                 tr {
-                                    th scope="row" { (moment(i128::from(time) * 1_000_000_000, "%H:%M:%S")) }
+                                    th scope="row" { (moment(i128::from(time) * NS_PER_SECOND, "%H:%M:%S")) }
                                     @for value in values {
                                         td.n { @match value { Some(value) => (chart.shown(value)), None => "–" } }
                                     }

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     cli,
+    clock::NS_PER_SECOND,
     event::{Event, Listener, Name, from_rfc3339, outcome_named},
     recording::{Line, Place, Reader},
     replay::Only,
@@ -37,7 +38,6 @@ const LINES: u64 = 1 << 13;
 /// For so many seconds it is told how long the oldest connection has been waiting, and what
 /// the threads do: both change at once.
 const FRESH: i64 = 1;
-const NS_PER_SECOND: i128 = 1_000_000_000;
 
 /// A recording, read as far as its cursor.
 pub struct Recorded {

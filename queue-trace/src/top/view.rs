@@ -14,7 +14,9 @@ use super::{
     seen::Row,
     state::{Sort, Top, name, owner},
 };
-use crate::{clients::Clients, event::Name, sink::short_time, snapshot::Latency};
+use crate::{
+    clients::Clients, clock::NS_PER_SECOND, event::Name, sink::short_time, snapshot::Latency,
+};
 
 /// The least that all fits into.
 const LEAST: (u16, u16) = (60, 12);
@@ -366,7 +368,7 @@ fn event_lines<'a>(top: &Top, row: &Row) -> Vec<Line<'a>> {
         } else {
             String::new()
         };
-        let ago = (top.seen.at_ns - event.wall_ns).max(0) / 1_000_000_000;
+        let ago = (top.seen.at_ns - event.wall_ns).max(0) / NS_PER_SECOND;
         Line::raw(format!("{ago:>4}s {} {client}{times}", Name(event.outcome)))
     }));
     lines

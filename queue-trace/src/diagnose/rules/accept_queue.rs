@@ -8,6 +8,7 @@ use queue_trace_common::outcome::{
 
 use super::Rule;
 use crate::{
+    clock::NS_PER_SECOND,
     diagnose::{
         case::{ACCEPT_FULL, Case, Course, ENTERED, Key, set_of},
         finding::Finding,
@@ -169,7 +170,7 @@ fn siblings<'a>(
 /// Whether the listener is one of a group whose other members took connections.
 fn is_stuck_worker(rule: &Rule, case: &Case, key: &Key, course: &Course) -> Option<Siblings> {
     let (from, to) = course.time_of(ACCEPT_FULL)?;
-    let long = (to - from) / 1_000_000_000
+    let long = (to - from) / NS_PER_SECOND
         >= i128::from(rule.threshold("seconds from the first refusal to the last"));
     // What it let in itself filled its queue; then nothing left it any more.
     let stuck = matches!(
