@@ -3,7 +3,9 @@
 mod json;
 mod output;
 mod rotate;
+mod rows;
 mod text;
+mod words;
 
 use std::{collections::BTreeMap, io};
 
@@ -22,7 +24,8 @@ pub use self::{
     output::person_wants_colour,
     output::{Medium, Output},
     rotate::{Limit, Rotating, Rotation},
-    text::{Text, endpoint, short_time},
+    text::Text,
+    words::{endpoint, short_time},
 };
 
 /// One form of output. A sink writes what it is given, in the order given.

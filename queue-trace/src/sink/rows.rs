@@ -1,0 +1,176 @@
+//! An event as an aligned line of text.
+//!
+//! In a flood this is what the tracer does most, on a machine that has no time for it. So
+//! what one line has in common with others is written out once and kept, and a line costs
+//! a quarter of what it does when all of it is formatted.
+
+use std::{fmt::Write, net::SocketAddr};
+
+use jiff::{Timestamp, tz::TimeZone};
+use queue_trace_common::outcome::OUTCOMES;
+
+use super::words::{DIM, Paint, VERDICT_WIDTH, cause_words, listener_words, short_time};
+use crate::{
+    clock::NS_PER_SECOND,
+    event::{Event, Listener},
+};
+
+/// Width of the column of causes.
+const CAUSE_WIDTH: usize = 23;
+
+/// Makes the lines of events, and the title above them.
+pub struct Rows {
+    paint: Paint,
+    zone: TimeZone,
+    // Grow with what is shown, so that columns stay aligned.
+    listener_width: usize,
+    client_width: usize,
+    titled: bool,
+    line: String,
+    client: String,
+    /// The columns of each outcome, by its tag.
+    outcomes: Vec<String>,
+    /// The second of the last event, since 1970, and as a clock shows it.
+    second: (i128, String),
+    /// The listener of the last event.
+    listener: (Listener, String),
+}
+
+impl Rows {
+    /// Lines with times in the zone given.
+    pub fn new(paint: Paint, zone: TimeZone) -> Self {
+        let outcomes = OUTCOMES.iter().map(|outcome| {
+            let cause = cause_words(outcome);
+            format!("  {}  {cause:<CAUSE_WIDTH$}  ", paint.verdict(outcome))
+        });
+        let listener = Listener::default();
+        Self {
+            paint,
+            listener_width: "192.168.100.100:65535".len(),
+            client_width: "192.168.100.100:65535".len(),
+            titled: false,
+            line: String::new(),
+            client: String::new(),
+            outcomes: outcomes.collect(),
+            second: (0, clock_of(0, &zone)),
+            listener: (listener, listener_words(&listener)),
+            zone,
+        }
+    }
+
+    /// Whether there were any.
+    pub fn titled(&self) -> bool {
+        self.titled
+    }
+
+    /// The line of an event, after a title where it needs one, each with its end.
+    pub fn of(&mut self, event: &Event) -> &str {
+        if self.listener.0 != event.listener {
+            self.listener = (event.listener, listener_words(&event.listener));
+        }
+        self.client.clear();
+        if let Some(client) = event.client {
+            push(
+                &mut self.client,
+                format_args!("{}", SocketAddr::new(client.addr, client.port)),
+            );
+        }
+        let (listener, client) = (self.listener.1.len(), self.client.len());
+        if listener > self.listener_width || client > self.client_width {
+            self.listener_width = self.listener_width.max(listener);
+            self.client_width = self.client_width.max(client);
+            // New widths want a new title.
+            self.titled = false;
+        }
+        self.line.clear();
+        if !self.titled {
+            self.titled = true;
+            self.title();
+        }
+        self.time(event.wall_ns);
+        self.line
+            .push_str(&self.outcomes[usize::from(event.outcome.tag)]);
+        column(&mut self.line, &self.listener.1, self.listener_width);
+        self.line.push_str("  ");
+        column(&mut self.line, &self.client, self.client_width);
+        self.queues(event);
+        self.line.truncate(self.line.trim_end().len());
+        self.line.push('\n');
+        &self.line
+    }
+
+    fn title(&mut self) {
+        let title = format!(
+            "{:<12}  {:<VERDICT_WIDTH$}  {:<CAUSE_WIDTH$}  {:<listener$}  {:<client$}  QUEUES",
+            "TIME",
+            "VERDICT",
+            "CAUSE",
+            "LISTENER",
+            "CLIENT",
+            listener = self.listener_width,
+            client = self.client_width,
+        );
+        self.line.push_str(&self.paint.styled(DIM, &title));
+        self.line.push('\n');
+    }
+
+    fn time(&mut self, wall_ns: i128) {
+        let second = wall_ns.div_euclid(NS_PER_SECOND);
+        if self.second.0 != second {
+            self.second = (second, clock_of(second, &self.zone));
+        }
+        let milliseconds = wall_ns.rem_euclid(NS_PER_SECOND) / 1_000_000;
+        let (before, after) = self.paint.around(DIM);
+        push(
+            &mut self.line,
+            format_args!("{before}{}.{milliseconds:03}{after}", self.second.1),
+        );
+    }
+
+    fn queues(&mut self, event: &Event) {
+        let line = &mut self.line;
+        if let Some(queue) = event.accept_queue {
+            push(
+                line,
+                format_args!("  accept {}/{}", queue.depth, queue.limit),
+            );
+        }
+        if let Some(queue) = event.syn_queue {
+            push(line, format_args!("  syn {}/{}", queue.depth, queue.limit));
+        }
+        if event.count > 1 {
+            push(line, format_args!("  x{}", event.count));
+        }
+        if let Some(times) = event.retransmits.filter(|times| *times > 0) {
+            push(line, format_args!("  sent again {times}x"));
+        }
+        if let Some(waited_us) = event.waited_us {
+            push(line, format_args!("  waited {}", short_time(waited_us)));
+        }
+        if let Some(process) = &event.process {
+            push(line, format_args!("  by {}[{}]", process.comm, process.pid));
+        }
+    }
+}
+
+/// A second since 1970, as a clock shows it.
+fn clock_of(second: i128, zone: &TimeZone) -> String {
+    i64::try_from(second)
+        .ok()
+        .and_then(|second| Timestamp::from_second(second).ok())
+        .map_or("?".to_owned(), |moment| {
+            let moment = moment.to_zoned(zone.clone());
+            moment.strftime("%H:%M:%S").to_string()
+        })
+}
+
+/// Text without tabs or marks, in a column so wide.
+fn column(line: &mut String, text: &str, width: usize) {
+    line.push_str(text);
+    line.extend(std::iter::repeat_n(' ', width - text.len()));
+}
+
+fn push(line: &mut String, what: std::fmt::Arguments) {
+    // A string takes whatever is written to it.
+    let _ = line.write_fmt(what);
+}
