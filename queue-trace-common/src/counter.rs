@@ -35,6 +35,9 @@ macro_rules! counters {
 /// A set of counters: those that moved while one packet was handled.
 pub type Moved = u8;
 
+/// All counters.
+pub const ALL: Moved = Moved::MAX;
+
 // The kernel side reads these with one read for each run of neighbours in the
 // kernel's array; GROUPS below says where the runs begin.
 counters! {

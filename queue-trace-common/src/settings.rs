@@ -40,6 +40,27 @@ pub struct Filter {
 /// One bit a port: words of the bitmap `PORTS`.
 pub const PORT_WORDS: usize = 65536 / 64;
 
+/// The kernel's function that gives an address its type, as far as the verifier is concerned
+/// (since Linux 6.2): then fields are loaded and need not be read by a helper.
+pub const CAST: &str = "bpf_rdonly_cast";
+
+/// The number of the helper that the kernel side calls in its place, of which there is none:
+/// the loader puts the kernel's function there, whose number only the running kernel knows.
+pub const CAST_MARK: i32 = 0x7175_6575;
+
+/// Structs to whose addresses the kernel side gives their type.
+pub const TYPED: [&str; 3] = ["linux_mib", "sk_buff", "dst_entry"];
+
+/// Places in [`TYPED`].
+pub mod typed {
+    /// One CPU's counters.
+    pub const COUNTERS: usize = 0;
+    /// A packet.
+    pub const PACKET: usize = 1;
+    /// A route.
+    pub const ROUTE: usize = 2;
+}
+
 /// What differs between kernels and is not the place of a field.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
@@ -51,6 +72,9 @@ pub struct Kernel {
     /// those of parts that this kernel lacks. Without its hook a cause cannot be told
     /// from `other`.
     pub attached: u32,
+    /// The number of each of [`TYPED`] among the kernel's types; all 0 if the kernel has
+    /// no function that gives an address its type.
+    pub types: [u32; TYPED.len()],
     /// For each hook (by [`hook`] index) the number of arguments of its function:
     /// the return value that an exit program sees sits after the last one.
     pub arity: [u8; hook::COUNT],

@@ -10,13 +10,14 @@ use core::hint::black_box;
 use queue_trace_common::{
     counter::{self, GROUPS, Moved},
     field,
-    settings::Address,
+    outcome::{self, OUTCOMES, Step},
+    settings::{Address, typed},
 };
 
 use crate::{
     emit,
     globals::{self, CPU},
-    memory::{self, Pointer, Status},
+    memory::{self, Pointer, Status, Typed},
 };
 
 /// Values of the counters, in the order of [`counter::COUNTERS`].
@@ -38,6 +39,33 @@ pub enum Call {
     Timer,
     /// `tcp_req_err`.
     Icmp,
+}
+
+impl Call {
+    /// The counters that its outcomes move, or may move.
+    #[inline(always)]
+    const fn counters(self) -> Moved {
+        match self {
+            Self::None => 0,
+            Self::Syn => counters_of_step(Step::Syn),
+            Self::Ack | Self::Cookie => counters_of_step(Step::Ack),
+            Self::Timer => counters_of_step(Step::Timer),
+            Self::Icmp => counters_of_step(Step::Icmp),
+        }
+    }
+}
+
+const fn counters_of_step(step: Step) -> Moved {
+    let mut counters = 0;
+    let mut tag = 0;
+    while tag < outcome::COUNT {
+        let outcome = &OUTCOMES[tag];
+        if outcome.step as u8 == step as u8 {
+            counters |= outcome.moves | outcome.may_move;
+        }
+        tag += 1;
+    }
+    counters
 }
 
 /// A nested function that was called, or what it returned.
@@ -148,9 +176,20 @@ pub fn counters_of(net: impl Pointer, cpu_offset: u64, place: &mut u64) -> u64 {
     *place
 }
 
-/// Reads all counters into a place.
+/// Reads counters into a place: those asked for, or all.
 #[inline(always)]
-pub fn read_counters(place: &mut Counters, counters: u64) -> bool {
+pub fn read_counters(place: &mut Counters, counters: u64, which: Moved) -> bool {
+    if let Some(counters) = Typed::cast(counters, typed::COUNTERS) {
+        for (group, (first, length)) in GROUPS.into_iter().enumerate() {
+            for next in 0..length {
+                if which >> (first + next) & 1 != 0 {
+                    place[first + next] =
+                        counters.word(globals::counter_place(group) + next as u64);
+                }
+            }
+        }
+        return true;
+    }
     let (first, rest) = place.split_at_mut(GROUPS[0].1);
     let (second, third) = rest.split_at_mut(GROUPS[1].1);
     let status = fetch_group::<{ GROUPS[0].1 }>(first, counters, 0)
@@ -177,23 +216,25 @@ pub struct Movement {
 }
 
 impl Movement {
-    /// Without a branch for each counter: the verifier would follow both ways of each,
-    /// and multiply them.
+    /// Of the counters asked for. Without a branch for each: the verifier would follow both
+    /// ways of each, and multiply them.
     #[inline(always)]
-    pub fn between(before: &Counters, after: &Counters) -> Self {
+    pub fn between(before: &Counters, after: &Counters, which: Moved) -> Self {
         let mut moved = 0;
         let mut all = 0;
         let mut index = 0;
         while index < counter::COUNT {
-            let by = after[index].wrapping_sub(before[index]);
-            moved |= by << index;
-            all |= by;
+            if which >> index & 1 != 0 {
+                let by = after[index].wrapping_sub(before[index]);
+                moved |= by << index;
+                all |= by;
+            }
             index += 1;
         }
         // A packet moves a counter by one or not at all: then each is a bit.
         let more_than_once = all > 1;
         if more_than_once {
-            moved = not_zero(before, after);
+            moved = not_zero(before, after) & u64::from(which);
         }
         Self {
             moved: moved as Moved,
@@ -236,7 +277,7 @@ pub fn open(call: Call, hook: usize, sk: impl Pointer, skb: u64, request: u64) {
     frame.call = Call::None as u32;
     let net = sk.follow(field::SK_NET);
     let counters = counters_of(net, cpu.offset, &mut frame.counters);
-    if read_counters(&mut frame.before, counters) {
+    if read_counters(&mut frame.before, counters, call.counters()) {
         frame.saw = 0;
         frame.sk = sk.address();
         frame.skb = skb;
@@ -269,10 +310,10 @@ pub fn close(call: Call, hook: usize, skb: u64) -> Option<(&'static mut Frame, M
         emit::lost(|loss| &mut loss.unpaired);
         return None;
     }
-    if !read_counters(&mut frame.after, frame.counters) {
+    if !read_counters(&mut frame.after, frame.counters, call.counters()) {
         return None;
     }
-    let movement = Movement::between(&frame.before, &frame.after);
+    let movement = Movement::between(&frame.before, &frame.after, call.counters());
     if movement.more_than_once {
         // Kernels whose softirqs can be preempted by another on the same CPU.
         emit::lost(|loss| &mut loss.ambiguous);

@@ -40,6 +40,7 @@ static PORTS: [u64; PORT_WORDS] = [0; PORT_WORDS];
 #[unsafe(no_mangle)]
 static KERNEL: Kernel = Kernel {
     counters: [0; _],
+    types: [0; _],
     arity: [0; _],
     hash_add_tells: 0,
     kfree_has_sk: 0,
@@ -118,6 +119,13 @@ pub fn port_wanted(port: u16) -> bool {
 #[inline(always)]
 pub fn counter_place(group: usize) -> u64 {
     u64::from(global!(KERNEL.counters[group]))
+}
+
+/// The number of a struct of [`TYPED`](queue_trace_common::settings::TYPED) among the kernel's types, 0 if its address
+/// cannot be given its type.
+#[inline(always)]
+pub fn type_of(index: usize) -> u32 {
+    global!(KERNEL.types[index])
 }
 
 /// Number of arguments of a hook's function.

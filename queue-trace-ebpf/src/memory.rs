@@ -4,7 +4,7 @@
 use core::{ffi::c_void, ops::BitOr};
 
 use aya_ebpf::{EbpfContext, helpers::generated};
-use queue_trace_common::field;
+use queue_trace_common::{field, settings};
 
 use crate::{
     emit,
@@ -106,6 +106,31 @@ impl Pointer for Typed {
     #[inline(always)]
     fn address(self) -> u64 {
         self.0
+    }
+}
+
+impl Typed {
+    /// An address of a struct, given its type; `None` where the kernel cannot do that.
+    /// `which`: a place in [`settings::TYPED`].
+    #[inline(always)]
+    pub fn cast(address: u64, which: usize) -> Option<Self> {
+        let number = globals::type_of(which);
+        if number == 0 {
+            return None;
+        }
+        // SAFETY: the loader puts the kernel's function in place of this call. It takes any
+        // address, and what is loaded through it may fail, to zero.
+        let cast: unsafe extern "C" fn(u64, u32) -> u64 =
+            unsafe { core::mem::transmute(settings::CAST_MARK as usize) };
+        // SAFETY: as above.
+        Some(Self(unsafe { cast(address, number) }))
+    }
+
+    /// An element of an array of words with which the struct begins.
+    #[inline(always)]
+    pub fn word(self, index: u64) -> u64 {
+        // SAFETY: as in `load`.
+        unsafe { core::ptr::read_volatile((self.0 + 8 * index) as *const u64) }
     }
 }
 

@@ -16,7 +16,7 @@
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use queue_trace_common::{
     counter::{
-        self, COOKIE_FAILED, COOKIE_RECV, COOKIE_SENT, DROP, EMBRYONIC_RST, Moved, OVERFLOW,
+        self, ALL, COOKIE_FAILED, COOKIE_RECV, COOKIE_SENT, DROP, EMBRYONIC_RST, Moved, OVERFLOW,
         QUEUE_DROP,
     },
     field, outcome,
@@ -83,7 +83,7 @@ fn prime(net: u64) {
         verdict: 0,
         _pad: 0,
     };
-    if !evidence::read_counters(&mut baseline.values, address) {
+    if !evidence::read_counters(&mut baseline.values, address, ALL) {
         return;
     }
     // Sets this CPU's copy alone, also where the entry exists.
@@ -122,10 +122,10 @@ fn freed(skb: u64, how: Freed) {
     let Some(baseline) = baseline_of(net) else {
         return;
     };
-    if !evidence::read_counters(&mut baseline.now, baseline.address) {
+    if !evidence::read_counters(&mut baseline.now, baseline.address, ALL) {
         return;
     }
-    let movement = Movement::between(&baseline.values, &baseline.now);
+    let movement = Movement::between(&baseline.values, &baseline.now, ALL);
     let moved = movement.moved;
     let may_be_queued = how == Freed::Consumed && globals::wanted() & (1 << outcome::QUEUED) != 0;
     if moved == 0 && !may_be_queued {
@@ -385,7 +385,7 @@ fn completed(sk: u64, net: u64) {
     let Some(baseline) = baseline_of(net) else {
         return;
     };
-    if !evidence::read_counters(&mut baseline.now, baseline.address) {
+    if !evidence::read_counters(&mut baseline.now, baseline.address, ALL) {
         return;
     }
     const RECV: usize = COOKIE_RECV.trailing_zeros() as usize;

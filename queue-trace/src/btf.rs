@@ -14,7 +14,7 @@ use queue_trace_common::{
     counter::{COUNTERS, GROUPS},
     field::{self, FIELDS, Field},
     hook::{self, HOOKS, Hook},
-    settings,
+    settings::{self, CAST, TYPED},
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -194,6 +194,21 @@ impl Types {
             .find_map(|(id, kind)| matches!(kind, Type::Func(_)).then_some(id))
     }
 
+    /// The number of the function that gives an address its type; `None` where the running
+    /// kernel has none. The types of another file have other numbers.
+    #[must_use]
+    pub fn cast(&self) -> Option<u32> {
+        (self.path == Path::new(SYSTEM))
+            .then(|| self.function(CAST))
+            .flatten()
+    }
+
+    /// A struct's number among the types.
+    fn structure(&self, name: &str) -> Option<u32> {
+        self.named(name)
+            .find_map(|(id, kind)| matches!(kind, Type::Struct(_)).then_some(id))
+    }
+
     fn prototype_of(&self, owner: &dyn BtfType) -> Option<Prototype> {
         let Type::FuncProto(prototype) = self.btf.resolve_chained_type(owner).ok()? else {
             return None;
@@ -353,6 +368,9 @@ impl Types {
             }
             *place = base as u32;
         }
+        if self.cast().is_some() {
+            kernel.types = TYPED.map(|name| self.structure(name).unwrap_or(0));
+        }
         for hook in &HOOKS {
             if let Some(prototype) = self.prototype(hook.function) {
                 kernel.arity[hook.index] = prototype.arguments.len() as u8;
@@ -415,7 +433,12 @@ fn names() -> HashSet<String> {
         .filter_map(|field| field.path.split('.').next())
         .map(str::to_owned);
     let tracepoints = [KFREE_SKB].map(|name| format!("{TRACEPOINT}{name}"));
-    functions.chain(holders).chain(tracepoints).collect()
+    let typed = TYPED.into_iter().chain([CAST]).map(str::to_owned);
+    functions
+        .chain(holders)
+        .chain(tracepoints)
+        .chain(typed)
+        .collect()
 }
 
 /// The tracepoint whose arguments differ between kernels.

@@ -3,6 +3,7 @@
 
 mod attach;
 mod iterate;
+mod object;
 mod queues;
 mod tallies;
 

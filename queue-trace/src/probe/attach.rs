@@ -12,21 +12,17 @@ use aya::{
 use bytemuck::bytes_of;
 use ipnet::IpNet;
 use queue_trace_common::{
-    field,
     hook::{self, Hook},
     settings::{Address, Kernel},
 };
 
-use super::iterate;
+use super::{iterate, object};
 use crate::{
     btf::Types,
     netns::{self, Door},
     plan::{Family, Plan},
     wanted::Wanted,
 };
-
-/// The kernel side, built ahead from `queue-trace-ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/queue-trace.bpf.o");
 
 /// Why the kernel side could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -50,12 +46,7 @@ pub(super) fn attach(
     types: &Types,
     wanted: &Wanted,
 ) -> Result<(Ebpf, Vec<String>), AttachError> {
-    let fields = types.fields().map_err(anyhow::Error::from)?;
-    let kernel = Kernel {
-        attached: plan.hook_bits(),
-        ..types.kernel().map_err(anyhow::Error::from)?
-    };
-    let mut ebpf = load(&fields, &kernel, wanted)?;
+    let mut ebpf = load(types, plan.hook_bits(), wanted)?;
     fill(&mut ebpf, "ADDRS", &wanted.addrs)?;
     fill(&mut ebpf, "CLIENTS", &wanted.clients)?;
 
@@ -87,13 +78,16 @@ pub(super) fn attach(
     Ok((ebpf, notes))
 }
 
-pub(super) fn load(
-    fields: &[field::Field; field::COUNT],
-    kernel: &Kernel,
-    wanted: &Wanted,
-) -> Result<Ebpf, AttachError> {
+/// Makes the maps, and programs for the kernel that has these types. `attached`: see
+/// [`Kernel::attached`].
+pub(super) fn load(types: &Types, attached: u32, wanted: &Wanted) -> Result<Ebpf, AttachError> {
     let cpus = cpus()?;
-    let field_bytes: &[u8] = bytemuck::cast_slice(fields);
+    let fields = types.fields().map_err(anyhow::Error::from)?;
+    let kernel = Kernel {
+        attached,
+        ..types.kernel().map_err(anyhow::Error::from)?
+    };
+    let field_bytes: &[u8] = bytemuck::cast_slice(&fields);
     let filter = wanted.filter();
     let ports = wanted.port_bits();
     let level = if wanted.debug {
@@ -106,13 +100,13 @@ pub(super) fn load(
         // statistics of accepted ones are of no use here.
         .verifier_log_level(VerifierLogLevel::VERBOSE)
         .override_global("FIELDS", field_bytes, true)
-        .override_global("KERNEL", bytes_of(kernel), true)
+        .override_global("KERNEL", bytes_of(&kernel), true)
         .override_global("FILTER", bytes_of(&filter), true)
         .override_global("PORTS", &ports[..], true)
         .override_global(aya_log::LEVEL, &level, true)
         .map_max_entries("RECORDS", wanted.ring_bytes(cpus))
         .map_max_entries("TALLIES", u32::try_from(cpus).unwrap_or(u32::MAX))
-        .load(OBJECT)
+        .load(&object::fitted(types.cast()))
         .map_err(|error| AttachError::Other(anyhow!(error).context("cannot load the kernel side")))
 }
 

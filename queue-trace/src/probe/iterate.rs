@@ -37,7 +37,7 @@ impl Unattached {
     /// If the kernel does not allow it, or lacks what they need.
     pub fn load() -> Result<Self> {
         let types = Types::read(None)?;
-        let mut ebpf = load(&types.fields()?, &types.kernel()?, &Wanted::default())?;
+        let mut ebpf = load(&types, 0, &Wanted::default())?;
         prepare(&mut ebpf, &Btf::from_sys_fs()?)?;
         Ok(Self(ebpf))
     }
