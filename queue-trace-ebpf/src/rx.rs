@@ -20,6 +20,7 @@ use queue_trace_common::{
         QUEUE_DROP,
     },
     field, outcome,
+    settings::typed,
 };
 
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
     filter, gauge,
     globals::{self, BASELINES, LATEST},
     listener::Identity,
-    memory::{self, Plain, Pointer},
+    memory::{self, Plain, Pointer, Typed},
     owner,
     packet::{Packet, flag},
     request, syn, table,
@@ -38,6 +39,8 @@ use crate::{
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Baseline {
+    /// The namespace.
+    pub net: u64,
     /// This CPU's counters of the namespace.
     pub address: u64,
     /// Their values.
@@ -51,16 +54,19 @@ pub struct Baseline {
 }
 
 /// What tells a namespace from all others, also from an earlier one that had its
-/// address.
+/// address; 0 if there is none.
 #[inline(always)]
-fn identity(net: u64) -> u64 {
-    memory::get(net, field::NET_COOKIE).unwrap_or(net)
+fn identity(net: impl Pointer) -> u64 {
+    if globals::field(field::NET_COOKIE).size == 0 {
+        return net.address();
+    }
+    net.load(field::NET_COOKIE)
 }
 
-/// This CPU's baseline of a namespace, if it has one.
+/// This CPU's baseline of the namespace of an identity, if it has one.
 #[inline(always)]
-fn baseline_of(net: u64) -> Option<&'static mut Baseline> {
-    let baseline = BASELINES.get_ptr_mut(identity(net))?;
+fn baseline_of(identity: u64) -> Option<&'static mut Baseline> {
+    let baseline = BASELINES.get_ptr_mut(identity)?;
     // SAFETY: this CPU's copy. What an application frees carries no route, so only what
     // runs in softirq, one program after the other, gets so far.
     let baseline = unsafe { &mut *baseline };
@@ -70,13 +76,15 @@ fn baseline_of(net: u64) -> Option<&'static mut Baseline> {
 
 /// Makes sure that the namespace has a baseline on this CPU.
 #[inline(always)]
-fn prime(net: u64) {
-    if baseline_of(net).is_some() {
+fn prime(net: impl Pointer) {
+    let identity = identity(net);
+    if identity == 0 || baseline_of(identity).is_some() {
         return;
     }
     let Some(cpu) = evidence::cpu() else { return };
-    let address = evidence::counters_of(Plain(net), cpu.offset, &mut cpu.frame.counters);
+    let address = evidence::counters_of(net, cpu.offset, &mut cpu.frame.counters);
     let mut baseline = Baseline {
+        net: net.address(),
         address,
         values: [0; counter::COUNT],
         now: [0; counter::COUNT],
@@ -87,22 +95,34 @@ fn prime(net: u64) {
         return;
     }
     // Sets this CPU's copy alone, also where the entry exists.
-    if BASELINES.insert(identity(net), baseline, 0).is_err() {
+    if BASELINES.insert(identity, baseline, 0).is_err() {
         emit::lost(|loss| &mut loss.map_full);
     }
 }
 
-/// The namespace of a packet that was delivered to this host: that of the device of
-/// its route, which is the loopback device for what is ours.
+/// The identity of the namespace of a packet that was delivered to this host: that of the
+/// device of its route, which is the loopback device for what is ours. 0 if it has no route.
 #[inline(always)]
-fn net_of(skb: u64) -> Option<u64> {
-    // The lowest bit says that the route is not counted (include/linux/skbuff.h).
-    let route: u64 = memory::get::<u64>(skb, field::SKB_DST)? & !1;
-    if route == 0 {
-        return None;
+fn identity_of(skb: u64) -> u64 {
+    match Typed::cast(skb, typed::PACKET) {
+        Some(packet) => Typed::cast(route_of(packet), typed::ROUTE)
+            .map_or(0, |route| identity(net_of(route.follow(field::DST_DEV)))),
+        None => match route_of(Plain(skb)) {
+            0 => 0,
+            route => identity(net_of(Plain(route).follow(field::DST_DEV))),
+        },
     }
-    let device: u64 = memory::get(route, field::DST_DEV)?;
-    memory::get(device, field::DEV_NET)
+}
+
+#[inline(always)]
+fn route_of(packet: impl Pointer) -> u64 {
+    // The lowest bit says that the route is not counted (include/linux/skbuff.h).
+    packet.load::<u64>(field::SKB_DST) & !1
+}
+
+#[inline(always)]
+fn net_of<P: Pointer>(device: P) -> P {
+    device.follow(field::DEV_NET)
 }
 
 /// How a packet was freed.
@@ -118,10 +138,14 @@ enum Freed {
 /// A packet was freed.
 #[inline(always)]
 fn freed(skb: u64, how: Freed) {
-    let Some(net) = net_of(skb) else { return };
-    let Some(baseline) = baseline_of(net) else {
+    let identity = identity_of(skb);
+    if identity == 0 {
+        return;
+    }
+    let Some(baseline) = baseline_of(identity) else {
         return;
     };
+    let net = baseline.net;
     if !evidence::read_counters(&mut baseline.now, baseline.address, ALL) {
         return;
     }
@@ -257,10 +281,9 @@ fn decide(packet: &Packet, how: Freed, moved: Moved, net: u64) -> Option<u8> {
 #[raw_tracepoint(tracepoint = "netif_receive_skb")]
 fn rx_receive(ctx: RawTracePointContext) -> i32 {
     let skb: u64 = ctx.arg(0);
-    if let Some(device) = memory::get::<u64>(skb, field::SKB_DEV)
-        && let Some(net) = memory::get(device, field::DEV_NET)
-    {
-        prime(net);
+    match Typed::cast(skb, typed::PACKET) {
+        Some(packet) => prime(net_of(packet.follow(field::SKB_DEV))),
+        None => prime(net_of(Plain(skb).follow(field::SKB_DEV))),
     }
     0
 }
@@ -382,7 +405,7 @@ fn state(ctx: &RawTracePointContext, turn: Turn) {
 /// A connection was made. Whether by a cookie, the counters tell.
 #[inline(always)]
 fn completed(sk: u64, net: u64) {
-    let Some(baseline) = baseline_of(net) else {
+    let Some(baseline) = baseline_of(identity(Plain(net))) else {
         return;
     };
     if !evidence::read_counters(&mut baseline.now, baseline.address, ALL) {
