@@ -49,7 +49,7 @@ pub const CAST: &str = "bpf_rdonly_cast";
 pub const CAST_MARK: i32 = 0x7175_6575;
 
 /// Structs to whose addresses the kernel side gives their type.
-pub const TYPED: [&str; 3] = ["linux_mib", "sk_buff", "dst_entry"];
+pub const TYPED: [&str; 4] = ["linux_mib", "sk_buff", "dst_entry", "inet_connection_sock"];
 
 /// Places in [`TYPED`].
 pub mod typed {
@@ -59,6 +59,8 @@ pub mod typed {
     pub const PACKET: usize = 1;
     /// A route.
     pub const ROUTE: usize = 2;
+    /// A listener, with its queues.
+    pub const LISTENER: usize = 3;
 }
 
 /// What differs between kernels and is not the place of a field.

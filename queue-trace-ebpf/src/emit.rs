@@ -182,13 +182,23 @@ fn log(key: &CountKey) {
     debug!(&(), "outcome {} port {}", key.outcome, key.port);
 }
 
+/// Where a verdict was counted.
+struct Place {
+    counted: *mut Counted,
+    /// In a slot, which is read anyway; else in the map, which is only searched when it changed.
+    in_slot: bool,
+}
+
 /// Counts, and gives the place of the count, if there was room for one.
 #[inline(always)]
-fn count(key: &CountKey, by: u64, by_softirq: bool) -> Option<*mut Counted> {
+fn count(key: &CountKey, by: u64, by_softirq: bool) -> Option<Place> {
     if by_softirq && let Some(counted) = slot(key) {
         // SAFETY: this CPU's copy, and nothing comes between.
         unsafe { (*counted).seen += by };
-        return Some(counted);
+        return Some(Place {
+            counted,
+            in_slot: true,
+        });
     }
     let mut place = COUNTS.get_ptr_mut(key);
     if place.is_none() {
@@ -201,7 +211,10 @@ fn count(key: &CountKey, by: u64, by_softirq: bool) -> Option<*mut Counted> {
         // socket lock, and none interrupts another on the same key.
         unsafe { (*counted).seen += by };
         counts_changed();
-        return place;
+        return Some(Place {
+            counted,
+            in_slot: false,
+        });
     }
     lost(|loss| &mut loss.map_full);
     None
@@ -228,11 +241,13 @@ fn slot(key: &CountKey) -> Option<*mut Counted> {
 
 /// Notes that events are in the counts and not in the stream.
 #[inline(always)]
-fn hold(counted: Option<*mut Counted>, by: u32) {
-    if let Some(counted) = counted {
+fn hold(place: Option<Place>, by: u32) {
+    if let Some(Place { counted, in_slot }) = place {
         // SAFETY: as in `count`.
         unsafe { (*counted).held += u64::from(by) };
-        counts_changed();
+        if !in_slot {
+            counts_changed();
+        }
     }
 }
 

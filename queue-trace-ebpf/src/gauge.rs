@@ -6,13 +6,14 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use queue_trace_common::{
     field,
     queue::{Marks, QueueKey},
+    settings::typed,
 };
 
 use crate::{
     emit,
     globals::{MARKS, QUEUES},
     listener,
-    memory::{self, Plain, Pointer},
+    memory::{Plain, Pointer, Typed},
     owner,
 };
 
@@ -104,10 +105,12 @@ pub fn accept_fell(sk: impl Pointer) {
 
 /// A request entered the SYN queue. A function of its own, for the verifier's sake.
 #[inline(never)]
-pub fn syn_rose(sk: u64) {
-    let depth: u32 = memory::value(sk, field::SYN_DEPTH);
-    let key = key_of(Plain(sk));
-    let Some(marks) = marks(&key) else {
+pub fn syn_rose(key: &QueueKey) {
+    let depth: u32 = match Typed::cast(key.sk, typed::LISTENER) {
+        Some(sk) => sk.load(field::SYN_DEPTH),
+        None => Plain(key.sk).load(field::SYN_DEPTH),
+    };
+    let Some(marks) = marks(key) else {
         return emit::lost(|loss| &mut loss.unlisted);
     };
     if depth > marks.syn_high {

@@ -20,6 +20,7 @@ use queue_trace_common::{
         QUEUE_DROP,
     },
     field, outcome,
+    queue::QueueKey,
     settings::typed,
 };
 
@@ -187,8 +188,13 @@ fn freed(skb: u64, how: Freed) {
     if outcome == outcome::QUEUED && sk == 0 {
         return;
     }
+    let port = if packet.icmp { 0 } else { packet.local_port };
+    let listener = identify(sk, net, port);
     if outcome == outcome::QUEUED {
-        gauge::syn_rose(sk);
+        gauge::syn_rose(&QueueKey {
+            sk,
+            inode: listener.inode,
+        });
     }
     emit::verdict(
         &Verdict {
@@ -197,7 +203,7 @@ fn freed(skb: u64, how: Freed) {
             count,
             sk,
             net,
-            listener: identify(sk, net, if packet.icmp { 0 } else { packet.local_port }),
+            listener,
             by_softirq: false,
             retransmits: 0,
         },

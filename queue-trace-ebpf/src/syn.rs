@@ -9,6 +9,7 @@ use aya_ebpf::{
 use queue_trace_common::{
     counter::{COOKIE_SENT, DO_COOKIES, DROP, OVERFLOW, QUEUE_DROP},
     field, hook, outcome,
+    queue::QueueKey,
 };
 
 use crate::{
@@ -44,7 +45,10 @@ fn exit<P: Pointer>(hook: usize, skb: u64, listener: impl FnOnce(&Frame) -> P) {
     let identity = Identity::of(sk, net);
     let outcome = decide(frame, moved, net.load_uint(field::NET_SYNCOOKIES));
     if outcome == outcome::QUEUED {
-        gauge::syn_rose(frame.sk);
+        gauge::syn_rose(&QueueKey {
+            sk: frame.sk,
+            inode: identity.inode,
+        });
     }
     emit::packet(frame, outcome, moved, identity);
 }
