@@ -110,6 +110,12 @@ impl Types {
         &self.path
     }
 
+    /// Whether they are the running kernel's own, so that their numbers are its.
+    #[must_use]
+    pub fn are_the_kernels(&self) -> bool {
+        self.path == Path::new(SYSTEM)
+    }
+
     /// Goes through all types once, for those that are used somewhere: by name, and the
     /// enumerators, wherever they are declared (the kernel's counters and states are in
     /// anonymous enums, which have no name to look up).
@@ -198,7 +204,7 @@ impl Types {
     /// kernel has none. The types of another file have other numbers.
     #[must_use]
     pub fn cast(&self) -> Option<u32> {
-        (self.path == Path::new(SYSTEM))
+        self.are_the_kernels()
             .then(|| self.function(CAST))
             .flatten()
     }
@@ -422,12 +428,19 @@ impl Types {
     }
 }
 
+/// The functions that stand for what the kernel can iterate over.
+pub const ITERATORS: [&str; 2] = ["bpf_iter_task_file", "bpf_iter_tcp"];
+
 /// What the typedefs of tracepoints' prototypes begin with.
 const TRACEPOINT: &str = "btf_trace_";
 
 /// The names of the types that are often looked up: functions, holders of fields, tracepoints.
 fn names() -> HashSet<String> {
-    let functions = HOOKS.iter().map(|hook| hook.function.to_owned());
+    let functions = HOOKS
+        .iter()
+        .map(|hook| hook.function)
+        .chain(ITERATORS)
+        .map(str::to_owned);
     let holders = FIELDS
         .iter()
         .filter_map(|field| field.path.split('.').next())

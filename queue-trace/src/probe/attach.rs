@@ -16,7 +16,7 @@ use queue_trace_common::{
     settings::{Address, Kernel},
 };
 
-use super::{iterate, object};
+use super::{functions, iterate, object};
 use crate::{
     btf::Types,
     netns::{self, Door},
@@ -50,8 +50,7 @@ pub(super) fn attach(
     fill(&mut ebpf, "ADDRS", &wanted.addrs)?;
     fill(&mut ebpf, "CLIENTS", &wanted.clients)?;
 
-    // Once: it takes a while.
-    let btf = Btf::from_sys_fs().context("cannot read the kernel's BTF");
+    let btf = functions::of(types);
     let mut notes = Vec::new();
     if plan.family == Family::Tracepoint {
         notes = attach_tracepoints(&mut ebpf, wanted, &btf)?;

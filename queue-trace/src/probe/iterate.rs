@@ -10,7 +10,10 @@ use aya::{
 use bytemuck::Pod;
 use queue_trace_common::queue::{Depths, Held};
 
-use super::attach::{load, named};
+use super::{
+    attach::{load, named},
+    functions,
+};
 use crate::{
     btf::Types,
     decode::text,
@@ -38,7 +41,7 @@ impl Unattached {
     pub fn load() -> Result<Self> {
         let types = Types::read(None)?;
         let mut ebpf = load(&types, 0, &Wanted::default())?;
-        prepare(&mut ebpf, &Btf::from_sys_fs()?)?;
+        prepare(&mut ebpf, &functions::of(&types)?)?;
         Ok(Self(ebpf))
     }
 
