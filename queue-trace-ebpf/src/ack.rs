@@ -51,6 +51,7 @@ fn exit<P: Pointer>(
         decide(frame, moved, returned)
     };
     if let Some(outcome) = outcome {
+        let (outcome, moved) = evidence::through(&mut frame.verdict, outcome, moved);
         emit::packet(frame, outcome, moved, identity);
     }
 }

@@ -9,7 +9,7 @@ use queue_trace_common::{
 };
 
 use crate::{
-    evidence::{self, Frame},
+    evidence::Frame,
     gauge,
     globals::{self, COUNTS, CPU, RECORDS, TALLIES},
     listener::{self, Identity},
@@ -62,7 +62,6 @@ pub struct Verdict {
 #[inline(always)]
 pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, listener: Identity) {
     let skb = frame.skb;
-    let (outcome, moved) = evidence::through(&mut frame.verdict, outcome, moved);
     if !matters(outcome, moved) {
         return;
     }

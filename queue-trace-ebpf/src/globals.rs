@@ -171,7 +171,7 @@ pub static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
 
 /// Exact counts by listener and outcome, as far as they have no slot in `TALLIES`.
 #[map]
-pub static COUNTS: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(16384, 0);
+pub static COUNTS: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(8192, 0);
 
 /// What each CPU has to tell, by its number. The loader makes it as long as there are CPUs.
 #[map]

@@ -109,6 +109,7 @@ fn snapshot_depths(ctx: *const Tcp) -> i32 {
 /// Place in the `SO_REUSEPORT` group, and how many are in it; (0, 0): in none.
 #[inline(always)]
 fn place_in_group(sk: u64) -> (u32, u32) {
+    const AT_ONCE: usize = 16;
     const MOST: u16 = 256;
     let group: u64 = memory::value(sk, field::SK_REUSEPORT);
     if group == 0 {
@@ -116,13 +117,17 @@ fn place_in_group(sk: u64) -> (u32, u32) {
     }
     let size: u16 = memory::value(group, field::GROUP_SIZE);
     let first = group + u64::from(globals::field(field::GROUP_SOCKETS).offset);
+    let mut members = [0u64; AT_ONCE];
     let mut index = 0;
-    while index < MOST {
-        let member: u64 = memory::read(first + 8 * u64::from(index)).unwrap_or(0);
-        if index >= size || member == sk {
-            break;
+    'search: while index < MOST {
+        // Past the last of them it reads what is of no use, and may not even be there.
+        let _ = memory::fetch(&mut members, first + 8 * u64::from(index));
+        for member in members {
+            if index >= size || member == sk {
+                break 'search;
+            }
+            index += 1;
         }
-        index += 1;
     }
     (u32::from(index), u32::from(size))
 }

@@ -44,6 +44,7 @@ fn exit<P: Pointer>(hook: usize, skb: u64, listener: impl FnOnce(&Frame) -> P) {
     let net = sk.follow(field::SK_NET);
     let identity = Identity::of(sk, net);
     let outcome = decide(frame, moved, net.load_uint(field::NET_SYNCOOKIES));
+    let (outcome, moved) = evidence::through(&mut frame.verdict, outcome, moved);
     if outcome == outcome::QUEUED {
         gauge::syn_rose(&QueueKey {
             sk: frame.sk,
