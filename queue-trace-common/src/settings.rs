@@ -74,8 +74,8 @@ pub struct Kernel {
     /// those of parts that this kernel lacks. Without its hook a cause cannot be told
     /// from `other`.
     pub attached: u32,
-    /// The number of each of [`TYPED`] among the kernel's types; all 0 if the kernel has
-    /// no function that gives an address its type.
+    /// The number of each of [`TYPED`] among the kernel's types; 0 if its address cannot be
+    /// given its type.
     pub types: [u32; TYPED.len()],
     /// For each hook (by [`hook`] index) the number of arguments of its function:
     /// the return value that an exit program sees sits after the last one.

@@ -374,9 +374,7 @@ impl Types {
             }
             *place = base as u32;
         }
-        if self.cast().is_some() {
-            kernel.types = TYPED.map(|name| self.structure(name).unwrap_or(0));
-        }
+        kernel.types = TYPED.map(|name| self.structure(name).unwrap_or(0));
         for hook in &HOOKS {
             if let Some(prototype) = self.prototype(hook.function) {
                 kernel.arity[hook.index] = prototype.arguments.len() as u8;

@@ -2,7 +2,7 @@
 //! client.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 use live_tests::{
@@ -12,7 +12,7 @@ use queue_trace::lab::raw::{Peer, Wire};
 use queue_trace::lab::{self, Connect, Ending, Family, Listen, Netns, Pace, connect_each};
 use queue_trace_common::outcome;
 
-use crate::bench::{drain, half_open, inode, let_in, listen, syns, totals_of};
+use crate::bench::{drain, half_open, inode, let_in, listen, syns, totals_of, wait_until};
 
 const COOKIES: &str = "net.ipv4.tcp_syncookies";
 const PORT: u16 = 8080;
@@ -166,6 +166,10 @@ fn an_ipv6_listener_with_a_scope() {
             )))
         })
         .unwrap();
+    // The kernel has to find first that nobody else has it.
+    wait_until("lo has the address", || {
+        netns.run(|| UdpSocket::bind(address)).is_ok()
+    });
     let short = Listen {
         backlog: 1,
         ..Listen::default()

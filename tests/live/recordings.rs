@@ -2,24 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use live_tests::{Finished, Launch, Recording, Room, Scratch};
 use queue_trace::lab::Family;
 use rustix::process::Signal;
 
-const ALWAYS: [(&str, u32); 1] = [("net.ipv4.tcp_syncookies", 2)];
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::bench::wait_until;
 
-/// Waits until it is so.
-fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
-        thread::sleep(Duration::from_millis(100));
-    }
-}
+const ALWAYS: [(&str, u32); 1] = [("net.ipv4.tcp_syncookies", 2)];
 
 fn record(room: &Room, path: &Path) -> Launch {
     Launch::text()

@@ -82,10 +82,14 @@ pub(super) fn attach(
 pub(super) fn load(types: &Types, attached: u32, wanted: &Wanted) -> Result<Ebpf, AttachError> {
     let cpus = cpus()?;
     let fields = types.fields().map_err(anyhow::Error::from)?;
-    let kernel = Kernel {
+    let mut kernel = Kernel {
         attached,
         ..types.kernel().map_err(anyhow::Error::from)?
     };
+    let cast = object::cast(types);
+    if cast.is_none() {
+        kernel.types = [0; _];
+    }
     let field_bytes: &[u8] = bytemuck::cast_slice(&fields);
     let filter = wanted.filter();
     let ports = wanted.port_bits();
@@ -105,7 +109,7 @@ pub(super) fn load(types: &Types, attached: u32, wanted: &Wanted) -> Result<Ebpf
         .override_global(aya_log::LEVEL, &level, true)
         .map_max_entries("RECORDS", wanted.ring_bytes(cpus))
         .map_max_entries("TALLIES", u32::try_from(cpus).unwrap_or(u32::MAX))
-        .load(&object::fitted(types.cast()))
+        .load(&object::fitted(cast))
         .map_err(|error| AttachError::Other(anyhow!(error).context("cannot load the kernel side")))
 }
 

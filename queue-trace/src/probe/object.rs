@@ -1,6 +1,10 @@
 //! The kernel side as it was built, and made to fit the running kernel.
 
+use std::fs;
+
 use queue_trace_common::settings::CAST_MARK;
+
+use crate::btf::Types;
 
 /// The kernel side, built ahead from `queue-trace-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/queue-trace.bpf.o");
@@ -21,6 +25,16 @@ const KERNEL_FUNCTION: u8 = 2;
 const fn call(kind: u8, whom: i32) -> Instruction {
     let [a, b, c, d] = whom.to_le_bytes();
     [0x85, kind << 4, 0, 0, a, b, c, d]
+}
+
+/// The number of the kernel's function that gives an address its type, if programs can call
+/// it: the kernel must compile them, and be able to compile that
+/// (`bpf_jit_supports_kfunc_call`).
+pub fn cast(types: &Types) -> Option<u32> {
+    let compiled = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
+        .is_ok_and(|setting| setting.trim() != "0");
+    let able = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
+    types.cast().filter(|_| compiled && able)
 }
 
 /// The object, calling the kernel's function of the number given where it gives an address its
