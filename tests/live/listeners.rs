@@ -168,7 +168,7 @@ fn an_ipv6_listener_with_a_scope() {
         .unwrap();
     // The kernel has to find first that nobody else has it.
     wait_until("lo has the address", || {
-        netns.run(|| UdpSocket::bind(address)).is_ok()
+        netns.run(|| Ok(UdpSocket::bind(address)?)).is_ok()
     });
     let short = Listen {
         backlog: 1,
