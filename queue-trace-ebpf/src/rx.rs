@@ -257,8 +257,7 @@ fn decide(packet: &Packet, how: Freed, moved: Moved, net: u64) -> Option<u8> {
             return Some(outcome::SYN_DROPPED_SYN_QUEUE_FULL);
         }
         if moved & COOKIE_SENT != 0 && moved & DROP == 0 {
-            let syncookies = Plain(net).load_uint(field::NET_SYNCOOKIES);
-            return Some(syn::cookie_cause(syncookies));
+            return Some(syn::cookie_cause(Plain(net)));
         }
         if moved & DROP != 0 {
             return Some(outcome::SYN_DROPPED_OTHER);

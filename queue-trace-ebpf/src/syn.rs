@@ -43,7 +43,7 @@ fn exit<P: Pointer>(hook: usize, skb: u64, listener: impl FnOnce(&Frame) -> P) {
     let sk = listener(frame);
     let net = sk.follow(field::SK_NET);
     let identity = Identity::of(sk, net);
-    let outcome = decide(frame, moved, net.load_uint(field::NET_SYNCOOKIES));
+    let outcome = decide(frame, moved, net);
     let (outcome, moved) = evidence::through(&mut frame.verdict, outcome, moved);
     if outcome == outcome::QUEUED {
         gauge::syn_rose(&QueueKey {
@@ -57,7 +57,7 @@ fn exit<P: Pointer>(hook: usize, skb: u64, listener: impl FnOnce(&Frame) -> P) {
 /// The verdict. The order is that of the evidence's strength: a request that was
 /// queued was queued, even if a fast-open attempt inside moved the drop counters.
 #[inline(always)]
-fn decide(frame: &Frame, moved: u8, syncookies: u32) -> u8 {
+fn decide(frame: &Frame, moved: u8, net: impl Pointer) -> u8 {
     if frame.saw & saw::QUEUED != 0 {
         return outcome::QUEUED;
     }
@@ -71,7 +71,7 @@ fn decide(frame: &Frame, moved: u8, syncookies: u32) -> u8 {
         return outcome::SYN_DROPPED_SYN_QUEUE_FULL;
     }
     if moved & COOKIE_SENT != 0 && moved & DROP == 0 {
-        return cookie_cause(syncookies);
+        return cookie_cause(net);
     }
     if moved & DROP == 0 {
         // After the request is allocated every end but one moves a counter or is
@@ -105,8 +105,8 @@ fn decide(frame: &Frame, moved: u8, syncookies: u32) -> u8 {
 
 /// Why a cookie was sent: tcp_syncookies=2 sends one whatever the queue.
 #[inline(always)]
-pub fn cookie_cause(syncookies: u32) -> u8 {
-    if syncookies == 2 {
+pub fn cookie_cause(net: impl Pointer) -> u8 {
+    if net.load_uint(field::NET_SYNCOOKIES) == 2 {
         outcome::COOKIE_SENT_ALWAYS
     } else {
         outcome::COOKIE_SENT_FULL
