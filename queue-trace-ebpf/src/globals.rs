@@ -121,8 +121,8 @@ pub fn counter_place(group: usize) -> u64 {
     u64::from(global!(KERNEL.counters[group]))
 }
 
-/// The number of a struct of [`TYPED`](queue_trace_common::settings::TYPED) among the kernel's types, 0 if its address
-/// cannot be given its type.
+/// The number of a struct of [`TYPED`](queue_trace_common::settings::TYPED) among the kernel's
+/// types, 0 if its address cannot be given its type.
 #[inline(always)]
 pub fn type_of(index: usize) -> u32 {
     global!(KERNEL.types[index])

@@ -58,10 +58,11 @@ pub struct Baseline {
 /// address; 0 if there is none.
 #[inline(always)]
 fn identity(net: impl Pointer) -> u64 {
-    if globals::field(field::NET_COOKIE).size == 0 {
-        return net.address();
+    // Old kernels have no such number, or none until somebody asks for it.
+    match net.load(field::NET_COOKIE) {
+        0 => net.address(),
+        cookie => cookie,
     }
-    net.load(field::NET_COOKIE)
 }
 
 /// This CPU's baseline of the namespace of an identity, if it has one.
