@@ -174,3 +174,69 @@ fn push(line: &mut String, what: std::fmt::Arguments) {
     // A string takes whatever is written to it.
     let _ = line.write_fmt(what);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    use queue_trace_common::outcome::{self, Outcome};
+
+    use super::*;
+    use crate::event::{AcceptQueue, Client};
+
+    fn event(listener: IpAddr, wall_ns: i128, count: u64) -> Event {
+        Event {
+            mono_ns: 0,
+            wall_ns,
+            outcome: Outcome::of(outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL).unwrap(),
+            count,
+            netns: 1,
+            listener: Listener {
+                addr: Some(listener),
+                port: 80,
+                ..Listener::default()
+            },
+            local: None,
+            client: Some(Client {
+                addr: Ipv4Addr::new(10, 0, 0, 1).into(),
+                port: 1024,
+            }),
+            accept_queue: Some(AcceptQueue { depth: 6, limit: 5 }),
+            syn_queue: None,
+            sysctls: None,
+            retransmits: None,
+            waited_us: None,
+            process: None,
+            moved: 0,
+            cpu: Some(0),
+            sk: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_changes_with_the_event() {
+        let mut rows = Rows::new(Paint(false), TimeZone::UTC);
+        let short = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let first = rows.of(&event(short, 1_999_999_999, 1)).to_owned();
+        assert_eq!(
+            first,
+            "TIME          VERDICT               CAUSE                    LISTENER               CLIENT                 QUEUES\n\
+             00:00:01.999  SYN dropped           accept queue full        127.0.0.1:80           10.0.0.1:1024          accept 6/5\n"
+        );
+        assert_eq!(
+            rows.of(&event(short, 2_000_000_000, 7)),
+            "00:00:02.000  SYN dropped           accept queue full        127.0.0.1:80           10.0.0.1:1024          accept 6/5  x7\n"
+        );
+        // A longer name: wider columns, under a title of their own.
+        let long = IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, 6));
+        let wider = rows.of(&event(long, 2_000_000_000, 1)).to_owned();
+        let [title, line] = wider.lines().collect::<Vec<_>>()[..] else {
+            panic!("{wider}");
+        };
+        let column = title.find("CLIENT");
+        assert_eq!(line.find("10.0.0.1:1024"), column, "{wider}");
+        let next = rows.of(&event(short, 2_000_000_000, 1));
+        assert_eq!(next.find("10.0.0.1:1024"), column, "{next}");
+        assert_eq!(next.lines().count(), 1, "the title came once");
+    }
+}
