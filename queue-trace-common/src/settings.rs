@@ -48,19 +48,30 @@ pub const CAST: &str = "bpf_rdonly_cast";
 /// the loader puts the kernel's function there, whose number only the running kernel knows.
 pub const CAST_MARK: i32 = 0x7175_6575;
 
-/// Structs to whose addresses the kernel side gives their type.
-pub const TYPED: [&str; 4] = ["linux_mib", "sk_buff", "dst_entry", "inet_connection_sock"];
+macro_rules! typed {
+    ($($konst:ident $name:literal $says:literal;)*) => {
+        /// Structs to whose addresses the kernel side gives their type.
+        pub const TYPED: [&str; typed::COUNT] = [$($name,)*];
 
-/// Places in [`TYPED`].
-pub mod typed {
-    /// One CPU's counters.
-    pub const COUNTERS: usize = 0;
-    /// A packet.
-    pub const PACKET: usize = 1;
-    /// A route.
-    pub const ROUTE: usize = 2;
-    /// A listener, with its queues.
-    pub const LISTENER: usize = 3;
+        /// Places in [`TYPED`].
+        pub mod typed {
+            #[expect(clippy::upper_case_acronyms, reason = "only numbers the constants")]
+            enum Index { $($konst,)* COUNT }
+            /// How many there are.
+            pub const COUNT: usize = Index::COUNT as usize;
+            $(
+                #[doc = $says]
+                pub const $konst: usize = Index::$konst as usize;
+            )*
+        }
+    };
+}
+
+typed! {
+    COUNTERS "linux_mib" "One CPU's counters.";
+    PACKET "sk_buff" "A packet.";
+    ROUTE "dst_entry" "A route.";
+    LISTENER "inet_connection_sock" "A listener, with its queues.";
 }
 
 /// What differs between kernels and is not the place of a field.
@@ -74,8 +85,8 @@ pub struct Kernel {
     /// those of parts that this kernel lacks. Without its hook a cause cannot be told
     /// from `other`.
     pub attached: u32,
-    /// The number of each of [`TYPED`] among the kernel's types; 0 if its address cannot be
-    /// given its type.
+    /// The number of each of [`TYPED`] among the kernel's types; all 0 if addresses cannot be
+    /// given their types.
     pub types: [u32; TYPED.len()],
     /// For each hook (by [`hook`] index) the number of arguments of its function:
     /// the return value that an exit program sees sits after the last one.

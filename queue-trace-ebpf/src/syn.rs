@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use queue_trace_common::{
-    counter::{COOKIE_SENT, DO_COOKIES, DROP, OVERFLOW, QUEUE_DROP},
+    counter::{COOKIE_SENT, DO_COOKIES, DROP, Moved, OVERFLOW, QUEUE_DROP},
     field, hook, outcome,
     queue::QueueKey,
 };
@@ -57,7 +57,7 @@ fn exit<P: Pointer>(hook: usize, skb: u64, listener: impl FnOnce(&Frame) -> P) {
 /// The verdict. The order is that of the evidence's strength: a request that was
 /// queued was queued, even if a fast-open attempt inside moved the drop counters.
 #[inline(always)]
-fn decide(frame: &Frame, moved: u8, net: impl Pointer) -> u8 {
+fn decide(frame: &Frame, moved: Moved, net: impl Pointer) -> u8 {
     if frame.saw & saw::QUEUED != 0 {
         return outcome::QUEUED;
     }

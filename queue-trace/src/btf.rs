@@ -374,7 +374,11 @@ impl Types {
             }
             *place = base as u32;
         }
-        kernel.types = TYPED.map(|name| self.structure(name).unwrap_or(0));
+        // All or none: one leads to the other.
+        let types = TYPED.map(|name| self.structure(name).unwrap_or(0));
+        if !types.contains(&0) {
+            kernel.types = types;
+        }
         for hook in &HOOKS {
             if let Some(prototype) = self.prototype(hook.function) {
                 kernel.arity[hook.index] = prototype.arguments.len() as u8;

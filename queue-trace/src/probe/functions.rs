@@ -1,7 +1,7 @@
 //! The kernel's functions, as the BPF library asks for them.
 //!
-//! It takes all of the kernel's types, and goes through them for each program: a quarter of the
-//! time until something is attached. What it gets here has types that are nothing, but for the
+//! It takes all of the kernel's types, and goes through them for each program: a seventh of the
+//! time until all is attached. What it gets here has types that are nothing, but for the
 //! functions that it will ask for.
 
 use anyhow::{Context, Result};

@@ -29,7 +29,7 @@ const fn call(kind: u8, whom: i32) -> Instruction {
 
 /// The number of the kernel's function that gives an address its type, if programs can call
 /// it: the kernel must compile them, and be able to compile that
-/// (`bpf_jit_supports_kfunc_call`).
+/// (`bpf_jit_supports_kfunc_call`). A setting that cannot be read is not relied on.
 pub fn cast(types: &Types) -> Option<u32> {
     let compiled = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
         .is_ok_and(|setting| setting.trim() != "0");
