@@ -376,7 +376,10 @@ impl Sink for Case {
         }
         let depth = event.accept_queue.map(|queue| queue.depth);
         let syn_depth = event.syn_queue.map(|queue| queue.depth);
-        history.limit = event.accept_queue.map(|queue| queue.limit).or(history.limit);
+        history.limit = event
+            .accept_queue
+            .map(|queue| queue.limit)
+            .or(history.limit);
         history.deepest = history.deepest.max(depth);
         history.deepest_syn = history.deepest_syn.max(syn_depth);
         let slot = history.slots.entry(slot).or_default();

@@ -342,16 +342,16 @@ impl Types {
     /// [`BtfError::NoField`], [`BtfError::FarField`].
     pub fn fields(&self) -> Result<[Field; field::COUNT], BtfError> {
         let mut fields = [Field::default(); field::COUNT];
-        for (place, selection) in fields.iter_mut().zip(&FIELDS) {
-            match self.locate(selection.path) {
+        for (place, wanted) in fields.iter_mut().zip(&FIELDS) {
+            match self.locate(wanted.path) {
                 Some((offset, size)) => {
-                    let far = |_| BtfError::FarField(selection.path);
+                    let far = |_| BtfError::FarField(wanted.path);
                     *place = Field {
                         offset: u16::try_from(offset).map_err(far)?,
                         size: u16::try_from(size).map_err(far)?,
                     };
                 }
-                None if selection.without.is_none() => return Err(BtfError::NoField(selection.path)),
+                None if wanted.without.is_none() => return Err(BtfError::NoField(wanted.path)),
                 None => {}
             }
         }
@@ -496,8 +496,8 @@ mod tests {
     #[test]
     fn every_field_of_the_table_is_found() {
         let fields = types().fields().unwrap();
-        for (field, selection) in fields.iter().zip(&FIELDS) {
-            assert!(field.size > 0, "{} is missing", selection.path);
+        for (field, wanted) in fields.iter().zip(&FIELDS) {
+            assert!(field.size > 0, "{} is missing", wanted.path);
         }
     }
 

@@ -76,8 +76,8 @@ pub fn page(case: &Case) -> String {
                 }
                 main {
                     (findings(&diagnosis))
-                    section aria-labelledby="history" {
-                        h2 #history { "History of time" }
+                    section aria-labelledby="course" {
+                        h2 #course { "Course of time" }
                         @for chart in &overview { (figure(chart)) }
                         @for (key, history, charts) in histories.iter().filter(|(_, _, charts)| !charts.is_empty()) {
                             h3 { (history.name()) " " span.soft { (identity(key)) } }

@@ -8,7 +8,7 @@ use queue_trace_common::outcome::{
 
 use crate::{
     diagnose::{
-        case::{ACCEPT_FULL, Case, History, ENTERED, Key, set_of},
+        case::{ACCEPT_FULL, Case, ENTERED, History, Key, set_of},
         finding::Finding,
         rules::Rule,
     },
@@ -326,7 +326,10 @@ pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
                  while {siblings} of its siblings took {took} connections and refused {refused}."
             ),
         );
-        let index = history.snapshot.as_ref().and_then(|snapshot| snapshot.group);
+        let index = history
+            .snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.group);
         if let Some(group) = index {
             finding = finding.because(format!(
                 "it is number {} of a group of {}",

@@ -8,7 +8,7 @@ use queue_trace_common::outcome::{
 
 use crate::{
     diagnose::{
-        case::{Case, History, ENTERED, SYN_FULL, set_of},
+        case::{Case, ENTERED, History, SYN_FULL, set_of},
         finding::{Finding, Threshold},
         rules::{Rule, at_least},
     },

@@ -80,7 +80,11 @@ pub(super) fn attach(
 
 /// Makes the maps, and programs for the kernel that has these types. `attached`: see
 /// [`Kernel::attached`].
-pub(super) fn load(types: &Types, attached: u32, selection: &Selection) -> Result<Ebpf, AttachError> {
+pub(super) fn load(
+    types: &Types,
+    attached: u32,
+    selection: &Selection,
+) -> Result<Ebpf, AttachError> {
     let cpus = cpus()?;
     let fields = types.fields().map_err(anyhow::Error::from)?;
     let mut kernel = Kernel {
