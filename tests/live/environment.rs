@@ -2,12 +2,13 @@
 //! laboratory says, with no tracer about. Without this the other tests could pass by
 //! comparing nothing with nothing.
 
-use std::env;
-use std::process::Command;
+use std::{env, process::Command};
 
 use live_tests::{Counters, UNPROVEN, attach, program};
-use queue_trace::lab::Family;
-use queue_trace::lab::scenario::{Report, SCENARIOS};
+use queue_trace::lab::{
+    Family,
+    scenario::{Report, SCENARIOS},
+};
 use queue_trace_common::counter::{COOKIE_RECV, COUNTERS, Moved};
 
 #[test]

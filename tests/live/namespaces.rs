@@ -1,15 +1,19 @@
 //! Namespaces that come and go while the tracer watches all there are.
 
-use std::mem;
-use std::net::SocketAddr;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use live_tests::{
     Counters, Inhabitant, Launch, Ledger, Recording, Room, Shown, expected, kernel, listener_beside,
 };
-use queue_trace::lab::raw::{Flood, Wire, flood};
-use queue_trace::lab::{Family, Netns};
+use queue_trace::lab::{
+    Family, Netns,
+    raw::{Flood, Wire, flood},
+};
 use queue_trace_common::outcome;
 
 use crate::bench::totals;
