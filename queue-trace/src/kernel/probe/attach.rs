@@ -200,13 +200,8 @@ fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), A
 
 /// Runs the iterator over the sockets of each namespace once. An iterator sees the
 /// namespace of the thread that opens it.
-<<<<<<< HEAD:queue-trace/src/kernel/probe/attach.rs
 fn find_listeners(ebpf: &mut Ebpf, namespaces: &BTreeMap<u32, NetnsPath>, btf: &Btf) -> Result<()> {
-    let program: &mut Iter = named(ebpf, "rx_listeners")?.try_into()?;
-=======
-fn find_listeners(ebpf: &mut Ebpf, namespaces: &BTreeMap<u32, Door>, btf: &Btf) -> Result<()> {
     let program: &mut Iter = named(ebpf, "listeners_at_start")?.try_into()?;
->>>>>>> ebpf:queue-trace/src/probe/attach.rs
     program.load("tcp", btf)?;
     for (id, way) in namespaces {
         let link = program.attach()?;
