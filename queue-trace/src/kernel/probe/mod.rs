@@ -1,6 +1,11 @@
 //! The kernel side at work: attached as planned, and its maps read. Only this file and its
 //! folder touch the BPF library.
 
+#![expect(
+    unsafe_code,
+    reason = "the ring is registered with the runtime by its descriptor"
+)]
+
 mod attach;
 mod functions;
 mod iterate;

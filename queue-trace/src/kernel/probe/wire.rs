@@ -1,5 +1,10 @@
 //! Plain data of the kernel side, as the BPF library takes it.
 
+#![expect(
+    unsafe_code,
+    reason = "the BPF library asks for a promise about plain data"
+)]
+
 use aya::Pod;
 
 /// Data that travels between kernel and user side as it is.
