@@ -159,7 +159,7 @@ fn attach_tracepoints(
     btf: &Result<Btf>,
 ) -> Result<Vec<String>, AttachError> {
     // Listeners first, then the packets that need them.
-    attach_tracepoint_twice(ebpf, "rx_state", "inet_sock_set_state")?;
+    attach_tracepoint_twice(ebpf, "socket_state", "inet_sock_set_state")?;
     let found = match btf {
         Ok(btf) => find_listeners(ebpf, &selection.namespaces(), btf),
         Err(error) => Err(anyhow!("{error:#}")),
@@ -170,9 +170,9 @@ fn attach_tracepoints(
             "listeners that existed before are known by their port only: {error:#}"
         )],
     };
-    attach_tracepoint_twice(ebpf, "rx_consume", "consume_skb")?;
-    attach_tracepoint_twice(ebpf, "rx_kfree", "kfree_skb")?;
-    attach_tracepoint(ebpf, "rx_receive", "netif_receive_skb")?;
+    attach_tracepoint_twice(ebpf, "packet_consumed", "consume_skb")?;
+    attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")?;
+    attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
     Ok(notes)
 }
 
@@ -201,7 +201,7 @@ fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), A
 /// Runs the iterator over the sockets of each namespace once. An iterator sees the
 /// namespace of the thread that opens it.
 fn find_listeners(ebpf: &mut Ebpf, namespaces: &BTreeMap<u32, NetnsPath>, btf: &Btf) -> Result<()> {
-    let program: &mut Iter = named(ebpf, "rx_listeners")?.try_into()?;
+    let program: &mut Iter = named(ebpf, "listeners_at_start")?.try_into()?;
     program.load("tcp", btf)?;
     for (id, way) in namespaces {
         let link = program.attach()?;

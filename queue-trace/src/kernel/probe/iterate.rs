@@ -27,8 +27,8 @@ use crate::{
 };
 
 /// (program, what it iterates over)
-const HELD: (&str, &str) = ("snapshot_held", "task_file");
-const DEPTHS: (&str, &str) = ("snapshot_depths", "tcp");
+const HELD: (&str, &str) = ("held_sockets", "task_file");
+const DEPTHS: (&str, &str) = ("queue_depths", "tcp");
 
 /// The iterators, ready to be run.
 pub struct Iterators<'a>(pub(super) &'a mut Ebpf);

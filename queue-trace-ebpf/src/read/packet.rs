@@ -5,7 +5,7 @@
 
 use queue_trace_common::{field, settings::Address};
 
-use crate::memory;
+use super::memory;
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -29,6 +29,27 @@ pub struct Packet {
     /// Whether TCP has had the packet: it strips the headers before its own, and a
     /// packet that only passed by a packet socket keeps them.
     pub at_tcp: bool,
+}
+
+/// The other side of the connection.
+pub struct Peer {
+    /// The address that the client talks to.
+    pub local: Address,
+    /// The client's address.
+    pub client: Address,
+    /// The client's port.
+    pub client_port: u16,
+}
+
+impl From<Packet> for Peer {
+    #[inline(always)]
+    fn from(packet: Packet) -> Self {
+        Self {
+            local: packet.local,
+            client: packet.client,
+            client_port: packet.client_port,
+        }
+    }
 }
 
 /// TCP flag bits.

@@ -11,20 +11,25 @@ use aya_ebpf::{
 };
 use queue_trace_common::{field, hook, outcome};
 
+use super::request;
 use crate::{
-    evidence::{self, Call, saw},
-    globals, memory, request,
+    frame,
+    read::memory,
+    state::{
+        config,
+        types::{Call, saw},
+    },
 };
 
 #[inline(always)]
 fn enter(timer: u64) {
-    let enclosing = timer - u64::from(globals::field(field::REQ_TIMER).offset);
+    let enclosing = timer - u64::from(config::field(field::REQ_TIMER).offset);
     request::open(Call::Timer, hook::TIMER, enclosing);
 }
 
 #[inline(always)]
 fn exit() {
-    let Some((frame, moved)) = evidence::close(Call::Timer, hook::TIMER, 0) else {
+    let Some((frame, moved)) = frame::close(Call::Timer, hook::TIMER, 0) else {
         return;
     };
     if frame.saw & saw::RETRANSMITTED != 0 {
@@ -68,7 +73,7 @@ fn timer_exit_kprobe(_: RetProbeContext) -> u32 {
 #[raw_tracepoint(tracepoint = "tcp_retransmit_synack")]
 fn retransmit_synack(ctx: RawTracePointContext) -> i32 {
     let request: u64 = ctx.arg(1);
-    if let Some(cpu) = evidence::cpu()
+    if let Some(cpu) = frame::cpu()
         && cpu.frame.call == Call::Timer as u32
         && cpu.frame.request == request
     {

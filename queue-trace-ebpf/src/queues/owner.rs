@@ -6,57 +6,17 @@ use aya_ebpf::{
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
-use queue_trace_common::{
-    field,
-    queue::{Queue, QueueKey},
-};
+use queue_trace_common::field;
 
+use super::kept;
 use crate::{
-    emit, filter, gauge,
-    globals::{ASKED, QUEUES},
-    listener,
-    memory::{self, Plain},
+    filter,
+    read::memory::{self, Plain},
+    state::{
+        maps::{ASKED, QUEUES},
+        tally,
+    },
 };
-
-static NO_QUEUE: Queue = Queue {
-    addr: [0; 16],
-    comm: [0; 16],
-    made_ns: 0,
-    closed_ns: 0,
-    full_since_ns: 0,
-    full_ns: 0,
-    full_times: 0,
-    cgroup: 0,
-    netns: 0,
-    pid: 0,
-    asked: 0,
-    port: 0,
-    _pad: 0,
-};
-
-/// What all CPUs share of a listener.
-#[inline(always)]
-pub fn queue(key: &QueueKey) -> Option<&'static mut Queue> {
-    let mut place = QUEUES.get_ptr_mut(key);
-    if place.is_none() {
-        // If there is no room, nothing is found below.
-        let _ = QUEUES.insert(key, &NO_QUEUE, gauge::IF_MISSING);
-        place = QUEUES.get_ptr_mut(key);
-        if place.is_none() {
-            emit::lost(|loss| &mut loss.unlisted);
-        }
-    }
-    // SAFETY: user space removes the entry only after its listener was closed. CPUs may
-    // write at once, each whole words.
-    let queue = unsafe { &mut *place? };
-    if queue.netns == 0 {
-        let net: u64 = memory::value(key.sk, field::SK_NET);
-        queue.netns = memory::value(net, field::NET_ID);
-        queue.port = memory::value(key.sk, field::SK_PORT);
-        let _ = listener::fetch_bound_addr(&mut queue.addr, key.sk);
-    }
-    Some(queue)
-}
 
 /// A socket begins to listen: the calling thread's process owns it.
 #[inline(never)]
@@ -64,8 +24,10 @@ pub fn made(sk: u64, net: u64) {
     if !filter::netns(Plain(net)) {
         return;
     }
-    let key = gauge::key_of(Plain(sk));
-    let Some(queue) = queue(&key) else { return };
+    let key = kept::key_of(Plain(sk));
+    let Some(queue) = kept::queue(&key) else {
+        return;
+    };
     if let Ok(comm) = bpf_get_current_comm() {
         queue.comm = comm;
     }
@@ -82,32 +44,23 @@ pub fn made(sk: u64, net: u64) {
         queue.cgroup = generated::bpf_get_current_cgroup_id();
         queue.made_ns = bpf_ktime_get_ns();
     }
-    emit::listeners_changed();
+    tally::listeners_changed();
 }
 
 /// A socket ends listening.
 #[inline(always)]
 pub fn closed(sk: u64) {
-    let key = gauge::key_of(Plain(sk));
+    let key = kept::key_of(Plain(sk));
     // SAFETY: as in `queue`.
     let Some(queue) = QUEUES.get_ptr_mut(&key).map(|queue| unsafe { &mut *queue }) else {
         return;
     };
     if queue.full_since_ns != 0 {
-        no_longer_full(queue);
+        kept::no_longer_full(queue);
     }
     // SAFETY: a plain helper without arguments.
     queue.closed_ns = unsafe { bpf_ktime_get_ns() };
-    emit::listeners_changed();
-}
-
-/// The accept queue has room again.
-#[inline(always)]
-pub fn no_longer_full(queue: &mut Queue) {
-    // SAFETY: a plain helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
-    queue.full_ns += now - queue.full_since_ns;
-    queue.full_since_ns = 0;
+    tally::listeners_changed();
 }
 
 // The system call listen(fd, backlog), which lowers the backlog to somaxconn before anybody

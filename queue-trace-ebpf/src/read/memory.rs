@@ -6,10 +6,7 @@ use core::{ffi::c_void, ops::BitOr};
 use aya_ebpf::{EbpfContext, helpers::generated};
 use queue_trace_common::{field, settings};
 
-use crate::{
-    emit,
-    globals::{self, CPU},
-};
+use crate::state::{config, maps::CPU, tally, types::Cpu};
 
 /// The outcome of one or more reads. Combined with `|` and asked once: a branch for
 /// each read would double the ways through the program that the verifier follows, and
@@ -45,7 +42,7 @@ impl BitOr for Status {
 /// Counts a failed read. A function of its own, as there are many reads.
 #[inline(never)]
 fn read_failed() {
-    emit::lost(|loss| &mut loss.read_failed);
+    tally::lost(|loss| &mut loss.read_failed);
 }
 
 /// A pointer to a struct of the kernel, of one of two kinds: one that the verifier knows
@@ -68,7 +65,7 @@ pub trait Pointer: Copy {
     /// A number whose width differs between kernels.
     #[inline(always)]
     fn load_uint(self, index: usize) -> u32 {
-        match globals::field(index).size {
+        match config::field(index).size {
             1 => u32::from(self.load::<u8>(index)),
             2 => u32::from(self.load::<u16>(index)),
             4 => self.load(index),
@@ -88,7 +85,7 @@ impl Pointer for Typed {
 
     #[inline(always)]
     fn load<T: Copy + Default>(self, index: usize) -> T {
-        let field = globals::field(index);
+        let field = config::field(index);
         if !field::is_in_all(index) && usize::from(field.size) < size_of::<T>() {
             return T::default();
         }
@@ -114,7 +111,7 @@ impl Typed {
     /// `which`: a place in [`settings::TYPED`].
     #[inline(always)]
     pub fn cast(address: u64, which: usize) -> Option<Self> {
-        let number = globals::type_of(which);
+        let number = config::type_of(which);
         if number == 0 {
             return None;
         }
@@ -177,7 +174,7 @@ fn fetch_bytes<T: Copy>(place: &mut T, address: u64, size: u32) -> Status {
 /// kernel has no such field.
 #[inline(always)]
 pub fn fetch_field<T: Copy>(place: &mut T, base: u64, index: usize) -> Status {
-    let field = globals::field(index);
+    let field = config::field(index);
     if !field::is_in_all(index) && field.size == 0 {
         return Status::FAILED;
     }
@@ -190,7 +187,7 @@ pub fn fetch_field<T: Copy>(place: &mut T, base: u64, index: usize) -> Status {
 pub fn fetch_uint(place: &mut u32, base: u64, index: usize) -> Status {
     // The low bytes come first, as on every architecture this was built for.
     const { assert!(cfg!(target_endian = "little")) };
-    let field = globals::field(index);
+    let field = config::field(index);
     let size = u32::from(field.size);
     if size == 0 || size > size_of::<u32>() as u32 {
         return Status::FAILED;
@@ -209,7 +206,7 @@ pub fn read<T: Copy + Default>(address: u64) -> Option<T> {
 /// if there is no struct.
 #[inline(always)]
 pub fn get<T: Copy + Default>(base: u64, index: usize) -> Option<T> {
-    let field = globals::field(index);
+    let field = config::field(index);
     if field.size == 0 || base == 0 {
         return None;
     }
@@ -229,7 +226,7 @@ pub fn value<T: Copy + Default>(base: u64, index: usize) -> T {
 /// an index known only at load is refused by the verifier, so it is read as memory.
 #[inline(always)]
 pub fn return_value(ctx: &impl EbpfContext, hook: usize) -> u64 {
-    read(ctx.as_ptr() as u64 + 8 * globals::arity(hook) as u64).unwrap_or(0)
+    read(ctx.as_ptr() as u64 + 8 * config::arity(hook) as u64).unwrap_or(0)
 }
 
 /// What to add to a per-CPU address to reach this CPU's copy.
@@ -238,7 +235,7 @@ pub fn return_value(ctx: &impl EbpfContext, hook: usize) -> u64 {
 /// array returns the address of this CPU's copy of the value, and the map itself
 /// (`bpf_array.pptrs[0]`) holds the per-CPU address; their difference is the offset.
 #[inline(always)]
-pub fn per_cpu_offset(here: *const crate::evidence::Cpu) -> u64 {
+pub fn per_cpu_offset(here: *const Cpu) -> u64 {
     // The verifier allows no arithmetic on these pointers, but on plain numbers.
     let map = plain(&raw const CPU as u64);
     let slot: u64 = get(map, field::PERCPU_SLOTS).unwrap_or(0);

@@ -5,29 +5,15 @@
 use queue_trace_common::{counter::Moved, field};
 
 use crate::{
-    emit::{self, Peer, Verdict},
-    evidence::{self, Call, Frame, Request},
-    filter,
-    listener::{self, Identity},
-    memory::{self, Plain},
+    emit::{self, Verdict},
+    filter, frame,
+    read::{
+        memory::{self, Plain},
+        packet::Peer,
+        socket::{self, Identity},
+    },
+    state::types::{Call, Frame, Request},
 };
-
-/// The two ends of a connection, from its socket or its request: both begin with a
-/// `struct sock_common`.
-#[inline(always)]
-pub fn peer_of(sk: u64) -> Option<Peer> {
-    let mut peer = Peer {
-        local: [0; 16],
-        client: [0; 16],
-        client_port: 0,
-    };
-    let mut port = 0;
-    let status = listener::fetch_bound_addr(&mut peer.local, sk)
-        | listener::fetch_peer_addr(&mut peer.client, sk)
-        | memory::fetch_field(&mut port, sk, field::SK_PEER_PORT);
-    peer.client_port = u16::from_be(port);
-    status.ok().then_some(peer)
-}
 
 /// Opens a frame for a request, if its listener and its client pass the filter.
 #[inline(always)]
@@ -37,16 +23,16 @@ pub fn open(call: Call, hook: usize, request: u64) {
     };
     let sk = Plain(sk);
     if sk.0 == 0 || !filter::port(sk) {
-        return evidence::skip();
+        return frame::skip();
     }
-    let Some(peer) = peer_of(request) else {
+    let Some(peer) = socket::peer_of(request) else {
         return;
     };
     if !filter::netns_of(sk) || !filter::pair(&peer.local, &peer.client) {
-        return evidence::skip();
+        return frame::skip();
     }
-    evidence::open(call, hook, sk, 0, request);
-    if let Some(cpu) = evidence::cpu() {
+    frame::open(call, hook, sk, 0, request);
+    if let Some(cpu) = frame::cpu() {
         cpu.request = Request {
             local: peer.local,
             client: peer.client,
@@ -60,7 +46,7 @@ pub fn open(call: Call, hook: usize, request: u64) {
 /// Tells an outcome of the request of a frame that was closed.
 #[inline(always)]
 pub fn tell(outcome: u8, frame: &Frame, moved: Moved, retransmits_more: u8) {
-    let Some(cpu) = evidence::cpu() else { return };
+    let Some(cpu) = frame::cpu() else { return };
     let request = &cpu.request;
     emit::verdict(
         &Verdict {

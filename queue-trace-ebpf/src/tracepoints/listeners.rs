@@ -4,25 +4,9 @@
 use queue_trace_common::{field, settings::Address};
 
 use crate::{
-    emit,
-    globals::{self, LISTENERS},
-    listener, memory,
-    packet::Packet,
+    read::{memory, packet::Packet, socket},
+    state::{config, maps::LISTENERS, tally, types::ListenerKey},
 };
-
-/// Where a listener is looked up by a packet's destination.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct ListenerKey {
-    /// The address it is bound to; `0.0.0.0` and `::` take what is sent to any.
-    pub addr: Address,
-    /// `struct net`.
-    pub net: u64,
-    /// Host order.
-    pub port: u16,
-    /// Padding.
-    pub _pad: [u16; 3],
-}
 
 const ANY_V4: Address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
 const ANY_V6: Address = [0; 16];
@@ -61,7 +45,7 @@ fn key_of(sk: u64, net: u64) -> Option<ListenerKey> {
         port: 0,
         _pad: [0; 3],
     };
-    let status = listener::fetch_bound_addr(&mut key.addr, sk)
+    let status = socket::fetch_bound_addr(&mut key.addr, sk)
         | memory::fetch_field(&mut key.port, sk, field::SK_PORT);
     status.ok().then_some(key)
 }
@@ -72,7 +56,7 @@ pub fn remember(sk: u64, net: u64) {
     if let Some(key) = key_of(sk, net)
         && LISTENERS.insert(key, sk, 0).is_err()
     {
-        emit::lost(|loss| &mut loss.map_full);
+        tally::lost(|loss| &mut loss.map_full);
     }
 }
 
@@ -91,11 +75,11 @@ pub fn forget(sk: u64, net: u64) {
 /// Run once over the sockets that exist at start (`iter/tcp`): remembers listeners.
 #[unsafe(link_section = "iter/tcp")]
 #[unsafe(no_mangle)]
-fn rx_listeners(ctx: *const [u64; 2]) -> i32 {
+fn listeners_at_start(ctx: *const [u64; 2]) -> i32 {
     // SAFETY: the context of this program type begins with these two pointers
     // (`struct bpf_iter__tcp`, net/ipv4/tcp_ipv4.c).
     let sk = unsafe { (*ctx)[1] };
-    let (_, _, listen) = globals::tcp_states();
+    let (_, _, listen) = config::tcp_states();
     if sk != 0
         && memory::value::<u8>(sk, field::SK_STATE) == listen
         && let Some(net) = memory::get::<u64>(sk, field::SK_NET)

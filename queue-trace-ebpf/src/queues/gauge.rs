@@ -3,60 +3,13 @@
 //! spike between two looks from user space is not missed.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use queue_trace_common::{
-    field,
-    queue::{Marks, QueueKey},
-    settings::typed,
-};
+use queue_trace_common::{field, queue::QueueKey, settings::typed};
 
+use super::kept;
 use crate::{
-    emit,
-    globals::{MARKS, QUEUES},
-    listener,
-    memory::{Plain, Pointer, Typed},
-    owner,
+    read::memory::{Plain, Pointer, Typed},
+    state::{maps::QUEUES, tally},
 };
-
-static NO_MARKS: Marks = Marks {
-    accept_high_ns: 0,
-    syn_high_ns: 0,
-    waited_max_ns: 0,
-    handshake_max_us: 0,
-    accept_high: 0,
-    syn_high: 0,
-    entered: 0,
-    _pad: 0,
-    waited: [0; _],
-    handshakes: [0; _],
-};
-
-/// BPF_NOEXIST (include/uapi/linux/bpf.h): another CPU may have made it meanwhile.
-pub const IF_MISSING: u64 = 1;
-
-/// The listener's key. A socket that has lost its file has none: it is being closed.
-#[inline(always)]
-pub fn key_of(sk: impl Pointer) -> QueueKey {
-    QueueKey {
-        sk: sk.address(),
-        inode: listener::inode(sk),
-    }
-}
-
-/// This CPU's marks of a listener.
-#[inline(always)]
-pub fn marks(key: &QueueKey) -> Option<&'static mut Marks> {
-    let mut place = MARKS.get_ptr_mut(key);
-    if place.is_none() {
-        // If there is no room, nothing is found below.
-        let _ = MARKS.insert(key, &NO_MARKS, IF_MISSING);
-        place = MARKS.get_ptr_mut(key);
-        // So that its end will be noticed.
-        let _ = owner::queue(key);
-    }
-    // SAFETY: this CPU's copy. What runs in softirq and what runs in accept() write
-    // different members.
-    place.map(|marks| unsafe { &mut *marks })
-}
 
 /// A connection entered the accept queue, which is this deep now and may be so deep. A
 /// function of its own, for the verifier's sake.
@@ -64,8 +17,8 @@ pub fn marks(key: &QueueKey) -> Option<&'static mut Marks> {
 pub fn accept_rose(key: &QueueKey, depth: u32, limit: u32) {
     // SAFETY: a plain helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    let Some(marks) = marks(key) else {
-        return emit::lost(|loss| &mut loss.unlisted);
+    let Some(marks) = kept::marks(key) else {
+        return tally::lost(|loss| &mut loss.unlisted);
     };
     marks.entered += 1;
     if depth > marks.accept_high {
@@ -75,7 +28,7 @@ pub fn accept_rose(key: &QueueKey, depth: u32, limit: u32) {
     if depth <= limit {
         return;
     }
-    let Some(queue) = owner::queue(key) else {
+    let Some(queue) = kept::queue(key) else {
         return;
     };
     if queue.full_since_ns == 0 {
@@ -92,14 +45,14 @@ pub fn accept_rose(key: &QueueKey, depth: u32, limit: u32) {
 /// A connection left the accept queue.
 #[inline(always)]
 pub fn accept_fell(sk: impl Pointer) {
-    let key = key_of(sk);
+    let key = kept::key_of(sk);
     // SAFETY: the entry is not removed while its listener lives.
     let Some(queue) = QUEUES.get_ptr_mut(&key).map(|queue| unsafe { &mut *queue }) else {
         return;
     };
     let (depth, limit) = accept_queue(sk);
     if queue.full_since_ns != 0 && depth <= limit {
-        owner::no_longer_full(queue);
+        kept::no_longer_full(queue);
     }
 }
 
@@ -110,8 +63,8 @@ pub fn syn_rose(key: &QueueKey) {
         Some(sk) => sk.load(field::SYN_DEPTH),
         None => Plain(key.sk).load(field::SYN_DEPTH),
     };
-    let Some(marks) = marks(key) else {
-        return emit::lost(|loss| &mut loss.unlisted);
+    let Some(marks) = kept::marks(key) else {
+        return tally::lost(|loss| &mut loss.unlisted);
     };
     if depth > marks.syn_high {
         marks.syn_high = depth;

@@ -6,9 +6,9 @@ use queue_trace_common::{
     settings::Address,
 };
 
-use crate::{
+use super::{
     memory::{self, Plain, Pointer, Status},
-    packet,
+    packet::{self, Peer},
 };
 
 /// AF_INET6 (include/linux/socket.h), part of the system call interface.
@@ -41,6 +41,23 @@ fn fetch_addr(place: &mut Address, sk: u64, v4: usize, v6: usize) -> Status {
     let status = memory::fetch_field(&mut address, sk, v4);
     *place = packet::mapped(address);
     status
+}
+
+/// The two ends of a connection, from its socket or its request: both begin with a
+/// `struct sock_common`.
+#[inline(always)]
+pub fn peer_of(sk: u64) -> Option<Peer> {
+    let mut peer = Peer {
+        local: [0; 16],
+        client: [0; 16],
+        client_port: 0,
+    };
+    let mut port = 0;
+    let status = fetch_bound_addr(&mut peer.local, sk)
+        | fetch_peer_addr(&mut peer.client, sk)
+        | memory::fetch_field(&mut port, sk, field::SK_PEER_PORT);
+    peer.client_port = u16::from_be(port);
+    status.ok().then_some(peer)
 }
 
 /// The inode number of a socket, as `ss -e` shows it; 0 if it has none (any more).

@@ -16,21 +16,16 @@ use queue_trace_common::{
     queue::{Entered, QueueKey, bucket},
 };
 
+use super::{gauge, kept};
 use crate::{
-    emit, filter, gauge,
-    globals::{ENTERING, WAITING},
-    memory::{self, Plain, Pointer, Typed},
+    filter,
+    read::memory::{self, Plain, Pointer, Typed},
+    state::{
+        maps::{ENTERING, WAITING},
+        tally,
+        types::Entering,
+    },
 };
-
-/// The connection that is entering a queue on this CPU.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Entering {
-    /// Its `struct sock`; 0: filtered out.
-    pub child: u64,
-    /// The listener.
-    pub listener: QueueKey,
-}
 
 /// A connection is about to be put into the accept queue of a listener.
 #[inline(always)]
@@ -40,7 +35,7 @@ fn entering(listener: QueueKey, child: u64, now: u64) {
         listener,
     };
     if WAITING.insert(child, entered, 0).is_err() {
-        emit::lost(|loss| &mut loss.untimed);
+        tally::lost(|loss| &mut loss.untimed);
     }
     set_entering(Entering { child, listener });
 }
@@ -118,8 +113,8 @@ pub fn left(child: u64) -> u64 {
 /// A function of its own, for the verifier's sake.
 #[inline(never)]
 fn note_wait(listener: &QueueKey, waited_ns: u64) {
-    let Some(marks) = gauge::marks(listener) else {
-        return emit::lost(|loss| &mut loss.unlisted);
+    let Some(marks) = kept::marks(listener) else {
+        return tally::lost(|loss| &mut loss.unlisted);
     };
     marks.waited[bucket(waited_ns / 1000)] += 1;
     if waited_ns > marks.waited_max_ns {
@@ -136,8 +131,8 @@ fn note_handshake(listener: &QueueKey, request: u64, now: u64) {
     if sent == 0 {
         return;
     }
-    let Some(marks) = gauge::marks(listener) else {
-        return emit::lost(|loss| &mut loss.unlisted);
+    let Some(marks) = kept::marks(listener) else {
+        return tally::lost(|loss| &mut loss.unlisted);
     };
     let took = (now / 1000).saturating_sub(sent);
     marks.handshakes[bucket(took)] += 1;
@@ -152,7 +147,7 @@ fn hashdance(sk: impl Pointer, child: u64, request: u64, owned: bool) {
     if !passes(sk) {
         return skip();
     }
-    let listener = gauge::key_of(sk);
+    let listener = kept::key_of(sk);
     // SAFETY: a plain helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     if owned {
@@ -185,7 +180,7 @@ fn hashdance_enter_kprobe(ctx: ProbeContext) -> u32 {
 fn queue_add(sk: impl Pointer, child: u64) {
     if passes(sk) {
         // SAFETY: a plain helper without arguments.
-        entering(gauge::key_of(sk), child, unsafe { bpf_ktime_get_ns() });
+        entering(kept::key_of(sk), child, unsafe { bpf_ktime_get_ns() });
     } else {
         skip();
     }

@@ -24,35 +24,25 @@ use queue_trace_common::{
     settings::typed,
 };
 
+use super::listeners;
 use crate::{
-    emit::{self, Peer, Verdict},
-    evidence::{self, Counters, Movement},
-    filter, gauge,
-    globals::{self, BASELINES, LATEST},
-    listener::Identity,
-    memory::{self, Plain, Pointer, Typed},
-    owner,
-    packet::{Packet, flag},
-    request, syn, table,
+    emit::{self, Verdict},
+    filter, frame,
+    queues::{gauge, kept, owner},
+    read::{
+        counters::{self, Movement},
+        memory::{self, Plain, Pointer, Typed},
+        packet::{Packet, Peer, flag},
+        socket::{self, Identity},
+    },
+    state::{
+        config,
+        maps::{BASELINES, LATEST},
+        tally,
+        types::{Baseline, Counters},
+    },
+    steps::syn,
 };
-
-/// One namespace's counters on this CPU, when last looked at.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Baseline {
-    /// The namespace.
-    pub net: u64,
-    /// This CPU's counters of the namespace.
-    pub address: u64,
-    /// Their values.
-    pub values: Counters,
-    /// Their values now, while a packet is looked at.
-    pub now: Counters,
-    /// The verdict; see [`evidence::through`].
-    pub verdict: u32,
-    /// Padding.
-    pub _pad: u32,
-}
 
 /// What tells a namespace from all others, also from an earlier one that had its
 /// address; 0 if there is none.
@@ -83,8 +73,8 @@ fn prime(net: impl Pointer) {
     if identity == 0 || baseline_of(identity).is_some() {
         return;
     }
-    let Some(cpu) = evidence::cpu() else { return };
-    let address = evidence::counters_of(net, cpu.offset, &mut cpu.frame.counters);
+    let Some(cpu) = frame::cpu() else { return };
+    let address = counters::of(net, cpu.offset, &mut cpu.frame.counters);
     let mut baseline = Baseline {
         net: net.address(),
         address,
@@ -93,12 +83,12 @@ fn prime(net: impl Pointer) {
         verdict: 0,
         _pad: 0,
     };
-    if !evidence::read_counters(&mut baseline.values, address, ALL) {
+    if !counters::read(&mut baseline.values, address, ALL) {
         return;
     }
     // Sets this CPU's copy alone, also where the entry exists.
     if BASELINES.insert(identity, baseline, 0).is_err() {
-        emit::lost(|loss| &mut loss.map_full);
+        tally::lost(|loss| &mut loss.map_full);
     }
 }
 
@@ -148,12 +138,12 @@ fn freed(skb: u64, how: Freed) {
         return;
     };
     let net = baseline.net;
-    if !evidence::read_counters(&mut baseline.now, baseline.address, ALL) {
+    if !counters::read(&mut baseline.now, baseline.address, ALL) {
         return;
     }
     let movement = Movement::between(&baseline.values, &baseline.now, ALL);
     let moved = movement.moved;
-    let may_be_queued = how == Freed::Consumed && globals::wanted() & (1 << outcome::QUEUED) != 0;
+    let may_be_queued = how == Freed::Consumed && config::wanted() & (1 << outcome::QUEUED) != 0;
     if moved == 0 && !may_be_queued {
         return;
     }
@@ -167,7 +157,7 @@ fn freed(skb: u64, how: Freed) {
         }
         return;
     };
-    let (outcome, moved) = evidence::through(&mut baseline.verdict, outcome, moved);
+    let (outcome, moved) = frame::forget_range(&mut baseline.verdict, outcome, moved);
     let count = if movement.more_than_once {
         most(&baseline.values, &baseline.now)
     } else {
@@ -178,13 +168,13 @@ fn freed(skb: u64, how: Freed) {
         return;
     }
     if movement.more_than_once {
-        emit::lost(|loss| &mut loss.ambiguous);
+        tally::lost(|loss| &mut loss.ambiguous);
     }
     let sk = match how {
         // Which request an ICMP error was about is inside it, and not looked for.
         _ if packet.icmp => 0,
         Freed::Dropped(sk) if sk != 0 => sk,
-        _ => table::find(net, &packet),
+        _ => listeners::find(net, &packet),
     };
     if outcome == outcome::QUEUED && sk == 0 {
         return;
@@ -237,8 +227,8 @@ fn identify(sk: u64, net: u64, port: u16) -> Identity {
 
 #[inline(never)]
 fn wanted(net: u64, packet: &Packet) -> bool {
-    let (ports, _, _) = globals::filters();
-    (!ports || globals::port_wanted(packet.local_port))
+    let (ports, _, _) = config::filters();
+    (!ports || config::port_wanted(packet.local_port))
         && filter::netns(Plain(net))
         && filter::pair(&packet.local, &packet.client)
 }
@@ -285,7 +275,7 @@ fn decide(packet: &Packet, how: Freed, moved: Moved, net: u64) -> Option<u8> {
 }
 
 #[raw_tracepoint(tracepoint = "netif_receive_skb")]
-fn rx_receive(ctx: RawTracePointContext) -> i32 {
+fn packet_received(ctx: RawTracePointContext) -> i32 {
     let skb: u64 = ctx.arg(0);
     match Typed::cast(skb, typed::PACKET) {
         Some(packet) => prime(net_of(packet.follow(field::SKB_DEV))),
@@ -295,37 +285,37 @@ fn rx_receive(ctx: RawTracePointContext) -> i32 {
 }
 
 #[raw_tracepoint(tracepoint = "consume_skb")]
-fn rx_consume(ctx: RawTracePointContext) -> i32 {
+fn packet_consumed(ctx: RawTracePointContext) -> i32 {
     consume(&ctx, Turn::First);
     0
 }
 
 #[raw_tracepoint(tracepoint = "consume_skb")]
-fn rx_consume_again(ctx: RawTracePointContext) -> i32 {
+fn packet_consumed_again(ctx: RawTracePointContext) -> i32 {
     consume(&ctx, Turn::Second);
     0
 }
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
-fn rx_kfree(ctx: RawTracePointContext) -> i32 {
+fn packet_dropped(ctx: RawTracePointContext) -> i32 {
     kfree(&ctx, Turn::First);
     0
 }
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
-fn rx_kfree_again(ctx: RawTracePointContext) -> i32 {
+fn packet_dropped_again(ctx: RawTracePointContext) -> i32 {
     kfree(&ctx, Turn::Second);
     0
 }
 
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
-fn rx_state(ctx: RawTracePointContext) -> i32 {
+fn socket_state(ctx: RawTracePointContext) -> i32 {
     state(&ctx, Turn::First);
     0
 }
 
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
-fn rx_state_again(ctx: RawTracePointContext) -> i32 {
+fn socket_state_again(ctx: RawTracePointContext) -> i32 {
     state(&ctx, Turn::Second);
     0
 }
@@ -375,7 +365,7 @@ fn kfree(ctx: &RawTracePointContext, turn: Turn) {
     if is_done(turn, KFREE, skb) {
         return;
     }
-    let rx_sk = if globals::kfree_has_sk() {
+    let rx_sk = if config::kfree_has_sk() {
         ctx.arg(3)
     } else {
         0
@@ -389,7 +379,7 @@ fn kfree(ctx: &RawTracePointContext, turn: Turn) {
 fn state(ctx: &RawTracePointContext, turn: Turn) {
     let sk: u64 = ctx.arg(0);
     let (old, new) = (ctx.arg::<u32>(1) as u8, ctx.arg::<u32>(2) as u8);
-    let (established, syn_recv, listen) = globals::tcp_states();
+    let (established, syn_recv, listen) = config::tcp_states();
     // A socket's states follow each other.
     if is_done(turn, STATE, sk ^ u64::from(new)) {
         return;
@@ -398,10 +388,10 @@ fn state(ctx: &RawTracePointContext, turn: Turn) {
         return;
     };
     if new == listen {
-        table::remember(sk, net);
+        listeners::remember(sk, net);
         owner::made(sk, net);
     } else if old == listen && new != syn_recv {
-        table::forget(sk, net);
+        listeners::forget(sk, net);
         owner::closed(sk);
     } else if old == syn_recv && new == established {
         completed(sk, net);
@@ -414,13 +404,13 @@ fn completed(sk: u64, net: u64) {
     let Some(baseline) = baseline_of(identity(Plain(net))) else {
         return;
     };
-    if !evidence::read_counters(&mut baseline.now, baseline.address, ALL) {
+    if !counters::read(&mut baseline.now, baseline.address, ALL) {
         return;
     }
     const RECV: usize = COOKIE_RECV.trailing_zeros() as usize;
     let by_cookie = baseline.now[RECV] != baseline.values[RECV];
     baseline.values[RECV] = baseline.now[RECV];
-    let Some(peer) = request::peer_of(sk) else {
+    let Some(peer) = socket::peer_of(sk) else {
         return;
     };
     let Some(local_port) = memory::get::<u16>(sk, field::SK_PORT) else {
@@ -443,11 +433,11 @@ fn completed(sk: u64, net: u64) {
     } else {
         (outcome::ESTABLISHED_HANDSHAKE, 0)
     };
-    let (outcome, moved) = evidence::through(&mut baseline.verdict, outcome, moved);
-    let sk = table::find(net, &packet);
+    let (outcome, moved) = frame::forget_range(&mut baseline.verdict, outcome, moved);
+    let sk = listeners::find(net, &packet);
     if sk != 0 {
         let (depth, limit) = gauge::accept_queue(Plain(sk));
-        gauge::accept_rose(&gauge::key_of(Plain(sk)), depth, limit);
+        gauge::accept_rose(&kept::key_of(Plain(sk)), depth, limit);
     }
     emit::verdict(
         &Verdict {

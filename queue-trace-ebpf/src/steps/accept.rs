@@ -13,11 +13,13 @@ use queue_trace_common::{
 
 use crate::{
     emit::{self, Verdict},
-    filter, gauge,
-    globals::{self, ACCEPTING},
-    listener::Identity,
-    memory::{self, Plain, Pointer, Typed},
-    request, wait,
+    filter,
+    queues::{gauge, wait},
+    read::{
+        memory::{self, Plain, Pointer, Typed},
+        socket::{self, Identity},
+    },
+    state::{config, maps::ACCEPTING, tally},
 };
 
 #[inline(always)]
@@ -31,7 +33,7 @@ fn exit(sk: impl Pointer, child: u64) {
         return;
     }
     let net = sk.follow(field::SK_NET);
-    let Some(peer) = request::peer_of(child) else {
+    let Some(peer) = socket::peer_of(child) else {
         return;
     };
     if !filter::pair(&peer.local, &peer.client) {
@@ -48,7 +50,7 @@ fn exit(sk: impl Pointer, child: u64) {
             by_softirq: false,
             retransmits: 0,
         },
-        waited_ns >= globals::slow_ns(),
+        waited_ns >= config::slow_ns(),
         || Some(peer),
         |out| who_accepted(out, waited_ns),
     );
@@ -80,7 +82,7 @@ fn accept_enter_kprobe(ctx: ProbeContext) -> u32 {
     if let Some(sk) = ctx.arg::<u64>(0) {
         let thread = bpf_get_current_pid_tgid();
         if ACCEPTING.insert(thread, sk, 0).is_err() {
-            emit::lost(|loss| &mut loss.map_full);
+            tally::lost(|loss| &mut loss.map_full);
         }
     }
     0
@@ -91,7 +93,7 @@ fn accept_exit_kprobe(ctx: RetProbeContext) -> u32 {
     let thread = bpf_get_current_pid_tgid();
     // SAFETY: only this thread writes its own entry; the value is copied out.
     let Some(sk) = (unsafe { ACCEPTING.get(thread) }).copied() else {
-        emit::lost(|loss| &mut loss.unpaired);
+        tally::lost(|loss| &mut loss.unpaired);
         return 0;
     };
     exit(Plain(sk), ctx.ret());

@@ -11,23 +11,27 @@ use queue_trace_common::{
     field, hook, outcome,
 };
 
+use super::shells::{decides, nested_exit};
 use crate::{
-    emit,
-    evidence::{self, Call, Frame, saw},
-    filter,
-    listener::Identity,
-    memory::{self, Plain, Pointer, Typed},
-    syn::nested_exit,
-    wait,
+    emit, filter, frame,
+    queues::wait,
+    read::{
+        memory::{self, Plain, Pointer, Typed},
+        socket::Identity,
+    },
+    state::{
+        config,
+        types::{Call, Frame, saw},
+    },
 };
 
 /// A packet enters, of a port that is wanted.
 #[inline(always)]
 fn enter(call: Call, hook: usize, sk: impl Pointer, skb: u64, request: u64) {
     if !filter::netns_of(sk) || !filter::addresses(skb) {
-        return evidence::skip();
+        return frame::skip();
     }
-    evidence::open(call, hook, sk, skb, request);
+    frame::open(call, hook, sk, skb, request);
 }
 
 /// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked
@@ -40,7 +44,7 @@ fn exit<P: Pointer>(
     returned: u64,
     listener: impl FnOnce(&Frame) -> P,
 ) {
-    let Some((frame, moved)) = evidence::close(call, hook, skb) else {
+    let Some((frame, moved)) = frame::close(call, hook, skb) else {
         return;
     };
     let sk = listener(frame);
@@ -51,7 +55,7 @@ fn exit<P: Pointer>(
         decide(frame, moved, returned)
     };
     if let Some(outcome) = outcome {
-        let (outcome, moved) = evidence::through(&mut frame.verdict, outcome, moved);
+        let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
         emit::packet(frame, outcome, moved, identity);
     }
 }
@@ -94,7 +98,7 @@ fn decide(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
 
 #[inline(always)]
 fn is_listening(sk: u64) -> bool {
-    let (_, _, listen) = crate::globals::tcp_states();
+    let (_, _, listen) = config::tcp_states();
     memory::value::<u8>(sk, field::SK_STATE) == listen
 }
 
@@ -115,6 +119,21 @@ fn decide_cookie(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
         return Some(outcome::COOKIE_DROPPED_ACCEPT_QUEUE_FULL);
     }
     (moved & (COOKIE_RECV | DROP) != 0).then_some(outcome::COOKIE_DROPPED_OTHER)
+}
+
+#[inline(always)]
+fn enter_cookie(hook: usize, sk: impl Pointer, skb: u64) {
+    enter(Call::Cookie, hook, sk, skb, 0);
+}
+
+#[inline(always)]
+fn exit_cookie<P: Pointer>(
+    hook: usize,
+    skb: u64,
+    returned: impl FnOnce() -> u64,
+    listener: impl FnOnce(&Frame) -> P,
+) {
+    exit(Call::Cookie, hook, skb, returned(), listener);
 }
 
 // The fourth argument says that `sk` is a fast-open connection, not a listener.
@@ -149,7 +168,7 @@ fn ack_enter_kprobe(ctx: ProbeContext) -> u32 {
             enter(Call::Ack, hook::ACK, sk, skb, request);
         } else {
             // Its exit will not see the listener.
-            evidence::skip();
+            frame::skip();
         }
     }
     0
@@ -161,52 +180,8 @@ fn ack_exit_kprobe(ctx: RetProbeContext) -> u32 {
     0
 }
 
-macro_rules! cookie_check {
-    ($hook:ident $enter:ident $exit:ident $enter_kprobe:ident $exit_kprobe:ident) => {
-        #[fentry]
-        fn $enter(ctx: FEntryContext) -> i32 {
-            let sk = Typed(ctx.arg(0));
-            if filter::port(sk) {
-                enter(Call::Cookie, hook::$hook, sk, ctx.arg(1), 0);
-            }
-            0
-        }
-
-        #[fexit]
-        fn $exit(ctx: FExitContext) -> i32 {
-            let sk = Typed(ctx.arg(0));
-            if filter::port(sk) {
-                let returned = memory::return_value(&ctx, hook::$hook);
-                exit(Call::Cookie, hook::$hook, ctx.arg(1), returned, |_| sk);
-            }
-            0
-        }
-
-        #[kprobe]
-        fn $enter_kprobe(ctx: ProbeContext) -> u32 {
-            if let (Some(sk), Some(skb)) = (ctx.arg(0), ctx.arg(1)) {
-                let sk = Plain(sk);
-                if filter::port(sk) {
-                    enter(Call::Cookie, hook::$hook, sk, skb, 0);
-                } else {
-                    evidence::skip();
-                }
-            }
-            0
-        }
-
-        #[kretprobe]
-        fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
-            exit(Call::Cookie, hook::$hook, 0, ctx.ret(), |frame| {
-                Plain(frame.sk)
-            });
-            0
-        }
-    };
-}
-
-cookie_check!(COOKIE_V4 cookie_v4_enter cookie_v4_exit cookie_v4_enter_kprobe cookie_v4_exit_kprobe);
-cookie_check!(COOKIE_V6 cookie_v6_enter cookie_v6_exit cookie_v6_enter_kprobe cookie_v6_exit_kprobe);
+decides!(enter_cookie exit_cookie, COOKIE_V4 cookie_v4_enter cookie_v4_exit cookie_v4_enter_kprobe cookie_v4_exit_kprobe);
+decides!(enter_cookie exit_cookie, COOKIE_V6 cookie_v6_enter cookie_v6_exit cookie_v6_enter_kprobe cookie_v6_exit_kprobe);
 
 nested_exit!(CHILD child_exit child_exit_kprobe |returned| {
     if returned == 0 { saw::NO_CHILD } else { saw::CHILD }
@@ -218,7 +193,7 @@ nested_exit!(CHILD child_exit child_exit_kprobe |returned| {
 fn hashdance(sk: Option<Typed>, returned: u64) {
     wait::entered(sk, returned);
     if returned == 0 {
-        evidence::note(saw::NOT_ADDED);
+        frame::note(saw::NOT_ADDED);
     }
 }
 

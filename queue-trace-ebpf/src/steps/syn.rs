@@ -12,39 +12,50 @@ use queue_trace_common::{
     queue::QueueKey,
 };
 
+use super::shells::{decides, nested_exit};
 use crate::{
-    emit,
-    evidence::{self, Call, Frame, saw},
-    filter, gauge, globals,
-    listener::{self, Identity},
-    memory::{self, Plain, Pointer, Typed},
+    emit, filter, frame,
+    queues::gauge,
+    read::{
+        memory::{self, Plain, Pointer, Typed},
+        socket::{self, Identity},
+    },
+    state::{
+        config,
+        types::{Call, Frame, saw},
+    },
 };
 
 /// A SYN enters, of a port that is wanted. The IPv6 functions hand IPv4 packets to the IPv4
 /// ones, which then run nested, on an IPv6 socket: the outer call is the one that counts.
 #[inline(always)]
 fn enter(hook: usize, sk: impl Pointer, skb: u64) {
-    if hook != hook::SYN_V6 && hook != hook::SYN_MPTCP6 && listener::is_v6(sk) {
+    if hook != hook::SYN_V6 && hook != hook::SYN_MPTCP6 && socket::is_v6(sk) {
         return;
     }
     if !filter::netns_of(sk) || !filter::addresses(skb) {
-        return evidence::skip();
+        return frame::skip();
     }
-    evidence::open(Call::Syn, hook, sk, skb, 0);
+    frame::open(Call::Syn, hook, sk, skb, 0);
 }
 
 /// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked
-/// of the frame.
+/// of the frame. What is returned says nothing.
 #[inline(always)]
-fn exit<P: Pointer>(hook: usize, skb: u64, listener: impl FnOnce(&Frame) -> P) {
-    let Some((frame, moved)) = evidence::close(Call::Syn, hook, skb) else {
+fn exit<P: Pointer>(
+    hook: usize,
+    skb: u64,
+    _returned: impl FnOnce() -> u64,
+    listener: impl FnOnce(&Frame) -> P,
+) {
+    let Some((frame, moved)) = frame::close(Call::Syn, hook, skb) else {
         return;
     };
     let sk = listener(frame);
     let net = sk.follow(field::SK_NET);
     let identity = Identity::of(sk, net);
     let outcome = decide(frame, moved, net);
-    let (outcome, moved) = evidence::through(&mut frame.verdict, outcome, moved);
+    let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
     if outcome == outcome::QUEUED {
         gauge::syn_rose(&QueueKey {
             sk: frame.sk,
@@ -76,7 +87,7 @@ fn decide(frame: &Frame, moved: Moved, net: impl Pointer) -> u8 {
     if moved & DROP == 0 {
         // After the request is allocated every end but one moves a counter or is
         // seen in hash_add: a fast-open connection was made.
-        return if frame.saw & saw::ALLOC != 0 && globals::attached(hook::HASH_ADD) {
+        return if frame.saw & saw::ALLOC != 0 && config::attached(hook::HASH_ADD) {
             outcome::ESTABLISHED_FAST_OPEN
         } else {
             outcome::SYN_DROPPED_OTHER
@@ -91,9 +102,9 @@ fn decide(frame: &Frame, moved: Moved, net: impl Pointer) -> u8 {
     if frame.saw & saw::REFUSED != 0 {
         return outcome::SYN_DROPPED_SECURITY;
     }
-    if !globals::attached(hook::ALLOC)
-        || !globals::attached(hook::PROVEN)
-        || !globals::attached(hook::SECURITY)
+    if !config::attached(hook::ALLOC)
+        || !config::attached(hook::PROVEN)
+        || !config::attached(hook::SECURITY)
     {
         return outcome::SYN_DROPPED_OTHER;
     }
@@ -113,73 +124,10 @@ pub fn cookie_cause(net: impl Pointer) -> u8 {
     }
 }
 
-macro_rules! conn_request {
-    ($hook:ident $enter:ident $exit:ident $enter_kprobe:ident $exit_kprobe:ident) => {
-        #[fentry]
-        fn $enter(ctx: FEntryContext) -> i32 {
-            let sk = Typed(ctx.arg(0));
-            if filter::port(sk) {
-                enter(hook::$hook, sk, ctx.arg(1));
-            }
-            0
-        }
-
-        #[fexit]
-        fn $exit(ctx: FExitContext) -> i32 {
-            let sk = Typed(ctx.arg(0));
-            if filter::port(sk) {
-                exit(hook::$hook, ctx.arg(1), |_| sk);
-            }
-            0
-        }
-
-        #[kprobe]
-        fn $enter_kprobe(ctx: ProbeContext) -> u32 {
-            if let (Some(sk), Some(skb)) = (ctx.arg(0), ctx.arg(1)) {
-                let sk = Plain(sk);
-                if filter::port(sk) {
-                    enter(hook::$hook, sk, skb);
-                } else {
-                    // Its exit will not see the listener.
-                    evidence::skip();
-                }
-            }
-            0
-        }
-
-        #[kretprobe]
-        fn $exit_kprobe(_: RetProbeContext) -> u32 {
-            exit(hook::$hook, 0, |frame| Plain(frame.sk));
-            0
-        }
-    };
-}
-
-conn_request!(SYN_V4 syn_v4_enter syn_v4_exit syn_v4_enter_kprobe syn_v4_exit_kprobe);
-conn_request!(SYN_V6 syn_v6_enter syn_v6_exit syn_v6_enter_kprobe syn_v6_exit_kprobe);
-conn_request!(SYN_MPTCP4 syn_mptcp4_enter syn_mptcp4_exit syn_mptcp4_enter_kprobe syn_mptcp4_exit_kprobe);
-conn_request!(SYN_MPTCP6 syn_mptcp6_enter syn_mptcp6_exit syn_mptcp6_enter_kprobe syn_mptcp6_exit_kprobe);
-
-/// Declares the two programs of a nested hook that only notes what its function
-/// returned.
-macro_rules! nested_exit {
-    ($hook:ident $exit:ident $exit_kprobe:ident |$returned:ident| $what:expr) => {
-        #[fexit]
-        fn $exit(ctx: FExitContext) -> i32 {
-            let $returned = memory::return_value(&ctx, hook::$hook);
-            evidence::note($what);
-            0
-        }
-
-        #[kretprobe]
-        fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
-            let $returned: u64 = ctx.ret();
-            evidence::note($what);
-            0
-        }
-    };
-}
-pub(crate) use nested_exit;
+decides!(enter exit, SYN_V4 syn_v4_enter syn_v4_exit syn_v4_enter_kprobe syn_v4_exit_kprobe);
+decides!(enter exit, SYN_V6 syn_v6_enter syn_v6_exit syn_v6_enter_kprobe syn_v6_exit_kprobe);
+decides!(enter exit, SYN_MPTCP4 syn_mptcp4_enter syn_mptcp4_exit syn_mptcp4_enter_kprobe syn_mptcp4_exit_kprobe);
+decides!(enter exit, SYN_MPTCP6 syn_mptcp6_enter syn_mptcp6_exit syn_mptcp6_enter_kprobe syn_mptcp6_exit_kprobe);
 
 nested_exit!(ALLOC alloc_exit alloc_exit_kprobe |returned| {
     if returned == 0 { saw::ALLOC | saw::ALLOC_FAILED } else { saw::ALLOC }
@@ -189,17 +137,17 @@ nested_exit!(SECURITY security_exit security_exit_kprobe |returned| {
 });
 // void on some kernels, where it always adds; a bool is only the low byte.
 nested_exit!(HASH_ADD hash_add_exit hash_add_exit_kprobe |returned| {
-    if globals::hash_add_tells() && returned as u8 == 0 { saw::DUPLICATE } else { saw::QUEUED }
+    if config::hash_add_tells() && returned as u8 == 0 { saw::DUPLICATE } else { saw::QUEUED }
 });
 
 #[fentry]
 fn proven_enter(_: FEntryContext) -> i32 {
-    evidence::note(saw::PROVEN_ASKED);
+    frame::note(saw::PROVEN_ASKED);
     0
 }
 
 #[kprobe]
 fn proven_enter_kprobe(_: ProbeContext) -> u32 {
-    evidence::note(saw::PROVEN_ASKED);
+    frame::note(saw::PROVEN_ASKED);
     0
 }

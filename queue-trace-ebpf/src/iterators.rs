@@ -10,7 +10,13 @@ use queue_trace_common::{
     queue::{Depths, Held},
 };
 
-use crate::{globals, listener, memory};
+use crate::{
+    read::{
+        memory::{self, Plain},
+        socket,
+    },
+    state::config,
+};
 
 /// Writes a record to the file that is read. `meta` is the context's first member
 /// (`struct bpf_iter_meta`, include/linux/bpf.h), whose first member is the file.
@@ -39,7 +45,7 @@ struct TaskFile {
 /// Every process's listening sockets.
 #[unsafe(link_section = "iter/task_file")]
 #[unsafe(no_mangle)]
-fn snapshot_held(ctx: *const TaskFile) -> i32 {
+fn held_sockets(ctx: *const TaskFile) -> i32 {
     // SAFETY: the context of this program type, readable whole.
     let (meta, task, file) = unsafe { ((*ctx).meta, (*ctx).task, (*ctx).file) };
     if task == 0 || file == 0 {
@@ -50,14 +56,14 @@ fn snapshot_held(ctx: *const TaskFile) -> i32 {
     let inode: u64 = memory::value(file, field::FILE_INODE);
     // A socket's inode is in one `struct socket_alloc` with the socket, which begins it and is
     // what the file's private data points to. For no other file is that so.
-    let number = u64::from(globals::field(field::INODE_NUMBER).offset);
-    let enclosed = u64::from(globals::field(field::SOCKET_INODE).offset);
+    let number = u64::from(config::field(field::INODE_NUMBER).offset);
+    let enclosed = u64::from(config::field(field::SOCKET_INODE).offset);
     let socket = inode.wrapping_add(number).wrapping_sub(enclosed);
     if memory::value::<u64>(file, field::FILE_PRIVATE) != socket {
         return 0;
     }
     let sk: u64 = memory::value(socket, field::SOCKET_SK);
-    let (_, _, listen) = globals::tcp_states();
+    let (_, _, listen) = config::tcp_states();
     if sk == 0 || memory::value::<u8>(sk, field::SK_STATE) != listen {
         return 0;
     }
@@ -82,21 +88,21 @@ struct Tcp {
 /// The SYN queue of each listener of the namespace, and its place in its group.
 #[unsafe(link_section = "iter/tcp")]
 #[unsafe(no_mangle)]
-fn snapshot_depths(ctx: *const Tcp) -> i32 {
+fn queue_depths(ctx: *const Tcp) -> i32 {
     // SAFETY: the context of this program type, of which this is the beginning.
     let (meta, sk) = unsafe { ((*ctx).meta, (*ctx).sk) };
     if sk == 0 {
         return 0;
     }
     let sk = memory::plain(sk);
-    let (_, _, listen) = globals::tcp_states();
+    let (_, _, listen) = config::tcp_states();
     if memory::value::<u8>(sk, field::SK_STATE) != listen {
         return 0;
     }
     let (index, size) = place_in_group(sk);
     let depths = Depths {
         sk,
-        inode: listener::inode(memory::Plain(sk)),
+        inode: socket::inode(Plain(sk)),
         syn_depth: memory::value(sk, field::SYN_DEPTH),
         syn_young: memory::value(sk, field::SYN_YOUNG),
         index,
@@ -116,7 +122,7 @@ fn place_in_group(sk: u64) -> (u32, u32) {
         return (0, 0);
     }
     let size: u16 = memory::value(group, field::GROUP_SIZE);
-    let first = group + u64::from(globals::field(field::GROUP_SOCKETS).offset);
+    let first = group + u64::from(config::field(field::GROUP_SOCKETS).offset);
     let mut members = [0u64; AT_ONCE];
     let mut index = 0;
     'search: while index < MOST {

@@ -7,14 +7,12 @@ use aya_ebpf::{
 };
 use queue_trace_common::{counter::DROP, hook, outcome};
 
-use crate::{
-    evidence::{self, Call},
-    request,
-};
+use super::request;
+use crate::{frame, state::types::Call};
 
 #[inline(always)]
 fn exit() {
-    if let Some((frame, moved)) = evidence::close(Call::Icmp, hook::ICMP, 0)
+    if let Some((frame, moved)) = frame::close(Call::Icmp, hook::ICMP, 0)
         && moved & DROP != 0
     {
         request::tell(outcome::REQUEST_ABORTED, frame, moved, 0);

@@ -11,9 +11,11 @@ use queue_trace_common::{field, outcome};
 use crate::{
     emit::{self, Verdict},
     filter,
-    listener::Identity,
-    memory::{self, Plain},
-    owner,
+    queues::owner,
+    read::{
+        memory::{self, Plain},
+        socket::Identity,
+    },
 };
 
 #[inline(always)]
