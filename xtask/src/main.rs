@@ -8,6 +8,7 @@ mod bench;
 mod bpf;
 mod fuzz;
 mod gate;
+mod lint;
 mod live;
 mod process;
 mod setup;
@@ -36,6 +37,8 @@ enum Task {
     Bench(bench::Args),
     /// Give the reader of recordings any bytes, for a while.
     Fuzz(fuzz::Args),
+    /// Check the layout: circles, imports against the flow, headers, tests that end early.
+    Lint,
     /// Check that what reads recordings builds for Windows.
     Windows,
     /// Run every check there is, the fast ones first.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Live(args) => live::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Fuzz(args) => fuzz::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Task::Windows => windows::run().map(|()| ExitCode::SUCCESS),
         Task::Test => gate::run().map(|()| ExitCode::SUCCESS),
     };

@@ -2,6 +2,7 @@
 //! object, or the check that the committed object is that source's.
 
 mod build;
+mod hash;
 mod manifest;
 mod source;
 mod toolchain;
@@ -62,7 +63,7 @@ fn check(source: &Source) -> Result<()> {
     if committed.source != source.hash() {
         bail!("the committed BPF object was built from another source; {stale}");
     }
-    if committed.object != manifest::sha256(&object) {
+    if committed.object != hash::sha256(&object) {
         bail!("the committed BPF object is not the one its manifest describes; {stale}");
     }
 
