@@ -11,7 +11,8 @@ use std::{
 
 use proptest::prelude::*;
 use queue_trace::{
-    diagnose::{self, Diagnosis, RULES, Verdict},
+    diagnose,
+    diagnose::{Diagnosis, RULES, Verdict},
     recording::Line,
 };
 
@@ -213,7 +214,9 @@ fn the_exit_status_says_what_was_found() {
 /// One line of any type, with any numbers.
 fn any_line() -> impl Strategy<Value = String> {
     let moment = (0..100_000u64).prop_map(|s| {
-        queue_trace::event::rfc3339(i128::from(s) * 1_000_000_000 + 1_700_000_000_000_000_000)
+        queue_trace::model::event::rfc3339(
+            i128::from(s) * 1_000_000_000 + 1_700_000_000_000_000_000,
+        )
     });
     let outcome = proptest::sample::select(&queue_trace_common::outcome::OUTCOMES[..]);
     (moment, outcome, any::<u64>(), 0..3u16, 0..3u64, any::<u32>(), 0..3u8).prop_map(
@@ -232,7 +235,7 @@ fn any_line() -> impl Strategy<Value = String> {
                 ),
                 1 => format!(
                     "{{\"type\":\"counts\",\"time\":\"{time}\",\"netns\":1,\"listener\":{listener},\"outcomes\":{{\"{}\":{count}}}}}",
-                    queue_trace::event::Name(&outcome)
+                    queue_trace::model::event::Name(&outcome)
                 ),
                 _ => format!("{{\"type\":\"total\",\"netns\":1,\"listener\":{listener},{words},\"count\":{count}}}"),
             }

@@ -6,13 +6,17 @@ use std::{collections::BTreeMap, io, net::SocketAddr};
 use queue_trace_common::outcome::{self, Kind, OUTCOMES, Outcome, Set, of_kind};
 
 use crate::{
-    clients::{ClientTable, Clients},
-    clock::NS_PER_SECOND,
-    event::{Event, Listener, Sysctls, from_rfc3339, outcome_named},
-    ledger::Ledger,
-    sink::{Counts, Header, LossNote, Sink, Total},
-    snapshot::{Latency, Snapshot},
-    spread::Histogram,
+    model::{
+        clients::{ClientTable, Clients},
+        clock::NS_PER_SECOND,
+        event::{Event, Sysctls, from_rfc3339, outcome_named},
+        latency::Histogram,
+        ledger::Ledger,
+        lines::{Counts, Header, LossNote, Total},
+        snapshot::{Latency, Snapshot},
+        socket::Listener,
+    },
+    sink::Sink,
 };
 
 /// An incident.
@@ -24,7 +28,7 @@ pub struct Case {
     /// mean that they did not happen.
     pub told: Set,
     /// By listener.
-    pub listeners: BTreeMap<Key, Course>,
+    pub listeners: BTreeMap<Key, History>,
     /// Listeners that found no room here.
     pub crowded_out: u64,
     /// The last ledger of each namespace.
@@ -58,7 +62,7 @@ pub struct Key {
 
 /// What befell one listener.
 #[derive(Debug, Clone, Default)]
-pub struct Course {
+pub struct History {
     /// The listener, as far as it became known.
     pub listener: Listener,
     /// How often each outcome was, by tag: by the counts, the totals, the events and the
@@ -175,7 +179,7 @@ impl Slot {
     }
 }
 
-impl Course {
+impl History {
     /// How often an outcome was.
     #[must_use]
     pub fn count_of(&self, tag: u8) -> u64 {
@@ -270,7 +274,7 @@ impl Case {
     /// How often outcomes of the set were, at all listeners.
     #[must_use]
     pub fn count(&self, set: Set) -> u64 {
-        let counts = self.listeners.values().map(|course| course.count(set));
+        let counts = self.listeners.values().map(|history| history.count(set));
         counts.fold(0, u64::saturating_add)
     }
 
@@ -292,7 +296,7 @@ impl Case {
         header.is_some_and(|header| header.attach.outcomes.is_some())
     }
 
-    fn course(&mut self, netns: u32, listener: &Listener) -> Option<&mut Course> {
+    fn history(&mut self, netns: u32, listener: &Listener) -> Option<&mut History> {
         let key = Key {
             netns,
             port: listener.port,
@@ -302,9 +306,9 @@ impl Case {
             self.crowded_out += 1;
             return None;
         }
-        let course = self.listeners.entry(key).or_default();
-        course.learn(listener);
-        Some(course)
+        let history = self.listeners.entry(key).or_default();
+        history.learn(listener);
+        Some(history)
     }
 
     /// The slot of a moment. Makes all slots wider if there would be too many.
@@ -314,12 +318,12 @@ impl Case {
         self.span = Some((from, to));
         while (to - from) / NS_PER_SECOND / i128::from(self.width) > i128::from(MOST_SLOTS) {
             self.width *= 2;
-            for course in self.listeners.values_mut() {
+            for history in self.listeners.values_mut() {
                 let mut wider: BTreeMap<i64, Slot> = BTreeMap::new();
-                for (at, slot) in std::mem::take(&mut course.slots) {
+                for (at, slot) in std::mem::take(&mut history.slots) {
                     wider.entry(at.div_euclid(2)).or_default().add(slot);
                 }
-                course.slots = wider;
+                history.slots = wider;
             }
         }
         let seconds = time.div_euclid(NS_PER_SECOND);
@@ -361,21 +365,24 @@ impl Sink for Case {
         if (ACCEPT_FULL | SYN_FULL) & event.outcome.bit() != 0 {
             self.clients.take(event);
         }
-        let Some(course) = self.course(event.netns, &event.listener) else {
+        let Some(history) = self.history(event.netns, &event.listener) else {
             return Ok(());
         };
         let tag = event.outcome.tag;
-        add(course.streamed.entry(tag).or_default(), event.count);
-        course.saw(tag, event.wall_ns);
+        add(history.streamed.entry(tag).or_default(), event.count);
+        history.saw(tag, event.wall_ns);
         if event.sysctls.is_some() {
-            course.sysctls = event.sysctls;
+            history.sysctls = event.sysctls;
         }
         let depth = event.accept_queue.map(|queue| queue.depth);
         let syn_depth = event.syn_queue.map(|queue| queue.depth);
-        course.limit = event.accept_queue.map(|queue| queue.limit).or(course.limit);
-        course.deepest = course.deepest.max(depth);
-        course.deepest_syn = course.deepest_syn.max(syn_depth);
-        let slot = course.slots.entry(slot).or_default();
+        history.limit = event
+            .accept_queue
+            .map(|queue| queue.limit)
+            .or(history.limit);
+        history.deepest = history.deepest.max(depth);
+        history.deepest_syn = history.deepest_syn.max(syn_depth);
+        let slot = history.slots.entry(slot).or_default();
         slot.depth = slot.depth.max(depth);
         slot.syn_depth = slot.syn_depth.max(syn_depth);
         if let Some(us) = event.waited_us {
@@ -393,26 +400,26 @@ impl Sink for Case {
             .as_deref()
             .and_then(|time| from_rfc3339(time).ok());
         let slot = time.map(|time| self.slot_of(time));
-        let Some(course) = self.course(snapshot.netns, &snapshot.listener) else {
+        let Some(history) = self.history(snapshot.netns, &snapshot.listener) else {
             return Ok(());
         };
         let accept = snapshot.accept_queue.as_ref();
-        course.limit = accept.and_then(|queue| queue.limit).or(course.limit);
-        course.deepest = course
+        history.limit = accept.and_then(|queue| queue.limit).or(history.limit);
+        history.deepest = history
             .deepest
             .max(accept.and_then(|queue| queue.high_water.max(queue.depth)));
-        course.oldest_waiting_us = course.oldest_waiting_us.max(snapshot.oldest_waiting_us);
+        history.oldest_waiting_us = history.oldest_waiting_us.max(snapshot.oldest_waiting_us);
         if let Some(slot) = slot {
-            let slot = course.slots.entry(slot).or_default();
+            let slot = history.slots.entry(slot).or_default();
             slot.depth = slot.depth.max(accept.and_then(|queue| queue.depth));
             slot.latency_us = snapshot.accept_latency_us.or(slot.latency_us);
         }
         for (name, count) in snapshot.counts.iter().flatten() {
             if let Some(outcome) = outcome_named(name) {
-                course.told.insert(outcome.tag, (*count).min(MOST_COUNT));
+                history.told.insert(outcome.tag, (*count).min(MOST_COUNT));
             }
         }
-        course.snapshot = Some(snapshot.clone());
+        history.snapshot = Some(snapshot.clone());
         Ok(())
     }
 
@@ -423,19 +430,19 @@ impl Sink for Case {
             return Ok(());
         };
         let slot = self.slot_of(time);
-        let Some(course) = self.course(counts.netns, &counts.listener) else {
+        let Some(history) = self.history(counts.netns, &counts.listener) else {
             return Ok(());
         };
         for (name, count) in &counts.outcomes {
             let Some(Outcome { tag, .. }) = outcome_named(name) else {
                 continue;
             };
-            add(course.counted.entry(*tag).or_default(), *count);
+            add(history.counted.entry(*tag).or_default(), *count);
             // Without events of it, this is the time known.
-            if !course.streamed.contains_key(tag) {
-                course.saw(*tag, time);
+            if !history.streamed.contains_key(tag) {
+                history.saw(*tag, time);
             }
-            let slot = course.slots.entry(slot).or_default();
+            let slot = history.slots.entry(slot).or_default();
             add(slot.outcomes.entry(*tag).or_default(), *count);
         }
         Ok(())
@@ -453,9 +460,9 @@ impl Sink for Case {
 
     fn summary(&mut self, totals: &[Total]) -> io::Result<()> {
         for total in totals {
-            if let Some(course) = self.course(total.netns, &total.listener) {
+            if let Some(history) = self.history(total.netns, &total.listener) {
                 add(
-                    course.totalled.entry(total.outcome.tag).or_default(),
+                    history.totalled.entry(total.outcome.tag).or_default(),
                     total.count,
                 );
             }

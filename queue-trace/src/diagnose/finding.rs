@@ -4,11 +4,13 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{
-    case::{Case, Course},
-    rules::{Harm, Rule},
+use crate::{
+    diagnose::{
+        case::{Case, History},
+        rules::{Harm, Rule},
+    },
+    model::snapshot::Snapshot,
 };
-use crate::snapshot::Snapshot;
 
 /// A finding: what happened, how it is known, why it is so, and what to do.
 #[derive(Debug, Clone, Serialize)]
@@ -62,15 +64,15 @@ pub struct Threshold {
 impl Finding {
     /// Of a rule, at a listener.
     #[must_use]
-    pub fn new(rule: &Rule, netns: u32, course: &Course, count: u64, what: String) -> Self {
-        let owner = course.snapshot.as_ref().and_then(Snapshot::owner);
+    pub fn new(rule: &Rule, netns: u32, history: &History, count: u64, what: String) -> Self {
+        let owner = history.snapshot.as_ref().and_then(Snapshot::owner);
         Self {
             rule: rule.name,
             harm: rule.harm,
             count,
             netns,
-            listener: course.name(),
-            inode: course.listener.inode,
+            listener: history.name(),
+            inode: history.listener.inode,
             owner,
             what,
             evidence: Vec::new(),

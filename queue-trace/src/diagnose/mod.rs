@@ -5,16 +5,14 @@ pub mod case;
 mod finding;
 mod rules;
 
-use std::io::{self, Write};
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 pub use self::{
     case::Case,
     finding::{Diagnosis, Finding, NotJudged, Remedy, Threshold, Verdict},
     rules::{Harm, RULES, Rule},
 };
-use crate::{cli, recording::Reader};
+use crate::recording::Reader;
 
 /// Version of the diagnosis as JSON.
 const SCHEMA: u32 = 1;
@@ -34,37 +32,6 @@ pub fn read(files: &[std::path::PathBuf]) -> Result<Case> {
     }
     case.notes = reader.notes().to_vec();
     Ok(case)
-}
-
-/// Diagnoses a recording, says it on standard output, and gives the exit status.
-///
-/// # Errors
-/// If the recording cannot be read, or the output not written.
-pub fn run(args: &cli::Diagnose) -> Result<u8> {
-    let case = read(&args.files)?;
-    show(&case, args.json)
-}
-
-/// Says what is wrong in a case on standard output, and gives the exit status.
-///
-/// # Errors
-/// If standard output cannot be written.
-pub fn show(case: &Case, json: bool) -> Result<u8> {
-    let diagnosis = diagnose(case);
-    let mut out = io::stdout().lock();
-    let written = if json {
-        serde_json::to_writer(&mut out, &diagnosis)
-            .map_err(io::Error::from)
-            .and_then(|()| out.write_all(b"\n"))
-    } else {
-        diagnosis.write_text(case, &mut out)
-    };
-    match written.and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(error).context("cannot write to standard output")
-        }
-        _ => Ok(diagnosis.verdict.status()),
-    }
 }
 
 /// Applies all rules to a case.

@@ -10,7 +10,7 @@ use queue_trace_common::outcome::{
 };
 use serde::Serialize;
 
-use super::{
+use crate::diagnose::{
     case::{ACCEPT_FULL, Case, set_of},
     finding::{Finding, Threshold},
 };
@@ -233,6 +233,6 @@ pub static RULES: [Rule; 14] = [
 pub fn names(set: Set) -> Vec<String> {
     let outcomes = OUTCOMES.iter().filter(|o| set & o.bit() != 0);
     outcomes
-        .map(|o| crate::event::Name(o).to_string())
+        .map(|o| crate::model::event::Name(o).to_string())
         .collect()
 }

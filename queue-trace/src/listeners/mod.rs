@@ -7,7 +7,6 @@
 //! attached is added by `stats`.
 
 pub mod cgroup;
-pub mod command;
 pub mod diag;
 pub mod group;
 pub mod language;
@@ -21,18 +20,19 @@ use std::collections::BTreeMap;
 
 use queue_trace_common::queue::BUCKETS;
 
-use crate::{
-    event::{Listener, Process, rfc3339},
-    snapshot::{self, Gauge, Snapshot},
-    spread::Spread,
-};
-
 pub use self::{
     cgroup::Cgroup,
     group::Group,
     look::{Look, look},
     stats::Stats,
     watch::Watch,
+};
+use crate::model::{
+    event::rfc3339,
+    latency::Distribution,
+    snapshot,
+    snapshot::{Gauge, Snapshot},
+    socket::{Listener, Process},
 };
 
 mod look;
@@ -61,9 +61,9 @@ pub struct Row {
     /// Every outcome by its name, since attached; absent if not attached.
     pub counts: Option<BTreeMap<String, u64>>,
     /// How long accepted connections had waited, since attached.
-    pub accept_latency_us: Option<Spread>,
+    pub accept_latency_us: Option<Distribution>,
     /// How long handshakes took, from the first SYN-ACK, since attached.
-    pub handshake_us: Option<Spread>,
+    pub handshake_us: Option<Distribution>,
     /// Age of the oldest connection that nobody has accepted, microseconds.
     pub oldest_waiting_us: Option<u64>,
     /// The runtime whose default backlog the limit is, if its owner is that runtime.

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use crate::event::Process;
+use crate::model::socket::Process;
 
 /// Processes by the inode number of a socket that they hold.
 pub type Owners = HashMap<u64, Vec<Process>>;

@@ -1,7 +1,7 @@
 //! Runtimes and servers that listen with a backlog nobody chose. The limit alone does
 //! not prove it, so it is named only if the owner is that program as well.
 
-use super::language;
+use crate::listeners::language;
 
 /// A default backlog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,15 +9,16 @@ use queue_trace_common::{
     settings::{CountKey, Counted},
 };
 
-use super::{AcceptGauge, Cgroup, Row, group, look};
 use crate::{
-    clock::{monotonic_now, wall_now},
-    decode::text,
-    event::{Listener, Process},
-    plan::{Family, Name},
-    probe::Kept,
-    snapshot::drops,
-    spread::Spread,
+    kernel::{decode::text, plan::Family, probe::Kept},
+    listeners::{AcceptGauge, Cgroup, Row, group, look},
+    model::{
+        clock::{monotonic_now, wall_now},
+        event::Name,
+        latency::Distribution,
+        snapshot::drops,
+        socket::{Listener, Process},
+    },
 };
 
 /// What was kept, as it is needed here.
@@ -117,9 +118,9 @@ impl Stats<'_> {
         };
         row.accept_queue.full_us = Some((queue.full_ns + since) / 1000);
         row.accept_queue.full_times = Some(queue.full_times);
-        row.accept_latency_us = Spread::of(&marks.waited, marks.waited_max_ns / 1000);
+        row.accept_latency_us = Distribution::of(&marks.waited, marks.waited_max_ns / 1000);
         row.waits = Some(marks.waited);
-        row.handshake_us = Spread::of(&marks.handshakes, marks.handshake_max_us);
+        row.handshake_us = Distribution::of(&marks.handshakes, marks.handshake_max_us);
     }
 }
 

@@ -3,25 +3,20 @@
 
 mod charts;
 
-use std::fs;
-
-use anyhow::{Context, Result};
 use jiff::{Timestamp, tz::TimeZone};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use queue_trace_common::outcome::{Kind, OUTCOMES};
 
 use self::charts::{Chart, charts};
 use crate::{
-    cli,
-    clock::NS_PER_SECOND,
+    diagnose,
     diagnose::{
-        self, Case, Diagnosis, Finding, Verdict,
-        case::{Course, Key},
+        Case, Diagnosis, Finding, Verdict,
+        case::{History, Key},
     },
-    event::Name,
-    ledger::Ledger,
-    sink::short_time,
-    snapshot::Latency,
+    model::{
+        clock::NS_PER_SECOND, event::Name, ledger::Ledger, snapshot::Latency, words::short_time,
+    },
 };
 
 const STYLE: &str = include_str!("page.css");
@@ -38,22 +33,6 @@ const CHARTED: usize = 8;
 /// Rows of a table.
 const ROWS: usize = 200;
 
-/// Makes the page of a recording.
-///
-/// # Errors
-/// If the recording cannot be read, or the page not written.
-pub fn run(args: &cli::Report) -> Result<()> {
-    let case = diagnose::read(&args.files)?;
-    let page = page(&case);
-    fs::write(&args.output, page)
-        .with_context(|| format!("cannot write to {}", args.output.display()))?;
-    for note in &case.notes {
-        eprintln!("note: {note}");
-    }
-    eprintln!("wrote {}", args.output.display());
-    Ok(())
-}
-
 /// The page.
 #[must_use]
 pub fn page(case: &Case) -> String {
@@ -63,19 +42,19 @@ pub fn page(case: &Case) -> String {
     let (trouble, rest): (Vec<_>, Vec<_>) = listeners
         .iter()
         .copied()
-        .partition(|(_, course)| course.is_in_trouble());
+        .partition(|(_, history)| history.is_in_trouble());
     // Of a recording in which all was well, what was busy.
     let charted = if trouble.is_empty() { rest } else { trouble };
-    let courses: Vec<_> = charted
+    let histories: Vec<_> = charted
         .into_iter()
-        .filter(|(_, course)| course.is_busy())
+        .filter(|(_, history)| history.is_busy())
         .take(CHARTED)
         .enumerate()
-        .map(|(number, (key, course))| (key, course, charts(case, course, number)))
+        .map(|(number, (key, history))| (key, history, charts(case, history, number)))
         .collect();
     let all = overview
         .iter()
-        .chain(courses.iter().flat_map(|(_, _, charts)| charts));
+        .chain(histories.iter().flat_map(|(_, _, charts)| charts));
     let data = serde_json::json!({ "charts": all.collect::<Vec<_>>() });
     // In a script nothing ends it but its own end.
     let data = data.to_string().replace('<', "\\u003c");
@@ -100,8 +79,8 @@ pub fn page(case: &Case) -> String {
                     section aria-labelledby="course" {
                         h2 #course { "Course of time" }
                         @for chart in &overview { (figure(chart)) }
-                        @for (key, course, charts) in courses.iter().filter(|(_, _, charts)| !charts.is_empty()) {
-                            h3 { (course.name()) " " span.soft { (identity(key)) } }
+                        @for (key, history, charts) in histories.iter().filter(|(_, _, charts)| !charts.is_empty()) {
+                            h3 { (history.name()) " " span.soft { (identity(key)) } }
                             @for chart in charts { (figure(chart)) }
                         }
                     }
@@ -159,10 +138,10 @@ fn identity(key: &Key) -> String {
 }
 
 /// The listeners, those with most refusals first.
-fn by_trouble(case: &Case) -> Vec<(&Key, &Course)> {
+fn by_trouble(case: &Case) -> Vec<(&Key, &History)> {
     let refusals = queue_trace_common::outcome::of_kind(Kind::Refusal);
     let mut all: Vec<_> = case.listeners.iter().collect();
-    all.sort_by_key(|(key, course)| (std::cmp::Reverse(course.count(refusals)), **key));
+    all.sort_by_key(|(key, history)| (std::cmp::Reverse(history.count(refusals)), **key));
     all
 }
 
@@ -267,10 +246,10 @@ fn figure(chart: &Chart) -> Markup {
 }
 
 /// Those in trouble; the others are counted, and folded.
-fn listener_table(listeners: &[(&Key, &Course)]) -> Markup {
+fn listener_table(listeners: &[(&Key, &History)]) -> Markup {
     let (trouble, well): (Vec<_>, Vec<_>) = listeners
         .iter()
-        .partition(|(_, course)| course.is_in_trouble());
+        .partition(|(_, history)| history.is_in_trouble());
     html! {
         section aria-labelledby="listeners" {
             h2 #listeners { "Listeners" }
@@ -284,7 +263,7 @@ fn listener_table(listeners: &[(&Key, &Course)]) -> Markup {
     }
 }
 
-fn listener_rows(listeners: &[(&Key, &Course)]) -> Markup {
+fn listener_rows(listeners: &[(&Key, &History)]) -> Markup {
     html! {
         div.scroll { table {
             thead { tr {
@@ -292,16 +271,16 @@ fn listener_rows(listeners: &[(&Key, &Course)]) -> Markup {
                 th.n scope="col" { "Deepest" } th.n scope="col" { "Waited" } th scope="col" { "What happened" }
             } }
             tbody {
-                @for (key, course) in listeners.iter().take(ROWS) {
+                @for (key, history) in listeners.iter().take(ROWS) {
                     tr {
-                        th scope="row" { (course.name()) br; span.soft { (identity(key)) } }
-                        td { (owner(course)) }
-                        td.n { (number(course.limit)) @if let Some(from) = limit_words(course) { br; span.soft { (from) } } }
-                        td.n { (number(course.deepest)) }
-                        td.n.whole { (waited(course)) }
+                        th scope="row" { (history.name()) br; span.soft { (identity(key)) } }
+                        td { (owner(history)) }
+                        td.n { (number(history.limit)) @if let Some(from) = limit_words(history) { br; span.soft { (from) } } }
+                        td.n { (number(history.deepest)) }
+                        td.n.whole { (waited(history)) }
                         td {
-                            @for outcome in OUTCOMES.iter().filter(|o| course.count_of(o.tag) > 0) {
-                                (course.count_of(outcome.tag)) " × " (Name(outcome).to_string()) br;
+                            @for outcome in OUTCOMES.iter().filter(|o| history.count_of(o.tag) > 0) {
+                                (history.count_of(outcome.tag)) " × " (Name(outcome).to_string()) br;
                             }
                         }
                     }
@@ -313,19 +292,19 @@ fn listener_rows(listeners: &[(&Key, &Course)]) -> Markup {
 }
 
 /// What set its limit.
-fn limit_words(course: &Course) -> Option<String> {
-    let words = course.snapshot.as_ref()?.limit_words();
+fn limit_words(history: &History) -> Option<String> {
+    let words = history.snapshot.as_ref()?.limit_words();
     (!words.is_empty()).then_some(words)
 }
 
 /// How long its connections waited for accept().
-fn waited(course: &Course) -> Markup {
-    let latency = course
+fn waited(history: &History) -> Markup {
+    let latency = history
         .snapshot
         .as_ref()
         .and_then(|told| told.accept_latency_us);
     html! {
-        @match latency.and_then(Latency::spread) {
+        @match latency.and_then(Latency::distribution) {
             Some(spread) => {
                 (short_time(spread.p50)) " half" br; (short_time(spread.p99)) " 99%" br; (short_time(spread.max)) " longest"
             },
@@ -334,8 +313,8 @@ fn waited(course: &Course) -> Markup {
     }
 }
 
-fn owner(course: &Course) -> String {
-    let Some(snapshot) = &course.snapshot else {
+fn owner(history: &History) -> String {
+    let Some(snapshot) = &history.snapshot else {
         return "–".to_owned();
     };
     snapshot.owner().unwrap_or_else(|| "–".to_owned())
@@ -345,18 +324,18 @@ fn number(number: Option<u32>) -> String {
     number.map_or_else(|| "–".to_owned(), |number| number.to_string())
 }
 
-fn client_table(case: &Case, listeners: &[(&Key, &Course)]) -> Markup {
+fn client_table(case: &Case, listeners: &[(&Key, &History)]) -> Markup {
     let known: Vec<_> = listeners
         .iter()
-        .filter_map(|(key, course)| Some((course, case.clients_of(key)?)))
+        .filter_map(|(key, history)| Some((history, case.clients_of(key)?)))
         .take(CHARTED)
         .collect();
     html! {
         section aria-labelledby="clients" {
             h2 #clients { "Clients refused or put off" }
             @if known.is_empty() { p { "No client of a refusal is known." } }
-            @for (course, clients) in known {
-                h3 { (course.name()) }
+            @for (history, clients) in known {
+                h3 { (history.name()) }
                 p.soft {
                     "By network (/24, or /64 of IPv6), of " (clients.events) " events"
                     @if clients.told < clients.events { "; " (clients.estimate()) }
@@ -431,7 +410,7 @@ fn environment(case: &Case) -> Markup {
                     }
                 }
             } @else { p { "The recording has no header, so it is not known." } }
-            @let known: Vec<_> = case.listeners.values().filter(|course| course.sysctls.is_some()).take(ROWS).collect();
+            @let known: Vec<_> = case.listeners.values().filter(|history| history.sysctls.is_some()).take(ROWS).collect();
             @if !known.is_empty() {
                 h3 { "Settings at the listeners" }
                 div.scroll { table {
@@ -439,9 +418,9 @@ fn environment(case: &Case) -> Markup {
                         th scope="col" { "Listener" } th.n scope="col" { "tcp_syncookies" } th.n scope="col" { "tcp_abort_on_overflow" }
                         th.n scope="col" { "tcp_max_syn_backlog" } th.n scope="col" { "somaxconn" }
                     } }
-                    tbody { @for course in known { @if let Some(sysctls) = course.sysctls {
+                    tbody { @for history in known { @if let Some(sysctls) = history.sysctls {
                         tr {
-                            th scope="row" { (course.name()) }
+                            th scope="row" { (history.name()) }
                             td.n { (sysctls.tcp_syncookies) } td.n { (sysctls.tcp_abort_on_overflow) }
                             td.n { (sysctls.tcp_max_syn_backlog) } td.n { (sysctls.somaxconn) }
                         }

@@ -6,15 +6,13 @@ use queue_trace_common::outcome::{
     SYN_DROPPED_ACCEPT_QUEUE_FULL, Set,
 };
 
-use super::Rule;
 use crate::{
-    clock::NS_PER_SECOND,
     diagnose::{
-        case::{ACCEPT_FULL, Case, Course, ENTERED, Key, set_of},
+        case::{ACCEPT_FULL, Case, ENTERED, History, Key, set_of},
         finding::Finding,
+        rules::Rule,
     },
-    sink::short_time,
-    snapshot::Snapshot,
+    model::{clock::NS_PER_SECOND, snapshot::Snapshot, words::short_time},
 };
 
 /// What tells how a queue came to be full: refusals, and connections that enter. Fast open
@@ -52,8 +50,8 @@ fn leaving(case: &Case) -> Set {
     }
 }
 
-fn pattern(case: &Case, course: &Course) -> Pattern {
-    if course.count(ACCEPT_FULL) == 0 {
+fn pattern(case: &Case, history: &History) -> Pattern {
+    if history.count(ACCEPT_FULL) == 0 {
         return Pattern::Never;
     }
     let leaves = leaving(case);
@@ -65,7 +63,7 @@ fn pattern(case: &Case, course: &Course) -> Pattern {
         let rule = super::RULES.iter().find(|r| r.name == rule);
         rule.map_or(i64::MAX, |rule| rule.threshold(name) as i64)
     };
-    let refused: Vec<_> = course
+    let refused: Vec<_> = history
         .slots
         .iter()
         .filter(|(_, slot)| slot.count(ACCEPT_FULL) > 0)
@@ -82,7 +80,7 @@ fn pattern(case: &Case, course: &Course) -> Pattern {
         if from >= to {
             return false;
         }
-        let mut between = course
+        let mut between = history
             .slots
             .range(from..to)
             .map(|(_, slot)| slot.count(leaves));
@@ -146,7 +144,7 @@ fn pattern(case: &Case, course: &Course) -> Pattern {
     Pattern::Bursts(bursts)
 }
 
-fn courses(case: &Case) -> impl Iterator<Item = (&Key, &Course)> {
+fn histories(case: &Case) -> impl Iterator<Item = (&Key, &History)> {
     case.listeners.iter()
 }
 
@@ -154,9 +152,9 @@ fn courses(case: &Case) -> impl Iterator<Item = (&Key, &Course)> {
 fn siblings<'a>(
     case: &'a Case,
     key: &'a Key,
-    course: &'a Course,
-) -> impl Iterator<Item = &'a Course> {
-    courses(case)
+    history: &'a History,
+) -> impl Iterator<Item = &'a History> {
+    histories(case)
         .filter(move |(other, _)| {
             other.netns == key.netns
                 && other.port == key.port
@@ -164,17 +162,17 @@ fn siblings<'a>(
                 && other.inode.is_some()
         })
         .map(|(_, sibling)| sibling)
-        .filter(move |sibling| sibling.listener.addr == course.listener.addr)
+        .filter(move |sibling| sibling.listener.addr == history.listener.addr)
 }
 
 /// Whether the listener is one of a group whose other members took connections.
-fn is_stuck_worker(rule: &Rule, case: &Case, key: &Key, course: &Course) -> Option<Siblings> {
-    let (from, to) = course.time_of(ACCEPT_FULL)?;
+fn is_stuck_worker(rule: &Rule, case: &Case, key: &Key, history: &History) -> Option<Siblings> {
+    let (from, to) = history.time_of(ACCEPT_FULL)?;
     let long = (to - from) / NS_PER_SECOND
         >= i128::from(rule.threshold("seconds from the first refusal to the last"));
     // What it let in itself filled its queue; then nothing left it any more.
     let stuck = matches!(
-        pattern(case, course),
+        pattern(case, history),
         Pattern::Stopped(_) | Pattern::Unclear
     );
     if key.inode.is_none() || !long || !stuck {
@@ -182,7 +180,7 @@ fn is_stuck_worker(rule: &Rule, case: &Case, key: &Key, course: &Course) -> Opti
     }
     let most = rule.threshold("percent of its handshakes that a sibling refused, at most");
     let mut alive = Siblings::default();
-    siblings(case, key, course)
+    siblings(case, key, history)
         // At the same time, so that it is no successor.
         .filter(|sibling| {
             sibling
@@ -214,7 +212,7 @@ fn stuck_rule() -> Option<&'static Rule> {
 }
 
 /// What was refused, in words.
-fn refusals(course: &Course) -> String {
+fn refusals(history: &History) -> String {
     let parts: Vec<_> = [
         (SYN_DROPPED_ACCEPT_QUEUE_FULL, "SYNs dropped"),
         (ACK_DROPPED_ACCEPT_QUEUE_FULL, "final ACKs dropped"),
@@ -225,7 +223,7 @@ fn refusals(course: &Course) -> String {
         (COOKIE_DROPPED_ACCEPT_QUEUE_FULL, "valid cookies refused"),
     ]
     .into_iter()
-    .map(|(tag, words)| (course.count_of(tag), words))
+    .map(|(tag, words)| (history.count_of(tag), words))
     .filter(|(count, _)| *count > 0)
     .map(|(count, words)| format!("{count} {words}"))
     .collect();
@@ -233,8 +231,8 @@ fn refusals(course: &Course) -> String {
 }
 
 /// With what the threads do that do not accept.
-fn with_threads(finding: Finding, course: &Course) -> Finding {
-    let told = course.snapshot.as_ref();
+fn with_threads(finding: Finding, history: &History) -> Finding {
+    let told = history.snapshot.as_ref();
     match told.and_then(Snapshot::thread_words) {
         Some(words) => finding.because(format!(
             "what its threads did instead, when it was looked at last: {words}"
@@ -244,14 +242,14 @@ fn with_threads(finding: Finding, course: &Course) -> Finding {
 }
 
 /// The evidence that all findings about a full queue share.
-fn with_queue(finding: Finding, course: &Course) -> Finding {
-    let mut finding = finding.because(format!("{} for a full accept queue", refusals(course)));
-    if let (Some(deepest), Some(limit)) = (course.deepest, course.limit) {
+fn with_queue(finding: Finding, history: &History) -> Finding {
+    let mut finding = finding.because(format!("{} for a full accept queue", refusals(history)));
+    if let (Some(deepest), Some(limit)) = (history.deepest, history.limit) {
         finding = finding.because(format!(
             "the accept queue was {deepest} deep at most, its limit is {limit} (full means deeper than the limit)"
         ));
     }
-    if let Some(waited) = course.oldest_waiting_us.filter(|us| *us > 0) {
+    if let Some(waited) = history.oldest_waiting_us.filter(|us| *us > 0) {
         finding = finding.because(format!(
             "the oldest connection had been waiting for {}",
             short_time(waited)
@@ -262,14 +260,14 @@ fn with_queue(finding: Finding, course: &Course) -> Finding {
 
 pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in courses(case) {
-        let Pattern::Stopped(seconds) = pattern(case, course) else {
+    for (key, history) in histories(case) {
+        let Pattern::Stopped(seconds) = pattern(case, history) else {
             continue;
         };
-        if stuck_rule().is_some_and(|stuck| is_stuck_worker(stuck, case, key, course).is_some()) {
+        if stuck_rule().is_some_and(|stuck| is_stuck_worker(stuck, case, key, history).is_some()) {
             continue;
         }
-        let count = course.count(ACCEPT_FULL);
+        let count = history.count(ACCEPT_FULL);
         let how = if case.tells(set_of(&[ACCEPTED])) {
             "accept() took nothing"
         } else {
@@ -278,7 +276,7 @@ pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
         let finding = Finding::new(
             rule,
             key.netns,
-            course,
+            history,
             count,
             format!(
                 "The application stopped calling accept() for at least {seconds} s; {count} handshakes were refused meanwhile and around."
@@ -286,7 +284,7 @@ pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
         )
         .because(format!("for {seconds} s with refusals, {how}"));
         findings.push(
-            with_threads(with_queue(finding, course), course)
+            with_threads(with_queue(finding, history), history)
                 .remedy(
                     format!("ss -ltnp 'sport = :{}'", key.port),
                     "Names the process. Then see what its threads wait for: cat /proc/PID/task/*/{comm,wchan}, \
@@ -303,8 +301,8 @@ pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
 
 pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in courses(case) {
-        let Some(alive) = is_stuck_worker(rule, case, key, course) else {
+    for (key, history) in histories(case) {
+        let Some(alive) = is_stuck_worker(rule, case, key, history) else {
             continue;
         };
         let Siblings {
@@ -316,19 +314,22 @@ pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
             0 => "none".to_owned(),
             refused => refused.to_string(),
         };
-        let count = course.count(ACCEPT_FULL);
+        let count = history.count(ACCEPT_FULL);
         let inode = key.inode.unwrap_or(0);
         let mut finding = Finding::new(
             rule,
             key.netns,
-            course,
+            history,
             count,
             format!(
                 "One socket of a SO_REUSEPORT group (inode {inode}) is stuck: {count} handshakes that fell to it were refused, \
                  while {siblings} of its siblings took {took} connections and refused {refused}."
             ),
         );
-        let index = course.snapshot.as_ref().and_then(|snapshot| snapshot.group);
+        let index = history
+            .snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.group);
         if let Some(group) = index {
             finding = finding.because(format!(
                 "it is number {} of a group of {}",
@@ -345,7 +346,7 @@ pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
             );
         }
         findings.push(
-            with_threads(with_queue(finding, course), course)
+            with_threads(with_queue(finding, history), history)
                 .remedy(
                     format!("ss -ltnpe 'sport = :{}' | grep -w ino:{inode}", key.port),
                     "Names the process that holds this socket. See what it waits for (cat /proc/PID/task/*/wchan), then restart that worker alone.",
@@ -361,16 +362,16 @@ pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
 
 pub(super) fn too_slow(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in courses(case) {
-        let Pattern::Slow(seconds, of) = pattern(case, course) else {
+    for (key, history) in histories(case) {
+        let Pattern::Slow(seconds, of) = pattern(case, history) else {
             continue;
         };
-        let count = course.count(ACCEPT_FULL);
-        let entered = course.count(ENTERED);
+        let count = history.count(ACCEPT_FULL);
+        let entered = history.count(ENTERED);
         let finding = Finding::new(
             rule,
             key.netns,
-            course,
+            history,
             count,
             format!(
                 "The application accepts too slowly: in {seconds} of {of} s clients were refused, {count} handshakes, while {entered} connections got in."
@@ -378,7 +379,7 @@ pub(super) fn too_slow(rule: &Rule, case: &Case) -> Vec<Finding> {
         )
         .because(format!("refusals in {seconds} s of {of} s, with connections leaving the queue all along"));
         findings.push(
-            with_queue(finding, course)
+            with_queue(finding, history)
                 .remedy(
                     "accept in more threads or processes, or do less between two calls of accept()",
                     "Look at what the accepting thread does: TLS handshakes, DNS, logging and locks in it are the usual reasons.",
@@ -394,18 +395,18 @@ pub(super) fn too_slow(rule: &Rule, case: &Case) -> Vec<Finding> {
 
 pub(super) fn bursts(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in courses(case) {
-        let Pattern::Bursts(bursts) = pattern(case, course) else {
+    for (key, history) in histories(case) {
+        let Pattern::Bursts(bursts) = pattern(case, history) else {
             continue;
         };
-        let count = course.count(ACCEPT_FULL);
-        let limit = course
+        let count = history.count(ACCEPT_FULL);
+        let limit = history
             .limit
             .map_or_else(|| "?".to_owned(), |limit| limit.to_string());
         let finding = Finding::new(
             rule,
             key.netns,
-            course,
+            history,
             count,
             format!(
                 "The backlog of {limit} is too small for the bursts that come: {bursts} times the queue was full for a moment \
@@ -417,15 +418,15 @@ pub(super) fn bursts(rule: &Rule, case: &Case) -> Vec<Finding> {
         } else {
             format!("{bursts} bursts, and connections entered the queue again between them")
         });
-        findings.push(raise_limit(with_queue(finding, course), course));
+        findings.push(raise_limit(with_queue(finding, history), history));
     }
     findings
 }
 
 /// The remedies that raise the limit.
-fn raise_limit(finding: Finding, course: &Course) -> Finding {
-    let somaxconn = course.somaxconn();
-    let wanted = course.limit.map_or(4096, |limit| {
+fn raise_limit(finding: Finding, history: &History) -> Finding {
+    let somaxconn = history.somaxconn();
+    let wanted = history.limit.map_or(4096, |limit| {
         (limit.max(1).saturating_mul(8)).clamp(1024, 65535)
     });
     let mut finding = finding.remedy(
@@ -444,24 +445,24 @@ fn raise_limit(finding: Finding, course: &Course) -> Finding {
 
 pub(super) fn full(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in courses(case) {
+    for (key, history) in histories(case) {
         let stuck =
-            stuck_rule().is_some_and(|stuck| is_stuck_worker(stuck, case, key, course).is_some());
-        if pattern(case, course) != Pattern::Unclear || stuck {
+            stuck_rule().is_some_and(|stuck| is_stuck_worker(stuck, case, key, history).is_some());
+        if pattern(case, history) != Pattern::Unclear || stuck {
             continue;
         }
-        let count = course.count(ACCEPT_FULL);
+        let count = history.count(ACCEPT_FULL);
         let finding = Finding::new(
             rule,
             key.netns,
-            course,
+            history,
             count,
             format!(
                 "{count} handshakes were refused because the accept queue was full; how it came to be full cannot be told from this."
             ),
         );
         findings.push(
-            with_queue(finding, course)
+            with_queue(finding, history)
                 .remedy(
                     "queue-trace diagnose --for 30s",
                     "While it happens: looks at the normal course as well, and tells a stuck application from a burst.",
@@ -477,16 +478,16 @@ pub(super) fn full(rule: &Rule, case: &Case) -> Vec<Finding> {
 
 pub(super) fn hang(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in courses(case) {
-        let acks = course.count_of(ACK_DROPPED_ACCEPT_QUEUE_FULL);
-        let cookies = course.count_of(COOKIE_DROPPED_ACCEPT_QUEUE_FULL);
+    for (key, history) in histories(case) {
+        let acks = history.count_of(ACK_DROPPED_ACCEPT_QUEUE_FULL);
+        let cookies = history.count_of(COOKIE_DROPPED_ACCEPT_QUEUE_FULL);
         if acks + cookies == 0 {
             continue;
         }
         let finding = Finding::new(
             rule,
             key.netns,
-            course,
+            history,
             acks + cookies,
             format!(
                 "Clients hang: {} times the client was connected as far as it knows and was refused here{}.",
@@ -498,7 +499,7 @@ pub(super) fn hang(rule: &Rule, case: &Case) -> Vec<Finding> {
                 }
             ),
         );
-        findings.push(with_queue(finding, course).remedy(
+        findings.push(with_queue(finding, history).remedy(
             "make the accept queue drain; see the finding about this listener's accept queue",
             "tcp_abort_on_overflow=1 would turn the hanging into resets: clients fail at once instead, also those that would have got in at the second try.",
         ));
@@ -508,21 +509,21 @@ pub(super) fn hang(rule: &Rule, case: &Case) -> Vec<Finding> {
 
 pub(super) fn abort(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in courses(case) {
-        let count = course.count_of(ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET);
+    for (key, history) in histories(case) {
+        let count = history.count_of(ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET);
         if count == 0 {
             continue;
         }
         let finding = Finding::new(
             rule,
             key.netns,
-            course,
+            history,
             count,
             format!(
                 "{count} clients were reset at their final ACK, because tcp_abort_on_overflow=1 and the accept queue was full."
             ),
         );
-        findings.push(with_queue(finding, course).remedy(
+        findings.push(with_queue(finding, history).remedy(
             "sysctl -w net.ipv4.tcp_abort_on_overflow=0",
             "In the listener's network namespace; takes effect at once. Clients then retry instead of failing, so a short burst goes unnoticed. \
              Leave it at 1 only if clients are to go elsewhere at once.",
@@ -533,20 +534,20 @@ pub(super) fn abort(rule: &Rule, case: &Case) -> Vec<Finding> {
 
 pub(super) fn limit(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in courses(case) {
-        let refused = course.count(ACCEPT_FULL);
-        let Some(limit) = course.limit.filter(|_| refused > 0) else {
+    for (key, history) in histories(case) {
+        let refused = history.count(ACCEPT_FULL);
+        let Some(limit) = history.limit.filter(|_| refused > 0) else {
             continue;
         };
         // With an application that has stopped no limit would do.
-        if matches!(pattern(case, course), Pattern::Stopped(_)) {
+        if matches!(pattern(case, history), Pattern::Stopped(_)) {
             continue;
         }
-        let snapshot = course.snapshot.as_ref();
+        let snapshot = history.snapshot.as_ref();
         let queue = snapshot.and_then(|snapshot| snapshot.accept_queue.as_ref());
         let from = queue.and_then(|queue| queue.limit_from.as_deref());
         let clamped =
-            from == Some("somaxconn") || (from.is_none() && course.somaxconn() == Some(limit));
+            from == Some("somaxconn") || (from.is_none() && history.somaxconn() == Some(limit));
         let asked = match queue.and_then(|queue| queue.asked) {
             Some(asked) => format!("asked for {asked}"),
             None => "asked for as much or more".to_owned(),
@@ -561,8 +562,8 @@ pub(super) fn limit(rule: &Rule, case: &Case) -> Vec<Finding> {
             ),
             _ => continue,
         };
-        let finding = Finding::new(rule, key.netns, course, refused, what);
-        findings.push(raise_limit(with_queue(finding, course), course));
+        let finding = Finding::new(rule, key.netns, history, refused, what);
+        findings.push(raise_limit(with_queue(finding, history), history));
     }
     findings
 }

@@ -8,27 +8,27 @@ use queue_trace_common::outcome::{
     SYNACK_RETRANSMITTED,
 };
 
-use super::Rule;
 use crate::diagnose::{
     case::{Case, ENTERED, SYN_FULL, set_of},
     finding::Finding,
+    rules::Rule,
 };
 
 pub(super) fn closed(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in &case.listeners {
-        let count = course.count_of(QUEUE_DISCARDED);
+    for (key, history) in &case.listeners {
+        let count = history.count_of(QUEUE_DISCARDED);
         if count == 0 {
             continue;
         }
-        let late = course.count_of(ACK_DROPPED_LISTENER_CLOSING);
+        let late = history.count_of(ACK_DROPPED_LISTENER_CLOSING);
         let successor = case.listeners.keys().any(|other| {
             other.netns == key.netns && other.port == key.port && other.inode != key.inode
         });
         let mut finding = Finding::new(
             rule,
             key.netns,
-            course,
+            history,
             count,
             format!(
                 "The listener was closed with {count} connections that nobody had accepted: each was reset."
@@ -59,12 +59,12 @@ pub(super) fn closed(rule: &Rule, case: &Case) -> Vec<Finding> {
 
 pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in &case.listeners {
-        let again = course.count_of(SYNACK_RETRANSMITTED);
-        let expired = course.count_of(REQUEST_EXPIRED);
-        let entered = course.count(ENTERED);
+    for (key, history) in &case.listeners {
+        let again = history.count_of(SYNACK_RETRANSMITTED);
+        let expired = history.count_of(REQUEST_EXPIRED);
+        let entered = history.count(ENTERED);
         // A flood leaves unanswered SYN-ACKs as well; that is another finding.
-        let flooded = course.count(SYN_FULL) > 0;
+        let flooded = history.count(SYN_FULL) > 0;
         let open = expired.max(1);
         let percent = rule.threshold("percent of handshakes that were finished, at most");
         let finished = entered.saturating_mul(100) > (entered + open).saturating_mul(percent);
@@ -76,14 +76,14 @@ pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
             continue;
         }
         // The timer also sends again what a full accept queue refused.
-        if course.count(crate::diagnose::case::ACCEPT_FULL) > 0 {
+        if history.count(crate::diagnose::case::ACCEPT_FULL) > 0 {
             continue;
         }
         findings.push(
             Finding::new(
                 rule,
                 key.netns,
-                course,
+                history,
                 again + expired,
                 format!(
                     "Clients' SYNs arrive, but their final ACKs do not: {again} SYN-ACKs were sent again and {expired} requests expired, while {entered} connections came in."
@@ -155,9 +155,9 @@ const OTHERS: [(u8, &str, &str); 9] = [
 
 pub(super) fn otherwise(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in &case.listeners {
+    for (key, history) in &case.listeners {
         for (tag, command, caveat) in OTHERS {
-            let count = course.count_of(tag);
+            let count = history.count_of(tag);
             let Some(outcome) = Outcome::of(tag).filter(|_| count > 0) else {
                 continue;
             };
@@ -165,7 +165,7 @@ pub(super) fn otherwise(rule: &Rule, case: &Case) -> Vec<Finding> {
                 Finding::new(
                     rule,
                     key.netns,
-                    course,
+                    history,
                     count,
                     format!("{count} times: {}.", outcome.says),
                 )

@@ -6,13 +6,13 @@ use queue_trace_common::outcome::{
     SYN_DROPPED_SYN_QUEUE_FULL, Set,
 };
 
-use super::{Rule, at_least};
 use crate::{
-    clients::{Clients, Network},
     diagnose::{
-        case::{Case, Course, ENTERED, SYN_FULL, set_of},
+        case::{Case, ENTERED, History, SYN_FULL, set_of},
         finding::{Finding, Threshold},
+        rules::{Rule, at_least},
     },
+    model::clients::{Clients, Network},
 };
 
 /// What tells a flood. Fast open is left out: not every way to attach tells it.
@@ -31,9 +31,9 @@ pub(super) static THRESHOLDS: [Threshold; 4] = [
 ];
 
 /// A flood at a listener: how many SYNs, and how many connections in the same time.
-fn flood(rule: &Rule, case: &Case, course: &Course) -> Option<(u64, u64)> {
-    let syns = course.count(SYN_FULL);
-    let entered = course.count(ENTERED);
+fn flood(rule: &Rule, case: &Case, history: &History) -> Option<(u64, u64)> {
+    let syns = history.count(SYN_FULL);
+    let entered = history.count(ENTERED);
     let many = syns >= rule.threshold("SYNs that found the SYN queue full");
     let percent = rule.threshold("percent of them that became connections, at most");
     let unfinished = entered.saturating_mul(100) <= syns.saturating_mul(percent);
@@ -54,19 +54,19 @@ fn heavy<'a>(rule: &Rule, clients: &'a Clients) -> Option<&'a [Network]> {
 fn finding(
     rule: &Rule,
     netns: u32,
-    course: &Course,
+    history: &History,
     clients: &Clients,
     (syns, entered): (u64, u64),
     whence: &str,
 ) -> Finding {
-    let seconds = course
+    let seconds = history
         .time_of(SYN_FULL)
         .map_or(0.0, |(from, to)| (to - from) as f64 / 1e9);
-    let cookies = course.count_of(COOKIE_SENT_FULL);
+    let cookies = history.count_of(COOKIE_SENT_FULL);
     let mut finding = Finding::new(
         rule,
         netns,
-        course,
+        history,
         syns,
         format!("A SYN flood from {whence}: {syns} SYNs found the SYN queue full within {seconds:.1} s, and {entered} connections came of it all."),
     )
@@ -74,7 +74,7 @@ fn finding(
         "{cookies} were answered with a SYN cookie, {} were dropped",
         syns - cookies.min(syns)
     ));
-    if let (Some(deepest), Some(limit)) = (course.deepest_syn, course.limit) {
+    if let (Some(deepest), Some(limit)) = (history.deepest_syn, history.limit) {
         finding = finding.because(format!(
             "the SYN queue was {deepest} deep at most, its limit is {limit}"
         ));
@@ -102,8 +102,8 @@ fn finding(
 
 pub(super) fn few(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in &case.listeners {
-        let (Some(numbers), Some(clients)) = (flood(rule, case, course), case.clients_of(key))
+    for (key, history) in &case.listeners {
+        let (Some(numbers), Some(clients)) = (flood(rule, case, history), case.clients_of(key))
         else {
             continue;
         };
@@ -114,7 +114,7 @@ pub(super) fn few(rule: &Rule, case: &Case) -> Vec<Finding> {
         let nets: Vec<_> = top.iter().map(|top| top.network.to_string()).collect();
         let (family, chain) = if v6 { ("ip6", "ip6") } else { ("ip", "ip") };
         findings.push(
-            finding(rule, key.netns, course, &clients, numbers, &format!("few networks ({})", nets.join(", "))).remedy(
+            finding(rule, key.netns, history, &clients, numbers, &format!("few networks ({})", nets.join(", "))).remedy(
                 format!(
                     "nft add table {chain} synflood; nft 'add chain {chain} synflood in {{ type filter hook input priority -10; }}'; \
                      nft add rule {chain} synflood in tcp dport {} {family} saddr '{{ {} }}' drop",
@@ -131,8 +131,8 @@ pub(super) fn few(rule: &Rule, case: &Case) -> Vec<Finding> {
 
 pub(super) fn many(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (key, course) in &case.listeners {
-        let (Some(numbers), Some(clients)) = (flood(rule, case, course), case.clients_of(key))
+    for (key, history) in &case.listeners {
+        let (Some(numbers), Some(clients)) = (flood(rule, case, history), case.clients_of(key))
         else {
             continue;
         };
@@ -141,7 +141,7 @@ pub(super) fn many(rule: &Rule, case: &Case) -> Vec<Finding> {
             continue;
         }
         findings.push(
-            finding(rule, key.netns, course, &clients, numbers, "many networks")
+            finding(rule, key.netns, history, &clients, numbers, "many networks")
                 .remedy(
                     "sysctl net.ipv4.tcp_syncookies",
                     "Must say 1, in the listener's network namespace: then real clients get in whatever the flood does. Not 2, which uses cookies without need.",
@@ -161,9 +161,9 @@ pub(super) fn many(rule: &Rule, case: &Case) -> Vec<Finding> {
 pub(super) fn cookies_off(rule: &Rule, case: &Case) -> Vec<Finding> {
     let dropped = set_of(&[SYN_DROPPED_SYN_QUEUE_FULL, SYN_DROPPED_LAST_QUARTER]);
     let mut findings = Vec::new();
-    for (key, course) in &case.listeners {
-        let count = course.count(dropped);
-        let off = course
+    for (key, history) in &case.listeners {
+        let count = history.count(dropped);
+        let off = history
             .sysctls
             .is_some_and(|sysctls| sysctls.tcp_syncookies == 0);
         if count == 0 || !off {
@@ -173,15 +173,15 @@ pub(super) fn cookies_off(rule: &Rule, case: &Case) -> Vec<Finding> {
             Finding::new(
                 rule,
                 key.netns,
-                course,
+                history,
                 count,
                 format!("SYN cookies are off, so {count} SYNs were dropped when the SYN queue was full."),
             )
             .because("net.ipv4.tcp_syncookies was 0 when they were dropped")
             .because(format!(
                 "{} found the SYN queue full, {} the last quarter of tcp_max_syn_backlog kept for known peers",
-                course.count_of(SYN_DROPPED_SYN_QUEUE_FULL),
-                course.count_of(SYN_DROPPED_LAST_QUARTER)
+                history.count_of(SYN_DROPPED_SYN_QUEUE_FULL),
+                history.count_of(SYN_DROPPED_LAST_QUARTER)
             ))
             .remedy(
                 "sysctl -w net.ipv4.tcp_syncookies=1",
