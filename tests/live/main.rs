@@ -22,6 +22,7 @@ mod experiments;
 mod faults;
 mod filters;
 mod floods;
+mod guide;
 mod handshakes;
 mod ledger;
 mod listeners;
