@@ -8,6 +8,7 @@ mod artifacts;
 mod bench;
 mod bpf;
 mod cross;
+mod dependencies;
 mod fuzz;
 mod gate;
 mod lint;
@@ -44,6 +45,8 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Check the layout: circles, imports against the flow, headers, tests that end early.
     Lint,
+    /// Check licences and sources of dependencies, by deny.toml.
+    Dependencies,
     /// Check that what reads recordings builds for Windows.
     Windows,
     /// Run every check there is, the fast ones first.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Fuzz(args) => fuzz::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::run().map(|()| ExitCode::SUCCESS),
+        Task::Dependencies => dependencies::run().map(|()| ExitCode::SUCCESS),
         Task::Windows => windows::run().map(|()| ExitCode::SUCCESS),
         Task::Test => gate::run().map(|()| ExitCode::SUCCESS),
     };
