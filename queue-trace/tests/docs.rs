@@ -444,7 +444,7 @@ fn full_lines() -> Vec<Value> {
         outcomes: [(Name(&OUTCOMES[0]).to_string(), 1)].into(),
     }));
     lines.push(json!(End {
-        time: header.time.clone(),
+        time: header.time,
         lines: 1,
         rotated: false,
     }));

@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod diag;
 pub mod group;
 pub mod language;
+pub mod member;
 pub mod owners;
 pub mod runtime;
 pub mod stats;

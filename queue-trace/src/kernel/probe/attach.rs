@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, io};
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Map, lpm_trie},
+    maps::lpm_trie,
     programs::{FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
 use bytemuck::bytes_of;
@@ -21,7 +21,7 @@ use crate::kernel::{
     netns,
     netns::NetnsPath,
     plan::{Family, Plan},
-    probe::{functions, iterate, object},
+    probe::{functions, iterate, named::named, object},
     selection::Selection,
 };
 
@@ -232,20 +232,6 @@ fn log_sizes(ebpf: &Ebpf) {
             );
         }
     }
-}
-
-pub(super) fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {
-    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)
-}
-
-pub(super) fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<T>
-where
-    T::Error: std::error::Error + Send + Sync + 'static,
-{
-    let map = ebpf
-        .take_map(name)
-        .with_context(|| format!("the kernel side has no map {name}"))?;
-    T::try_from(map).with_context(|| format!("the map {name} is not what it should be"))
 }
 
 /// Puts networks into a trie; IPv4 as `::ffff:a.b.c.d`.

@@ -9,7 +9,7 @@ use aya::{
 };
 use queue_trace_common::queue::{Entered, LISTENERS, Marks, Queue, QueueKey, WAITING};
 
-use crate::kernel::probe::{Wire, attach::take};
+use crate::kernel::probe::{named::take, wire::Wire};
 
 /// The maps.
 pub(super) struct Queues {

@@ -1,6 +1,11 @@
 //! What the kernel side tells in memory that is mapped here: read without a system call,
 //! while the kernel writes it.
 
+#![expect(
+    unsafe_code,
+    reason = "counts are read where the kernel writes them, in a mapped array"
+)]
+
 use std::{
     os::fd::{AsFd, AsRawFd},
     sync::atomic::{AtomicU64, Ordering},
