@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn every_loss_of_the_registry_is_a_member_and_a_part() {
         for (index, kind) in LOSSES.iter().enumerate() {
-            let mut numbers = [0; queue_trace_common::loss::COUNT];
+            let mut numbers = [0u64; queue_trace_common::loss::COUNT];
             numbers[index] = 7;
             let lost: Loss = bytemuck::cast(numbers);
             let note = LossNote::between(&Loss::default(), &lost, String::new());
