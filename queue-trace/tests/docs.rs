@@ -27,9 +27,9 @@ use queue_trace::{
 use queue_trace_common::{
     counter::{COUNTERS, Moved},
     hook,
+    loss::Loss,
     outcome::{self, Kind, OUTCOMES, Outcome},
     record::{self, Record},
-    settings::Loss,
 };
 use serde_json::{Value, json};
 
