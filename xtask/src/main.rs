@@ -11,6 +11,7 @@ mod cross;
 mod dependencies;
 mod fuzz;
 mod gate;
+mod guide;
 mod lint;
 mod live;
 mod package;
@@ -49,6 +50,10 @@ enum Task {
     Dependencies,
     /// Check that what reads recordings builds for Windows.
     Windows,
+    /// Make the pictures of the documentation.
+    Pictures,
+    /// Write the sessions of the documentation anew.
+    Guide,
     /// Run every check there is, the fast ones first.
     Test,
 }
@@ -65,6 +70,8 @@ fn main() -> ExitCode {
         Task::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Task::Dependencies => dependencies::run().map(|()| ExitCode::SUCCESS),
         Task::Windows => windows::run().map(|()| ExitCode::SUCCESS),
+        Task::Pictures => guide::pictures().map(|()| ExitCode::SUCCESS),
+        Task::Guide => guide::sessions().map(|()| ExitCode::SUCCESS),
         Task::Test => gate::run().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

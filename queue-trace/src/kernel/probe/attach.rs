@@ -170,9 +170,10 @@ fn attach_tracepoints(
             "listeners that existed before are known by their port only: {error:#}"
         )],
     };
+    // What sets baselines before what needs them.
+    attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
     attach_tracepoint_twice(ebpf, "packet_consumed", "consume_skb")?;
     attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")?;
-    attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
     Ok(notes)
 }
 

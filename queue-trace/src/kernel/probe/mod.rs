@@ -30,8 +30,9 @@ use aya::{
 use aya_log::EbpfLogger;
 use bytes::{Bytes, BytesMut};
 use queue_trace_common::{
+    loss::Loss,
     queue::{Queue, QueueKey},
-    settings::{CountKey, Counted, Loss, Slot},
+    settings::{CountKey, Counted, Slot},
 };
 use tokio::io::unix::AsyncFd;
 

@@ -123,7 +123,6 @@ fn together(a: &Marks, b: &Marks) -> Marks {
         syn_high,
         syn_high_ns,
         entered: a.entered + b.entered,
-        _pad: 0,
         waited_max_ns: a.waited_max_ns.max(b.waited_max_ns),
         handshake_max_us: a.handshake_max_us.max(b.handshake_max_us),
         waited: a.waited,
