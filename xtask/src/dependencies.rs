@@ -2,8 +2,7 @@
 //! reads that part of the file that it needs; `cargo deny`, which takes minutes to build, reads
 //! all of it.
 
-use std::collections::BTreeSet;
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;

@@ -1,13 +1,14 @@
 //! `cargo xtask test`: every check, the fast ones first, up to the first failure,
 //! and how long each took.
 
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 
-use crate::vm::Attach;
-use crate::{bpf, live, process, setup, vm, windows, workspace};
+use crate::{bpf, live, process, setup, vm, vm::Attach, windows, workspace};
 
 type Stage = (&'static str, fn() -> Result<()>);
 

@@ -3,9 +3,11 @@
 
 use anyhow::{Context, Result};
 
-use crate::artifacts::{self, For};
-use crate::process;
-use crate::vm::Attach;
+use crate::{
+    artifacts::{self, For},
+    process,
+    vm::Attach,
+};
 
 #[derive(clap::Args)]
 pub struct Args {

@@ -1,8 +1,10 @@
 //! Child processes: run one, say which one failed and with what words.
 
-use std::ffi::OsStr;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::{
+    ffi::OsStr,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+};
 
 use anyhow::{Context, Result, bail};
 

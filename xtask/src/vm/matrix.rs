@@ -1,20 +1,26 @@
 //! `cargo xtask vm test`: the live tests on every kernel, in every way to
 //! attach, a few machines at a time, and one table of what came of it.
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::cache::{self, Image};
-use super::console;
-use super::guest::Guest;
-use super::kernels::{self, Attach, Kernel};
-use super::machine::{self, End, Run, Size};
-use crate::architecture::Architecture;
-use crate::artifacts::{self, For};
-use crate::live;
+use super::{
+    cache::{self, Image},
+    console,
+    guest::Guest,
+    kernels::{self, Attach, Kernel},
+    machine::{self, End, Run, Size},
+};
+use crate::{
+    architecture::Architecture,
+    artifacts::{self, For},
+    live,
+};
 
 #[derive(clap::Args, Default)]
 pub struct Args {

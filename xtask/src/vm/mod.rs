@@ -16,15 +16,12 @@ pub mod qemu;
 mod survey;
 mod userland;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
-
 use guest::Guest;
-use machine::End;
-
 pub use kernels::Attach;
+use machine::End;
 pub use machine::Size;
 
 #[derive(clap::Subcommand)]
