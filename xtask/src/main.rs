@@ -10,6 +10,7 @@ mod bpf;
 mod cross;
 mod fuzz;
 mod gate;
+mod lint;
 mod live;
 mod package;
 mod process;
@@ -41,6 +42,8 @@ enum Task {
     Bench(bench::Args),
     /// Give the reader of recordings any bytes, for a while.
     Fuzz(fuzz::Args),
+    /// Check the layout: circles, imports against the flow, headers, tests that end early.
+    Lint,
     /// Check that what reads recordings builds for Windows.
     Windows,
     /// Run every check there is, the fast ones first.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Package(args) => package::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Fuzz(args) => fuzz::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Task::Windows => windows::run().map(|()| ExitCode::SUCCESS),
         Task::Test => gate::run().map(|()| ExitCode::SUCCESS),
     };

@@ -22,6 +22,10 @@ const PACKAGES: &[&str] = &[
     "libpolly-22-dev",
     "gcc",
     "libc6-dev",
+    // The check that it builds for Windows: import libraries are made with its dlltool.
+    "binutils-mingw-w64-x86-64",
+    // libFuzzer is C++.
+    "g++",
     // Programs for the other architecture.
     CROSS[0],
     CROSS[1],

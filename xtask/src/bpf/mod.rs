@@ -2,6 +2,7 @@
 //! objects, one for each architecture, or the check that they are that source's.
 
 mod build;
+mod hash;
 mod manifest;
 mod source;
 mod toolchain;
@@ -45,7 +46,7 @@ fn write(source: &Source) -> Result<()> {
         let path = object_path(architecture);
         fs::write(&path, &object).with_context(|| format!("cannot write {}", path.display()))?;
         println!("{} ({} bytes)", path.display(), object.len());
-        objects.insert(architecture.name().to_string(), manifest::sha256(&object));
+        objects.insert(architecture.name().to_string(), hash::sha256(&object));
     }
     let manifest = Manifest::of(source, &toolchain, objects);
     manifest.write(&manifest_path())?;
@@ -66,7 +67,7 @@ fn check(source: &Source) -> Result<()> {
         let path = object_path(architecture);
         let object =
             fs::read(&path).with_context(|| format!("cannot read {}; {stale}", path.display()))?;
-        if committed.objects.get(architecture.name()) != Some(&manifest::sha256(&object)) {
+        if committed.objects.get(architecture.name()) != Some(&hash::sha256(&object)) {
             bail!(
                 "the committed BPF object for {} is not the one its manifest describes; {stale}",
                 architecture.name()
