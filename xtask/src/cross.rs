@@ -6,7 +6,7 @@
 //! that holds both libraries is the compiler's system root. Nothing is installed.
 
 use std::{
-    fs,
+    env, fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
@@ -43,6 +43,11 @@ pub fn cargo(architecture: Architecture) -> Result<(Command, Vec<String>)> {
         let root = system_root(architecture)?;
         let mut cargo = bpf::clean(Path::new(CARGO));
         cargo.env("RUSTC", RUSTC);
+        // As with any other cargo.
+        cargo.envs(env::vars_os().filter(|(name, _)| {
+            name.to_str()
+                .is_some_and(|name| name.starts_with("CARGO_PROFILE_"))
+        }));
         (cargo, vec![format!("--sysroot={}", root.display())])
     };
     let target = architecture.target().replace('-', "_");

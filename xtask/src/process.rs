@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +11,16 @@ use anyhow::{Context, Result, bail};
 /// Runs `command` with this process's own streams; a failure is an error.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| cannot_start(command))?;
+    succeeded(command, status)
+}
+
+/// Starts `command`.
+pub fn start(command: &mut Command) -> Result<Child> {
+    command.spawn().with_context(|| cannot_start(command))
+}
+
+/// A failure is an error.
+pub fn succeeded(command: &Command, status: ExitStatus) -> Result<()> {
     if !status.success() {
         bail!("`{}` failed: {status}", shown(command));
     }

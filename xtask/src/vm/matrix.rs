@@ -89,6 +89,14 @@ impl Built {
     }
 }
 
+/// Builds the programs of all architectures, so that nobody waits for them later.
+pub fn build() -> Result<()> {
+    for architecture in Architecture::ALL {
+        Built::of(architecture)?;
+    }
+    Ok(())
+}
+
 /// Whether all tests passed.
 pub fn run(args: &Args) -> Result<bool> {
     run_all(std::slice::from_ref(args))
