@@ -2,8 +2,12 @@
 //! stream or from a recording.
 
 pub mod case;
+pub mod detector;
+pub mod distinct;
+pub mod episode;
 mod finding;
 mod rules;
+pub mod timeline;
 
 use std::io::{self, Write};
 
