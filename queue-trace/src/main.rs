@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use queue_trace::cli::Cli;
+use queue_trace::Cli;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

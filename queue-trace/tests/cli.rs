@@ -10,7 +10,7 @@
 use std::process::{Command, Output};
 
 use clap::{CommandFactory, Parser};
-use queue_trace::cli::Cli;
+use queue_trace::commands::Cli;
 
 /// clap's own status for a command line that it refuses.
 const USAGE: i32 = 2;

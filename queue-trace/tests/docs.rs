@@ -7,16 +7,22 @@ use std::{collections::BTreeSet, fs, path::Path};
 use clap::{CommandFactory, Parser};
 use jsonschema::Validator;
 use queue_trace::{
-    cli::{Attach, Cli},
-    clients::{Clients, Network},
-    decode::decode,
+    commands::Cli,
     diagnose::RULES,
-    event::{Event, Listener, Process},
-    ledger::{Ledger, Look},
+    kernel::{
+        decode::decode,
+        plan::{Offers, Plan},
+    },
     listeners::{AcceptGauge, Cgroup, Group, LimitFrom, Row, SynGauge},
-    plan::{Name, Offers, Plan},
-    sink::{AttachPlan, Counts, End, Header, LossNote, SCHEMA, Total},
-    snapshot::Snapshot,
+    model::{
+        clients::{Clients, Network},
+        event::{Event, Name},
+        ledger::{Ledger, Look},
+        lines::{AttachPlan, Counts, End, Header, LossNote, SCHEMA, Total},
+        snapshot::{Descriptors, Snapshot},
+        socket::{Listener, Process},
+    },
+    options::Attach,
 };
 use queue_trace_common::{
     counter::{COUNTERS, Moved},
@@ -328,7 +334,7 @@ fn the_examples_fit_the_schema_and_show_every_type_of_line() {
 
 /// All that can be known of a listener.
 fn full_row(limit_from: LimitFrom) -> Row {
-    let spread = queue_trace::spread::Spread {
+    let spread = queue_trace::model::latency::Distribution {
         count: 1,
         ..Default::default()
     };
@@ -377,6 +383,11 @@ fn full_row(limit_from: LimitFrom) -> Row {
         oldest_waiting_us: Some(1),
         default_of: Some("Java"),
         threads: Some([("S futex_do_wait".to_owned(), 3)].into()),
+        descriptors: Some(Descriptors {
+            pid: 812,
+            open: 1024,
+            limit: 1024,
+        }),
         entered: None,
         waits: None,
         place: None,
@@ -396,7 +407,7 @@ fn full_lines() -> Vec<Value> {
     let header = Header {
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        time: queue_trace::event::rfc3339(1),
+        time: queue_trace::model::event::rfc3339(1),
         host: "host".to_owned(),
         kernel: "6.12".to_owned(),
         attach: AttachPlan::from(&plan),
@@ -461,6 +472,7 @@ fn full_lines() -> Vec<Value> {
         LimitFrom::Backlog,
         LimitFrom::Somaxconn,
         LimitFrom::EarlierSomaxconn,
+        LimitFrom::BacklogOrEarlierSomaxconn,
     ] {
         lines.push(json!(Snapshot::from(&full_row(from))));
     }

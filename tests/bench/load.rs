@@ -1,14 +1,18 @@
 //! The loads: what is done to a listener in a namespace of its own while something is
 //! attached or not, and what that takes.
 
-use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
 
 use live_tests::Room;
-use queue_trace::lab::Family;
-use queue_trace::lab::raw::{Flood, flood};
+use queue_trace::lab::{
+    Family,
+    raw::{Flood, flood},
+};
 use rustix::net::sockopt::set_socket_linger;
 
 use crate::contender::{ByName, Running};

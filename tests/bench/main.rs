@@ -14,11 +14,9 @@ mod load;
 mod soak;
 mod table;
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Parser;
-
 use contender::Contender;
 use load::Load;
 use table::Table;

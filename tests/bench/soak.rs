@@ -1,11 +1,15 @@
 //! A long flood: whether memory grows, and whether the counts are exact after it.
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use live_tests::Room;
-use queue_trace::lab::Family;
-use queue_trace::lab::raw::{Flood, flood};
+use queue_trace::lab::{
+    Family,
+    raw::{Flood, flood},
+};
 
 use crate::contender::Contender;
 

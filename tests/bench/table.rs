@@ -1,11 +1,11 @@
 //! The numbers of all rounds, and the table made of them.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::time::Duration;
+use std::{collections::BTreeMap, fmt, time::Duration};
 
-use crate::contender::{Contender, Programs, Running};
-use crate::load::{Cost, Load};
+use crate::{
+    contender::{Contender, Programs, Running},
+    load::{Cost, Load},
+};
 
 /// The contender whose programs are shown one by one.
 const OWN: &str = "queue-trace";

@@ -1,9 +1,7 @@
 //! The tracer's audit of itself: the self-test at start leaves nothing behind, and two
 //! tracers do not disturb each other.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, fs, net::SocketAddr};
 
 use live_tests::{Inhabitant, Launch, Room, Shown, expected, make_cookies};
 use queue_trace::lab::Family;

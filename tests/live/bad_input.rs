@@ -1,9 +1,11 @@
 //! What keeps it from working is said in one message: what failed, why, and what to
 //! do. It exits with 1, and nothing stays attached.
 
-use std::fs;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+};
 
 use live_tests::{
     Attach, Finished, Launch, Recording, Room, Scratch, attach, in_private_mounts, program,

@@ -1,17 +1,23 @@
 //! What the tests of rare outcomes, of listeners and of namespaces share: peers that
 //! are let in, and what was told of one listener.
 
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    net::{SocketAddr, TcpListener},
+    os::fd::AsFd,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use live_tests::{Recording, Sums, Total};
-use queue_trace::lab::raw::{Peer, Wire};
-use queue_trace::lab::{Listen, Netns};
-use rustix::fs::fstat;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use queue_trace::lab::{
+    Listen, Netns,
+    raw::{Peer, Wire},
+};
+use rustix::{
+    fs::fstat,
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
 
 /// Within it even an emulated machine answers.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,15 +1,21 @@
 //! Several CPUs refuse at once, on the same listener and on others, SYNs and final ACKs
 //! and cookies mixed: no cause blurs into another, and every sum is that of its listener.
 
-use std::net::{SocketAddr, TcpListener};
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
 
 use anyhow::Result;
 use live_tests::{Attach, Counters, Launch, Recording, Room, Shown, Sums, attach, expected};
-use queue_trace::lab::raw::{Flood, Peer, Wire, flood};
-use queue_trace::lab::{Family, Listen};
+use queue_trace::lab::{
+    Family, Listen,
+    raw::{Flood, Peer, Wire, flood},
+};
 use queue_trace_common::outcome;
 
 use crate::bench::{cpus, drain, half_open, inode, let_in, listen, pin, totals_of};

@@ -1,13 +1,13 @@
 //! `queue-trace demo`: each case ends well, says what happened, and leaves nothing.
 
-use std::collections::BTreeSet;
-use std::os::unix::process::CommandExt;
-use std::{fs, iter};
+use std::{collections::BTreeSet, fs, iter, os::unix::process::CommandExt};
 
 use live_tests::{Finished, Launch, Ledger, Recording, attach, in_private_mounts};
 use queue_trace::lab::scenario::SCENARIOS;
-use rustix::io::Errno;
-use rustix::process::{Pid, test_kill_process_group};
+use rustix::{
+    io::Errno,
+    process::{Pid, test_kill_process_group},
+};
 
 #[test]
 fn every_case_is_shown() {

@@ -4,21 +4,27 @@
 //! With `QUEUE_TRACE_RECORDINGS=FOLDER` the recordings are kept, as those in
 //! `queue-trace/tests/recordings` were.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
-use std::{fs, mem};
+use std::{
+    fs, mem,
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 use live_tests::{Attach, Launch, Recording, Room, Scratch, attach};
-use queue_trace::lab::raw::{Flood, Peer, Wire};
-use queue_trace::lab::{Family, Listen, Netns, Pace, connect_each};
+use queue_trace::lab::{
+    Family, Listen, Netns, Pace, connect_each,
+    raw::{Flood, Peer, Wire},
+};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
-use crate::bench::{half_open, let_in, listen, syns};
-use crate::servers::{AT, PORT, Server, freeze};
+use crate::{
+    bench::{half_open, let_in, listen, syns},
+    servers::{AT, PORT, Server, freeze},
+};
 
 const COOKIES: &str = "net.ipv4.tcp_syncookies";
 

@@ -1,8 +1,10 @@
 //! However a run ends: by a signal, by itself, or because nobody reads it any more. It
 //! closes its books where it can, exits with 0, and nothing of it stays.
 
-use std::io::{BufRead, BufReader};
-use std::time::{Duration, Instant};
+use std::{
+    io::{BufRead, BufReader},
+    time::{Duration, Instant},
+};
 
 use live_tests::{Launch, Room, Shown, expected};
 use queue_trace::lab::Family;

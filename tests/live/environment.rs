@@ -3,8 +3,10 @@
 //! comparing nothing with nothing.
 
 use live_tests::{Counters, attach, program};
-use queue_trace::lab::Family;
-use queue_trace::lab::scenario::{Report, SCENARIOS};
+use queue_trace::lab::{
+    Family,
+    scenario::{Report, SCENARIOS},
+};
 use queue_trace_common::counter::{COOKIE_RECV, COUNTERS, Moved};
 
 #[test]

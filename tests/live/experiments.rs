@@ -1,8 +1,7 @@
 //! The two experiments of the literature on listen queues, written out, over both
 //! families.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use live_tests::{Event, Launch, Room, Shown};
 use queue_trace::lab::Connect;

@@ -8,8 +8,10 @@ use std::fs;
 
 use libc::{BPF_K, BPF_RET};
 use live_tests::{Launch, Room, SecurityModule, Shown, expected};
-use queue_trace::lab::Netns;
-use queue_trace::lab::raw::{Answer, Peer, Wire};
+use queue_trace::lab::{
+    Netns,
+    raw::{Answer, Peer, Wire},
+};
 use queue_trace_common::outcome;
 use socket2::{SockFilter, SockRef};
 

@@ -6,8 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use live_tests::{
     Inhabitant, Launch, Recording, Room, Shown, Sums, expected, imposed, listener_beside,
 };
-use queue_trace::lab::raw::Flood;
-use queue_trace::lab::{Family, scenario};
+use queue_trace::lab::{Family, raw::Flood, scenario};
 use queue_trace_common::outcome;
 
 /// Two listeners, which are sent SYNs by clients of their own.

@@ -3,8 +3,7 @@
 use std::thread;
 
 use live_tests::{Launch, Room, Shown, expected};
-use queue_trace::lab::Family;
-use queue_trace::lab::raw::Flood;
+use queue_trace::lab::{Family, raw::Flood};
 use queue_trace_common::outcome;
 
 const COOKIES: &str = "net.ipv4.tcp_syncookies";

@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use live_tests::{Attach, Launch, Room, Shown, attach, expected};
-use queue_trace::lab::Family;
-use queue_trace::lab::raw::{Answer, Peer, Wire};
+use queue_trace::lab::{
+    Family,
+    raw::{Answer, Peer, Wire},
+};
 use queue_trace_common::outcome;
 
 const CLIENTS: u64 = 20;

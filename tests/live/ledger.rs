@@ -1,12 +1,16 @@
 //! The ledger closes over the time attached, neither before nor after it, and at
 //! whatever moment it is stopped.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use live_tests::{Counters, Launch, Room, Shown, expected};
-use queue_trace::lab::Family;
-use queue_trace::lab::raw::{Flood, flood};
+use queue_trace::lab::{
+    Family,
+    raw::{Flood, flood},
+};
 use queue_trace_common::outcome;
 
 const ALWAYS: [(&str, u32); 1] = [("net.ipv4.tcp_syncookies", 2)];

@@ -1,15 +1,22 @@
 //! Listeners of every kind: each verdict is told once, of the right socket and the right
 //! client.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket};
-use std::time::{Duration, Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
+    time::{Duration, Instant},
+};
 
 use live_tests::{
     Attach, Counters, Event, Launch, Recording, Shown, Sides, Sums, attach, expected, kernel,
 };
-use queue_trace::lab::raw::{Peer, Wire};
-use queue_trace::lab::{self, Connect, Ending, Family, Listen, Netns, Pace, connect_each};
+use queue_trace::{
+    lab,
+    lab::{
+        Connect, Ending, Family, Listen, Netns, Pace, connect_each,
+        raw::{Peer, Wire},
+    },
+};
 use queue_trace_common::outcome;
 
 use crate::bench::{drain, half_open, inode, let_in, listen, syns, totals_of, wait_until};

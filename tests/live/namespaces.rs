@@ -1,13 +1,14 @@
 //! Namespaces that come and go while the tracer watches all there are.
 
-use std::net::SocketAddr;
-use std::thread;
+use std::{net::SocketAddr, thread};
 
 use live_tests::{
     Counters, Inhabitant, Launch, Ledger, Recording, Room, Shown, expected, kernel, listener_beside,
 };
-use queue_trace::lab::raw::{Flood, Wire, flood};
-use queue_trace::lab::{Family, Netns};
+use queue_trace::lab::{
+    Family, Netns,
+    raw::{Flood, Wire, flood},
+};
 use queue_trace_common::outcome;
 
 use crate::bench::{totals, wait_until};

@@ -1,7 +1,9 @@
 //! What it writes where: text for people, files, colours.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::{
+    fs::{self, File},
+    io::Read,
+};
 
 use live_tests::{Launch, Recording, Room, Scratch, Shown, expected, terminal};
 use queue_trace::lab::Family;

@@ -1,14 +1,15 @@
 //! The queues themselves: whose they are, how full they got, and how long connections
 //! waited, held against what the test imposed and against `ss`.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
-use std::process::{self, Command};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    process::{self, Command},
+    thread,
+    time::{Duration, Instant},
+};
 
 use live_tests::{Attach, Launch, Room, Row, Shown, attach, listener_beside};
 use queue_trace::lab::{Connect, Family, Listen, Netns, connect_fast};

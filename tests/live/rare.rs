@@ -8,13 +8,20 @@
 //! [`concurrency`]: super::concurrency
 //! [`scenarios`]: super::scenarios
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
-use std::process::Command;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
+    process::Command,
+};
 
 use live_tests::{Attach, Counters, Launch, Room, Shown, attach, expected};
-use queue_trace::lab::raw::{Answer, Flags, Peer, Segment, Wire};
-use queue_trace::lab::{self, Family, Listen, connect_fast};
+use queue_trace::{
+    lab,
+    lab::{
+        Family, Listen, connect_fast,
+        raw::{Answer, Flags, Peer, Segment, Wire},
+    },
+};
 use queue_trace_common::outcome;
 
 use crate::bench::{self, PATIENCE, half_open, let_in, listen, totals, wait_until};

@@ -1,7 +1,9 @@
 //! Recordings as they are made: compressed, divided, and cut off by a kill.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use live_tests::{Finished, Launch, Recording, Room, Scratch};
 use queue_trace::lab::Family;

@@ -1,13 +1,10 @@
 //! What a record says of the machine, the listener and the client is true.
 
-use std::fs;
-use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::{fs, net::IpAddr, os::fd::AsFd};
 
 use live_tests::{Event, Launch, Room, Shown, attach};
 use queue_trace::lab::Family;
-use rustix::fs::fstat;
-use rustix::net::sockopt::socket_cookie;
+use rustix::{fs::fstat, net::sockopt::socket_cookie};
 
 #[test]
 fn the_header_says_who_observed_what() {

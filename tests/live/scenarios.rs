@@ -4,8 +4,7 @@
 //! One tracer watches as many cases as `--netns` can name, each in its own namespace.
 
 use live_tests::{Counters, Launch, Shown, imposed};
-use queue_trace::lab::Family;
-use queue_trace::lab::scenario::SCENARIOS;
+use queue_trace::lab::{Family, scenario::SCENARIOS};
 use queue_trace_common::settings::MAX_NETNS;
 
 #[test]

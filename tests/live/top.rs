@@ -4,8 +4,7 @@ use std::net::SocketAddr;
 
 use live_tests::{Launch, Room, Screen, Tracer, attach, listener_beside};
 use queue_trace::lab::Family;
-use rustix::process::Signal;
-use rustix::termios::tcgetattr;
+use rustix::{process::Signal, termios::tcgetattr};
 
 /// The program in a terminal of its own.
 fn top(room: &Room, columns: u16, rows: u16, no_color: &str) -> (Tracer, Screen) {

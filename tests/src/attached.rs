@@ -1,9 +1,10 @@
 //! What a tracer has in the kernel, to see that nothing of it stays.
 
-use std::collections::HashSet;
-use std::fs;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 /// The BPF programs that a process holds, by number.
 pub(crate) fn programs_of(pid: u32) -> HashSet<u32> {

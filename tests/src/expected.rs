@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use queue_trace::lab::scenario::Report;
-use queue_trace::plan::Name;
+use queue_trace::{lab::scenario::Report, model::event::Name};
 use queue_trace_common::outcome::{self, Kind, OUTCOMES};
 
 use crate::setting::{self, Attach};

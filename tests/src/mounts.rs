@@ -1,13 +1,12 @@
 //! Mounts that one test alone sees: files of the machine hidden, or a disk that is
 //! full.
 
-use std::fs;
-use std::panic::resume_unwind;
-use std::path::Path;
-use std::thread;
+use std::{fs, panic::resume_unwind, path::Path, thread};
 
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+    thread::{UnshareFlags, unshare_unsafe},
+};
 
 /// The mounts of the calling thread, and of the programs that it starts.
 #[derive(Debug)]

@@ -2,16 +2,13 @@
 
 #![expect(missing_docs, reason = "docs/events.md says what the fields are")]
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::sync::LazyLock;
+use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock};
 
 use queue_trace::lab::Netns;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::counters::Counters;
-use crate::expected::Sums;
+use crate::{counters::Counters, expected::Sums};
 
 /// One line.
 #[derive(Clone, Debug, Deserialize)]

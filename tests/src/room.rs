@@ -1,12 +1,16 @@
 //! A namespace with a listener that nobody accepts from, and the traffic that the
 //! tests send to it.
 
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
 
-use queue_trace::lab::raw::{Flood, Wire, flood};
-use queue_trace::lab::{Connect, Ending, Family, Listen, Netns, Pace, connect_each, half_open};
+use queue_trace::lab::{
+    Connect, Ending, Family, Listen, Netns, Pace, connect_each, half_open,
+    raw::{Flood, Wire, flood},
+};
 
 use crate::counters::Counters;
 

@@ -1,8 +1,10 @@
 //! A folder for one test, gone with it.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 /// The folder.
 #[derive(Debug)]

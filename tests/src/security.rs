@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
-use queue_trace::btf::Types;
+use queue_trace::kernel::btf::Types;
 
 use crate::bpf;
 

@@ -1,7 +1,6 @@
 //! What is tested: which program, attached how.
 
-use std::env;
-use std::path::PathBuf;
+use std::{env, path::PathBuf};
 
 /// How the program is made to attach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

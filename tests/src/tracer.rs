@@ -1,25 +1,31 @@
 //! The program as a child process: started, waited for, told to stop, and never left
 //! behind.
 
-use std::collections::HashSet;
-use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    ffi::OsStr,
+    io::{BufRead, BufReader, Read},
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
 
 use queue_trace::lab::Netns;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+};
 
-use crate::attached;
-use crate::expected::Shown;
-use crate::recording::Recording;
-use crate::room::Room;
-use crate::setting::{self, attach};
+use crate::{
+    attached,
+    expected::Shown,
+    recording::Recording,
+    room::Room,
+    setting::{self, attach},
+};
 
 /// Within it even an emulated machine attaches, or detaches.
 const DEADLINE: Duration = Duration::from_secs(60);

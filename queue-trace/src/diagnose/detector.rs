@@ -12,14 +12,16 @@ use super::{
     distinct::{Distinct, Estimate},
     episode::{ENTERED, Episode, Pattern, Sums, Trouble, add, set_of},
 };
-use crate::{
+use crate::model::{
     clock::NS_PER_SECOND,
-    event::{AcceptQueue, Client, Event, Listener, SynQueue, Sysctls, outcome_named},
+    event::{AcceptQueue, Event, SynQueue, Sysctls, outcome_named},
+    socket::{Client, Listener},
 };
 
 /// An episode is over after so many calm seconds.
 pub const CALM_NS: i128 = 5 * NS_PER_SECOND;
-/// The same while the accept queue was full when it was seen last: clients try again ever more rarely.
+/// The same while the accept queue was not seen to be at half of its limit again: clients try again
+/// ever more rarely.
 pub const CALM_WHILE_FULL_NS: i128 = 60 * NS_PER_SECOND;
 /// A client that was refused may get in for so long after the end.
 const SETTLING_NS: i128 = 130 * NS_PER_SECOND;
@@ -98,8 +100,8 @@ pub struct Detector {
     told: Set,
     open: [Option<Box<Open>>; 2],
     past: [Past; 2],
-    /// The accept queue as it was seen last.
-    depth: Option<AcceptQueue>,
+    /// Whether the listener was closed.
+    closed: bool,
 }
 
 /// The episodes that are over.
@@ -153,7 +155,7 @@ impl Detector {
             told,
             open: [None, None],
             past: [Past::default(), Past::default()],
-            depth: None,
+            closed: false,
         }
     }
 
@@ -165,7 +167,6 @@ impl Detector {
     /// Takes in what happened; gives the episodes that ended before it, or began with it.
     pub fn take(&mut self, seen: &Observed) -> Vec<Change> {
         let mut changes = self.tick(seen.at);
-        self.depth = seen.accept_queue.or(self.depth);
         for trouble in Trouble::ALL {
             let is_trouble = trouble.outcomes() & seen.outcome.bit() != 0;
             let place = trouble as usize;
@@ -190,26 +191,24 @@ impl Detector {
 
     /// Takes in how the accept queue stands.
     pub fn gauge(&mut self, at: i128, queue: AcceptQueue) {
-        self.depth = Some(queue);
         for open in self.open.iter_mut().flatten() {
             open.depth(at, queue);
         }
     }
 
+    /// The listener was closed: its queue is not full any more.
+    pub fn closed(&mut self) {
+        self.closed = true;
+    }
+
     /// Time went on: gives the episodes that ended.
     pub fn tick(&mut self, now: i128) -> Vec<Change> {
         let mut changes = Vec::new();
-        let is_full = self.depth.is_some_and(|queue| queue.depth > queue.limit);
         for trouble in Trouble::ALL {
             let place = trouble as usize;
-            let calm = if is_full && trouble == Trouble::AcceptQueueFull {
-                CALM_WHILE_FULL_NS
-            } else {
-                CALM_NS
-            };
             let over = |open: &&mut Option<Box<Open>>| {
                 let open = open.as_ref();
-                open.is_some_and(|open| now - open.episode.end_ns > calm)
+                open.is_some_and(|open| now - open.episode.end_ns > open.calm_ns(self.closed))
             };
             let slot = &mut self.open[place];
             if let Some(open) = Some(slot).filter(over).and_then(Option::take) {
@@ -328,6 +327,11 @@ impl Open {
         if let Some(queue) = seen.accept_queue {
             self.depth(seen.at, queue);
         }
+        if let Some(SynQueue { depth, limit, .. }) = seen.syn_queue
+            && self.episode.trouble == Trouble::SynQueueFull
+        {
+            self.drained(seen.at, depth, limit);
+        }
     }
 
     /// What shows that connections left the accept queue: accept() where it is seen; else that
@@ -350,8 +354,12 @@ impl Open {
             seen.at - NS_PER_SECOND
         };
         if shows & bit != 0 && seen.at > self.episode.begin_ns {
-            self.still_until(earliest);
+            // While there is room nothing has to leave.
+            if self.run_since.is_some() {
+                self.still_until(earliest);
+            }
             self.still_since = self.still_since.max(seen.at);
+            self.episode.last_left_ns = self.episode.last_left_ns.max(seen.at);
         }
     }
 
@@ -385,6 +393,10 @@ impl Open {
             let (least, most) = episode.limit.unwrap_or((limit, limit));
             episode.limit = Some((least.min(limit), most.max(limit)));
         }
+        if self.run_since.is_none() {
+            // It had room until now, so nothing had to leave.
+            self.still_since = self.still_since.max(seen.at);
+        }
         let run_since = *self.run_since.get_or_insert(seen.at);
         episode.longest_run_ns = episode.longest_run_ns.max(seen.at - run_since);
         match seen.client {
@@ -409,9 +421,21 @@ impl Open {
         part.depth = part.depth.max(Some(queue.depth));
         let first = self.depths.map_or(queue.depth, |(first, _)| first);
         self.depths = Some((first, queue.depth));
-        if queue.depth <= queue.limit / 2 && at > episode.end_ns && self.run_since.is_some() {
+        if episode.trouble == Trouble::AcceptQueueFull {
+            self.drained(at, queue.depth, queue.limit);
+        }
+    }
+
+    /// Whether its queue has room again.
+    fn drained(&mut self, at: i128, depth: u32, limit: u32) {
+        // A limit that was raised meanwhile would make any queue look drained.
+        let limit = self
+            .episode
+            .limit
+            .map_or(limit, |(_, most)| most.min(limit));
+        if depth <= limit / 2 && at > self.episode.end_ns && self.run_since.is_some() {
             self.run_since = None;
-            episode.drained += 1;
+            self.episode.drained += 1;
             self.end_burst();
         }
     }
@@ -420,6 +444,15 @@ impl Open {
         let burst = std::mem::replace(&mut self.burst, Distinct::new(BURST)).all();
         if burst.count > self.episode.deepest_burst.count {
             self.episode.deepest_burst = burst;
+        }
+    }
+
+    /// How long it must be calm to be over.
+    fn calm_ns(&self, closed: bool) -> i128 {
+        let is_full = self.run_since.is_some() && !closed;
+        match self.episode.trouble {
+            Trouble::AcceptQueueFull if is_full => CALM_WHILE_FULL_NS,
+            _ => CALM_NS,
         }
     }
 

@@ -12,7 +12,7 @@ use queue_trace_common::outcome::{
 use serde::{Serialize, Serializer};
 
 use super::distinct::Estimate;
-use crate::{
+use crate::model::{
     clock::NS_PER_SECOND,
     event::{Sysctls, outcome_named, rfc3339},
 };
@@ -89,6 +89,15 @@ impl Trouble {
         }
     }
 
+    /// For people.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::AcceptQueueFull => "accept queue full",
+            Self::SynQueueFull => "SYN queue full",
+        }
+    }
+
     /// As in JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -162,6 +171,9 @@ pub struct Episode {
     /// When that began.
     #[serde(skip)]
     pub still_since_ns: i128,
+    /// When something left it last.
+    #[serde(skip)]
+    pub last_left_ns: i128,
     /// How often the queue was full and then seen at half of its limit or less.
     pub drained: u64,
     /// The longest time from one draining to the last refusal before the next.
@@ -258,6 +270,7 @@ impl Episode {
             left: None,
             longest_still_ns: 0,
             still_since_ns: at,
+            last_left_ns: at,
             drained: 0,
             longest_run_ns: 0,
             deepest_burst: Estimate::default(),
@@ -277,6 +290,12 @@ impl Episode {
     #[must_use]
     pub fn duration_ns(&self) -> i128 {
         self.end_ns - self.begin_ns
+    }
+
+    /// How long it was looked at what left the accept queue.
+    #[must_use]
+    pub fn observed_ns(&self) -> i128 {
+        self.end_ns.max(self.last_left_ns) - self.begin_ns
     }
 
     /// Cookies sent because the SYN queue was full, and cookies that came back.
@@ -300,7 +319,7 @@ impl Episode {
         let usual = self
             .left
             .filter(|left| *left > 0)
-            .map_or(0, |left| self.duration_ns() / i128::from(left));
+            .map_or(0, |left| self.observed_ns() / i128::from(left));
         if self.longest_still_ns >= seconds(STOPPED_SECONDS)
             && self.longest_still_ns >= usual * i128::from(STOPPED_TIMES)
         {
@@ -359,7 +378,7 @@ fn as_seconds<S: Serializer>(ns: &i128, serializer: S) -> Result<S::Ok, S::Error
 fn by_name<S: Serializer>(sums: &Sums, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(sums.iter().filter_map(|(tag, count)| {
         let outcome = outcome::Outcome::of(*tag)?;
-        let name = crate::event::Name(outcome).to_string();
+        let name = crate::model::event::Name(outcome).to_string();
         debug_assert!(outcome_named(&name).is_some());
         Some((name, count))
     }))

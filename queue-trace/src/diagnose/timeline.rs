@@ -5,7 +5,7 @@
 //! beginning: the monotonic clock, moved there once. So a step of the wall clock, or a line with a
 //! nonsense time, changes no duration; it becomes a note.
 
-use crate::{
+use crate::model::{
     clock::NS_PER_SECOND,
     event::{Event, from_rfc3339, rfc3339},
 };

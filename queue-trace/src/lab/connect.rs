@@ -1,15 +1,17 @@
 //! Real clients: the kernel's own TCP, connecting without blocking.
 
-use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Socket, Type};
 
-use super::Family;
+use crate::lab::Family;
 
 /// What became of a client, as the client sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

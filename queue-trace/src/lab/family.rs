@@ -1,7 +1,9 @@
 //! The two address families, and where the laboratory's listeners live in each.
 
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use socket2::Domain;
 

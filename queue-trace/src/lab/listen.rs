@@ -1,12 +1,14 @@
 //! Listeners with the options that change what happens to a handshake.
 
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd;
+use std::{
+    net::{SocketAddr, TcpListener},
+    os::fd::AsRawFd,
+};
 
 use anyhow::{Context, Result};
 use socket2::{Protocol, Socket, Type};
 
-use super::Family;
+use crate::lab::Family;
 
 /// How to listen. `Listen { backlog: 5, ..Listen::default() }.on(address)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,17 +6,18 @@
 //! client passes `lo`, where a packet socket hears it, and ends there. No TCP
 //! of this host answers it with a reset, so half-open requests stay half-open.
 
-use std::ffi::CStr;
-use std::fs;
-use std::io;
-use std::mem::zeroed;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::{
+    ffi::CStr,
+    fs, io,
+    mem::zeroed,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
+};
 
 use anyhow::{Context, Result};
 use rustix::ioctl::{Opcode, Setter, ioctl};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::Family;
+use crate::lab::Family;
 
 /// Network of the made-up IPv4 clients, a /24.
 pub(super) const TEST_RANGE_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 0);

@@ -4,17 +4,21 @@
 //! where it is. The namespace lives as long as its handle, the sockets made
 //! inside it and the threads inside it.
 
-use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::MetadataExt;
-use std::panic::resume_unwind;
-use std::path::PathBuf;
-use std::thread;
+use std::{
+    fs::{self, File},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::MetadataExt,
+    },
+    panic::resume_unwind,
+    path::PathBuf,
+    thread,
+};
 
 use anyhow::{Context, Result};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-use super::loopback;
+use crate::lab::loopback;
 
 /// A private network namespace with its loopback device up.
 ///

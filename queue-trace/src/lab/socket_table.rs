@@ -1,11 +1,10 @@
 //! What the kernel's table of TCP sockets says of a listener's half-open requests.
 
-use std::fs;
-use std::net::SocketAddr;
+use std::{fs, net::SocketAddr};
 
 use anyhow::{Context, Result};
 
-use super::Family;
+use crate::lab::Family;
 
 /// How many half-open requests (SYN_RECV) the port of `listener` has, in the
 /// calling thread's namespace.

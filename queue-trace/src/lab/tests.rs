@@ -1,13 +1,17 @@
 //! The building blocks on the running kernel. Live: `cargo test -- --ignored`.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, Instant};
+use std::{
+    fs::{self, File},
+    io::Read,
+    net::SocketAddr,
+    os::unix::fs::MetadataExt,
+    time::{Duration, Instant},
+};
 
-use super::raw::{Answer, Flood, Flooded, Peer, Wire, flood};
-use super::*;
+use crate::lab::{
+    raw::{Answer, Flood, Flooded, Peer, Wire, flood},
+    *,
+};
 
 const SOON: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::Row;
+use crate::listeners::Row;
 
 /// Place in a group.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

@@ -10,12 +10,15 @@ use std::{
 
 use queue_trace_common::queue::Depths;
 
-use super::{
-    AcceptGauge, Cgroup, LimitFrom, Row, SynGauge,
-    diag::{self, Listening, takes},
-    group, language, owners, runtime,
+use crate::{
+    kernel::{netns, probe::Iterators, selection::Selection},
+    listeners::{
+        AcceptGauge, Cgroup, LimitFrom, Row, SynGauge, diag,
+        diag::{Listening, takes},
+        group, language, owners,
+    },
+    model::{clock::wall_now, runtime, socket::Listener},
 };
-use crate::{clock::wall_now, event::Listener, netns, probe::Iterators, wanted::Wanted};
 
 /// The listeners of a moment.
 #[derive(Debug, Clone, Default)]
@@ -37,18 +40,18 @@ struct Found {
 /// Looks at the listeners that pass the filters, and finds whose they are: by the kernel's
 /// own lists if there are `iterators`, else by `/proc`.
 #[must_use]
-pub fn look(wanted: &Wanted, mut iterators: Option<Iterators<'_>>) -> Look {
-    let mut look = gauges(wanted, iterators.as_mut());
+pub fn look(selection: &Selection, mut iterators: Option<Iterators<'_>>) -> Look {
+    let mut look = gauges(selection, iterators.as_mut());
     own(&mut look.rows, iterators);
     look
 }
 
 /// The same without looking for their owners, which takes a look at every process.
 #[must_use]
-pub(crate) fn gauges(wanted: &Wanted, mut iterators: Option<&mut Iterators<'_>>) -> Look {
+pub(crate) fn gauges(selection: &Selection, mut iterators: Option<&mut Iterators<'_>>) -> Look {
     let mut look = Look::default();
-    for (id, door) in &wanted.namespaces() {
-        let found = match netns::inside(*id, door, || find(wanted)) {
+    for (id, way) in &selection.namespaces() {
+        let found = match netns::inside(*id, way, || find(selection)) {
             Ok(found) => found,
             // It ended while we looked.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -61,7 +64,7 @@ pub(crate) fn gauges(wanted: &Wanted, mut iterators: Option<&mut Iterators<'_>>)
         if found.listening.is_empty() {
             continue;
         }
-        let depths = iterators.as_deref_mut().map(|all| all.depths(*id, door));
+        let depths = iterators.as_deref_mut().map(|all| all.depths(*id, way));
         let depths = depths.and_then(|depths| {
             let logged = |error| log::info!("netns {id}: {error:#}");
             depths.map_err(logged).ok()
@@ -107,9 +110,9 @@ pub(crate) fn sort(rows: &mut [Row]) {
 }
 
 /// What is in the calling thread's namespace.
-fn find(wanted: &Wanted) -> io::Result<Found> {
+fn find(selection: &Selection) -> io::Result<Found> {
     let mut listening = diag::listening()?;
-    listening.retain(|found| wanted.has(found.address));
+    listening.retain(|found| selection.has(found.address));
     let crowded: HashSet<_> = listening
         .iter()
         .filter(|found| found.depth > 0)
@@ -167,6 +170,7 @@ fn rows(netns: u32, found: &Found) -> impl Iterator<Item = Row> {
         oldest_waiting_us: oldest(listening, found),
         default_of: None,
         threads: None,
+        descriptors: None,
         entered: None,
         waits: None,
         place: None,
@@ -272,6 +276,7 @@ fn own(rows: &mut [Row], iterators: Option<Iterators<'_>>) {
         // While nobody accepts it is of interest what they do instead.
         if row.accept_queue.is_full() && !row.processes.is_empty() {
             row.threads = Some(owners::threads(&row.processes));
+            row.descriptors = owners::descriptors(&row.processes);
         }
     }
 }

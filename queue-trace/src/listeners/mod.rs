@@ -7,12 +7,10 @@
 //! attached is added by `stats`.
 
 pub mod cgroup;
-pub mod command;
 pub mod diag;
 pub mod group;
 pub mod language;
 pub mod owners;
-pub mod runtime;
 pub mod stats;
 pub mod table;
 pub mod watch;
@@ -21,18 +19,20 @@ use std::collections::BTreeMap;
 
 use queue_trace_common::queue::BUCKETS;
 
-use crate::{
-    event::{Listener, Process, rfc3339},
-    snapshot::{self, Gauge, Snapshot},
-    spread::Spread,
-};
-
 pub use self::{
     cgroup::Cgroup,
     group::Group,
     look::{Look, look},
     stats::Stats,
     watch::Watch,
+};
+use crate::model::{
+    event::rfc3339,
+    latency::Distribution,
+    runtime::is_default_somaxconn,
+    snapshot,
+    snapshot::{Descriptors, Gauge, Snapshot},
+    socket::{Listener, Process},
 };
 
 mod look;
@@ -61,15 +61,17 @@ pub struct Row {
     /// Every outcome by its name, since attached; absent if not attached.
     pub counts: Option<BTreeMap<String, u64>>,
     /// How long accepted connections had waited, since attached.
-    pub accept_latency_us: Option<Spread>,
+    pub accept_latency_us: Option<Distribution>,
     /// How long handshakes took, from the first SYN-ACK, since attached.
-    pub handshake_us: Option<Spread>,
+    pub handshake_us: Option<Distribution>,
     /// Age of the oldest connection that nobody has accepted, microseconds.
     pub oldest_waiting_us: Option<u64>,
     /// The runtime whose default backlog the limit is, if its owner is that runtime.
     pub default_of: Option<&'static str>,
     /// What the owners' threads do, how many each; of a full accept queue only.
     pub threads: Option<BTreeMap<String, u32>>,
+    /// The file descriptors of the owner that has least room for more; of a full accept queue only.
+    pub descriptors: Option<Descriptors>,
     /// How many connections entered its accept queue, since attached.
     pub entered: Option<u64>,
     /// How many accepted connections had waited how long: a histogram.
@@ -122,6 +124,9 @@ pub enum LimitFrom {
     Somaxconn,
     /// An earlier `net.core.somaxconn` or a backlog below it: the setting is lower now.
     EarlierSomaxconn,
+    /// The backlog that the application asked for, or an earlier `net.core.somaxconn`: the limit is a kernel's
+    /// default of it.
+    BacklogOrEarlierSomaxconn,
 }
 
 impl LimitFrom {
@@ -132,6 +137,7 @@ impl LimitFrom {
             Self::Backlog => "backlog",
             Self::Somaxconn => "somaxconn",
             Self::EarlierSomaxconn => "earlier_somaxconn",
+            Self::BacklogOrEarlierSomaxconn => "backlog_or_earlier_somaxconn",
         }
     }
 
@@ -140,6 +146,9 @@ impl LimitFrom {
     #[must_use]
     pub fn of(limit: u32, somaxconn: u32) -> Self {
         match limit.cmp(&somaxconn) {
+            std::cmp::Ordering::Less if is_default_somaxconn(limit) => {
+                Self::BacklogOrEarlierSomaxconn
+            }
             std::cmp::Ordering::Less => Self::Backlog,
             std::cmp::Ordering::Equal => Self::Somaxconn,
             std::cmp::Ordering::Greater => Self::EarlierSomaxconn,
@@ -218,6 +227,7 @@ impl From<&Row> for Snapshot {
             oldest_waiting_us: row.oldest_waiting_us,
             default_of: row.default_of.map(str::to_owned),
             threads: row.threads.clone(),
+            descriptors: row.descriptors,
             closed: row.closed.then_some(true),
         }
     }

@@ -9,15 +9,17 @@ use queue_trace_common::{
     settings::{CountKey, Counted},
 };
 
-use super::{AcceptGauge, Cgroup, Row, group, look};
 use crate::{
-    clock::{monotonic_now, wall_now},
-    decode::text,
-    event::{Listener, Process},
-    plan::{Family, Name},
-    probe::Kept,
-    snapshot::drops,
-    spread::Spread,
+    kernel::{decode::text, plan::Family, probe::Kept},
+    listeners::{AcceptGauge, Cgroup, LimitFrom, Row, group, look},
+    model::{
+        clock::{monotonic_now, wall_now},
+        event::Name,
+        latency::Distribution,
+        runtime,
+        snapshot::drops,
+        socket::{Listener, Process},
+    },
 };
 
 /// What was kept, as it is needed here.
@@ -92,6 +94,13 @@ impl Stats<'_> {
             row.cgroup = Cgroup::of_number(queue.cgroup).unwrap_or_default();
         }
         row.accept_queue.asked = asked(queue, row.accept_queue.limit);
+        if let Some(asked) = row.accept_queue.asked {
+            // What was asked for is known, so it need not be guessed from the limit.
+            let names = row.processes.iter().map(|process| process.comm.as_str());
+            let default = runtime::asked_for(asked, names);
+            row.default_of = default.map(|default| default.name).or(row.default_of);
+            row.accept_queue.limit_from = limit_from(&row.accept_queue, asked);
+        }
         let by_tracepoints = self.family == Family::Tracepoint;
         if by_tracepoints && row.group.is_some() {
             // Which socket of a group it was is not known.
@@ -117,9 +126,9 @@ impl Stats<'_> {
         };
         row.accept_queue.full_us = Some((queue.full_ns + since) / 1000);
         row.accept_queue.full_times = Some(queue.full_times);
-        row.accept_latency_us = Spread::of(&marks.waited, marks.waited_max_ns / 1000);
+        row.accept_latency_us = Distribution::of(&marks.waited, marks.waited_max_ns / 1000);
         row.waits = Some(marks.waited);
-        row.handshake_us = Spread::of(&marks.handshakes, marks.handshake_max_us);
+        row.handshake_us = Distribution::of(&marks.handshakes, marks.handshake_max_us);
     }
 }
 
@@ -127,6 +136,16 @@ impl Stats<'_> {
 /// gives no more than was asked for: otherwise listen() was called again since.
 fn asked(queue: &Queue, limit: u32) -> Option<i32> {
     (queue.asked != 0 && queue.asked as u32 >= limit).then_some(queue.asked)
+}
+
+/// What set the limit, where it is known what was asked for.
+fn limit_from(queue: &AcceptGauge, asked: i32) -> Option<LimitFrom> {
+    match queue.limit_from {
+        Some(LimitFrom::BacklogOrEarlierSomaxconn) if asked as u32 == queue.limit => {
+            Some(LimitFrom::Backlog)
+        }
+        from => from,
+    }
 }
 
 /// The two clocks, at one moment.
@@ -193,6 +212,7 @@ fn closed(key: &QueueKey, queue: &Queue) -> Row {
         oldest_waiting_us: None,
         default_of: None,
         threads: None,
+        descriptors: None,
         entered: None,
         waits: None,
         place: None,

@@ -8,10 +8,12 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 
-use super::Row;
 use crate::{
-    sink::{endpoint, short_time},
-    snapshot::Snapshot,
+    listeners::Row,
+    model::{
+        snapshot::Snapshot,
+        words::{endpoint, short_time},
+    },
 };
 
 const TITLES: [&str; 8] = [

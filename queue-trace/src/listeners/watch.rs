@@ -6,12 +6,14 @@ use std::collections::HashSet;
 use anyhow::Result;
 use queue_trace_common::queue::QueueKey;
 
-use super::{
-    Row,
-    look::{self, Look},
-    stats::{Stats, closed_ones},
+use crate::{
+    kernel::{plan::Family, probe::Probe, selection::Selection},
+    listeners::{
+        Row, look,
+        look::Look,
+        stats::{Stats, closed_ones},
+    },
 };
-use crate::{plan::Family, probe::Probe, wanted::Wanted};
 
 /// What has been told already.
 #[derive(Debug)]
@@ -38,16 +40,16 @@ impl Watch {
     ///
     /// # Errors
     /// If what the kernel side keeps cannot be read.
-    pub fn all(&mut self, probe: &mut Probe, wanted: &Wanted) -> Result<Vec<Row>> {
-        let look = look::look(wanted, probe.iterators());
-        self.add_to(look, probe, wanted)
+    pub fn all(&mut self, probe: &mut Probe, selection: &Selection) -> Result<Vec<Row>> {
+        let look = look(selection, probe.iterators());
+        self.add_to(look, probe, selection)
     }
 
     /// The listeners that were made or closed since anything was told last.
     ///
     /// # Errors
     /// If what the kernel side keeps cannot be read.
-    pub fn news(&mut self, probe: &mut Probe, wanted: &Wanted) -> Result<Vec<Row>> {
+    pub fn news(&mut self, probe: &mut Probe, selection: &Selection) -> Result<Vec<Row>> {
         let changes = probe.listener_changes();
         if changes == self.changes {
             return Ok(Vec::new());
@@ -65,8 +67,8 @@ impl Watch {
             return Ok(Vec::new());
         }
         // Who made a new one is known from the kernel side.
-        let look = look::gauges(wanted, probe.iterators().as_mut());
-        let mut rows = self.add_to(look, probe, wanted)?;
+        let look = look::gauges(selection, probe.iterators().as_mut());
+        let mut rows = self.add_to(look, probe, selection)?;
         rows.retain(|row| {
             row.listener
                 .inode
@@ -79,7 +81,12 @@ impl Watch {
     ///
     /// # Errors
     /// If what the kernel side keeps cannot be read.
-    pub fn add_to(&mut self, look: Look, probe: &mut Probe, wanted: &Wanted) -> Result<Vec<Row>> {
+    pub fn add_to(
+        &mut self,
+        look: Look,
+        probe: &mut Probe,
+        selection: &Selection,
+    ) -> Result<Vec<Row>> {
         for note in &look.notes {
             log::info!("{note}");
         }
@@ -92,7 +99,7 @@ impl Watch {
             family: self.family,
         };
         stats.add_to(&mut rows);
-        rows.retain(|row| !row.closed || row.listener.address().is_none_or(|a| wanted.has(a)));
+        rows.retain(|row| !row.closed || row.listener.address().is_none_or(|a| selection.has(a)));
         let queues = kept.listeners.into_iter();
         let queues = queues.map(|(key, (queue, _))| (key, queue)).collect();
         let closed = closed_ones(&queues);

@@ -6,11 +6,14 @@ use std::borrow::Cow;
 use serde::Deserialize;
 
 use crate::{
-    clients::Clients,
-    event::Event,
-    ledger::Ledger,
-    sink::{Counts, End, Header, LossNote, Sink, Total},
-    snapshot::Snapshot,
+    model::{
+        clients::Clients,
+        event::Event,
+        ledger::Ledger,
+        lines::{Counts, End, Header, LossNote, Total},
+        snapshot::Snapshot,
+    },
+    sink::Sink,
 };
 
 /// One line.
@@ -127,7 +130,7 @@ fn unknown_words(bytes: &[u8]) -> Option<String> {
         verdict,
         cause,
     } = serde_json::from_slice(bytes).ok()?;
-    if crate::event::outcome_of(&step, &verdict, cause.as_deref()).is_some() {
+    if crate::model::event::outcome_of(&step, &verdict, cause.as_deref()).is_some() {
         return None;
     }
     Some(match cause {

@@ -2,6 +2,7 @@
 
 mod line;
 mod reader;
+pub(crate) mod select;
 
 pub use self::{
     line::{Fault, Line},

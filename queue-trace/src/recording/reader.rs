@@ -11,8 +11,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use flate2::bufread::MultiGzDecoder;
 
-use super::{Fault, Line};
-use crate::sink::SCHEMA;
+use crate::{
+    model::lines::SCHEMA,
+    recording::{Fault, Line},
+};
 
 /// Longer than any line that queue-trace writes.
 const LONGEST: u64 = 1 << 20;

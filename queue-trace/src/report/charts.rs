@@ -9,11 +9,10 @@ use serde::Serialize;
 use crate::{
     diagnose::{
         Case,
-        case::{Course, Slot},
+        case::{History, Slot},
+        episode::Trouble,
     },
-    event::Name,
-    sink::short_time,
-    spread::Spread,
+    model::{clock::NS_PER_SECOND, event::Name, latency::Distribution, words::short_time},
 };
 
 /// Values over time.
@@ -101,8 +100,8 @@ impl Chart {
 #[must_use]
 pub fn overview(case: &Case) -> Option<Chart> {
     let mut all: BTreeMap<i64, Slot> = BTreeMap::new();
-    for course in case.listeners.values() {
-        for (at, slot) in &course.slots {
+    for history in case.listeners.values() {
+        for (at, slot) in &history.slots {
             let sum = all.entry(*at).or_default();
             for (tag, count) in &slot.outcomes {
                 let sum = sum.outcomes.entry(*tag).or_default();
@@ -121,25 +120,25 @@ pub fn overview(case: &Case) -> Option<Chart> {
 
 /// The charts of one listener.
 #[must_use]
-pub fn charts(case: &Case, course: &Course, number: usize) -> Vec<Chart> {
+pub fn charts(case: &Case, history: &History, number: usize) -> Vec<Chart> {
     let mut charts = Vec::new();
     let id = |what: &str| format!("l{number}-{what}");
     charts.extend(outcomes(
         case,
-        &course.slots,
+        &history.slots,
         &id("refused"),
         "Refused or put off, by cause",
         Kind::Refusal,
     ));
     charts.extend(outcomes(
         case,
-        &course.slots,
+        &history.slots,
         &id("routine"),
         "The normal course",
         Kind::Routine,
     ));
-    charts.extend(depth(case, course, id("depth")));
-    charts.extend(latency(case, course, id("latency")));
+    charts.extend(depth(case, history, id("depth")));
+    charts.extend(latency(case, history, id("latency")));
     charts
 }
 
@@ -204,11 +203,11 @@ fn outcomes(
     })
 }
 
-fn depth(case: &Case, course: &Course, id: String) -> Option<Chart> {
-    let time = times(case, &course.slots);
+fn depth(case: &Case, history: &History, id: String) -> Option<Chart> {
+    let time = times(case, &history.slots);
     let of = |depth: fn(&Slot) -> Option<u32>| -> Vec<Option<u64>> {
         let value = |time: &i64| {
-            course
+            history
                 .slots
                 .get(&(time / case.width))
                 .and_then(depth)
@@ -236,13 +235,17 @@ fn depth(case: &Case, course: &Course, id: String) -> Option<Chart> {
             values: syn,
         },
     ];
-    if let Some(limit) = course.limit {
+    let limits = limits(case, history, &time);
+    if limits.iter().any(Option::is_some) {
         series.push(Series {
             label: "limit".to_owned(),
             colour: 0,
             dashed: true,
-            values: vec![Some(limit.into()); time.len()],
+            values: limits,
         });
+    }
+    if let Some(episodes) = episodes(case, history, &time) {
+        series.push(episodes);
     }
     Some(Chart {
         id,
@@ -254,24 +257,64 @@ fn depth(case: &Case, course: &Course, id: String) -> Option<Chart> {
     })
 }
 
+/// The limit in force at each moment: the one seen last, or before any the first one.
+fn limits(case: &Case, history: &History, time: &[i64]) -> Vec<Option<u64>> {
+    let of = |time: &i64| history.slots.get(&(time / case.width))?.limit;
+    let first = time.iter().find_map(of).or(history.limit);
+    let mut limit = first;
+    time.iter()
+        .map(|moment| {
+            limit = of(moment).or(limit);
+            limit.map(u64::from)
+        })
+        .collect()
+}
+
+/// The moments of its episodes, drawn at the deepest that the accept queue was in each.
+fn episodes(case: &Case, history: &History, time: &[i64]) -> Option<Series> {
+    let mut values = vec![None; time.len()];
+    for trouble in Trouble::ALL {
+        for episode in history.detector.episodes(trouble) {
+            let slot = |ns: i128| ns.div_euclid(NS_PER_SECOND * i128::from(case.width));
+            let (from, to) = (slot(episode.begin_ns), slot(episode.end_ns));
+            let depth = match trouble {
+                Trouble::AcceptQueueFull => episode.deepest,
+                Trouble::SynQueueFull => episode.deepest_syn,
+            };
+            for (value, moment) in values.iter_mut().zip(time) {
+                let at = i128::from(moment / case.width);
+                if (from..=to).contains(&at) {
+                    *value = (*value).max(Some(u64::from(depth.unwrap_or(0))));
+                }
+            }
+        }
+    }
+    values.iter().any(Option::is_some).then(|| Series {
+        label: "refusing (episodes)".to_owned(),
+        colour: 1,
+        dashed: true,
+        values,
+    })
+}
+
 /// Of the connections whose accept() was told, each second; where none was, of all until
 /// then, as listeners were looked at.
-fn latency(case: &Case, course: &Course, id: String) -> Option<Chart> {
-    let time = times(case, &course.slots);
-    let of = |spread: fn(&Slot) -> Option<Spread>| -> Vec<Option<Spread>> {
-        let slot = |time: &i64| course.slots.get(&(time / case.width));
+fn latency(case: &Case, history: &History, id: String) -> Option<Chart> {
+    let time = times(case, &history.slots);
+    let of = |spread: fn(&Slot) -> Option<Distribution>| -> Vec<Option<Distribution>> {
+        let slot = |time: &i64| history.slots.get(&(time / case.width));
         time.iter().map(|time| spread(slot(time)?)).collect()
     };
-    let each = of(|slot| slot.waits.as_ref()?.spread());
+    let each = of(|slot| slot.waits.as_ref()?.distribution());
     let (spreads, whose) = if each.iter().any(Option::is_some) {
         (each, "of the connections accepted in each moment")
     } else {
-        let until = of(|slot| slot.latency_us?.spread());
+        let until = of(|slot| slot.latency_us?.distribution());
         (until, "of all connections accepted until then")
     };
     // One moment makes no line; the table of listeners has it.
     (spreads.iter().flatten().count() > 1).then_some(())?;
-    let values = |part: fn(Spread) -> u64| -> Vec<Option<u64>> {
+    let values = |part: fn(Distribution) -> u64| -> Vec<Option<u64>> {
         spreads.iter().map(|spread| spread.map(part)).collect()
     };
     let series = [

@@ -2,26 +2,22 @@
 //! made, and none when it is read.
 
 mod charts;
+mod episodes;
 
-use std::fs;
-
-use anyhow::{Context, Result};
 use jiff::{Timestamp, tz::TimeZone};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use queue_trace_common::outcome::{Kind, OUTCOMES};
 
 use self::charts::{Chart, charts};
 use crate::{
-    cli,
-    clock::NS_PER_SECOND,
+    diagnose,
     diagnose::{
-        self, Case, Diagnosis, Finding, Verdict,
-        case::{Course, Key},
+        Case, Diagnosis, Finding, Verdict,
+        case::{History, Key},
     },
-    event::Name,
-    ledger::Ledger,
-    sink::short_time,
-    snapshot::Latency,
+    model::{
+        clock::NS_PER_SECOND, event::Name, ledger::Ledger, snapshot::Latency, words::short_time,
+    },
 };
 
 const STYLE: &str = include_str!("page.css");
@@ -36,23 +32,9 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 
 /// Listeners that have charts of their own.
 const CHARTED: usize = 8;
 /// Rows of a table.
-const ROWS: usize = 200;
-
-/// Makes the page of a recording.
-///
-/// # Errors
-/// If the recording cannot be read, or the page not written.
-pub fn run(args: &cli::Report) -> Result<()> {
-    let case = diagnose::read(&args.files)?;
-    let page = page(&case);
-    fs::write(&args.output, page)
-        .with_context(|| format!("cannot write to {}", args.output.display()))?;
-    for note in &case.notes {
-        eprintln!("note: {note}");
-    }
-    eprintln!("wrote {}", args.output.display());
-    Ok(())
-}
+const ROWS: usize = 1000;
+/// Networks in the table of a listener's clients.
+const NETWORKS: usize = 10;
 
 /// The page.
 #[must_use]
@@ -63,19 +45,19 @@ pub fn page(case: &Case) -> String {
     let (trouble, rest): (Vec<_>, Vec<_>) = listeners
         .iter()
         .copied()
-        .partition(|(_, course)| course.is_in_trouble());
+        .partition(|(_, history)| history.is_in_trouble());
     // Of a recording in which all was well, what was busy.
     let charted = if trouble.is_empty() { rest } else { trouble };
-    let courses: Vec<_> = charted
+    let histories: Vec<_> = charted
         .into_iter()
-        .filter(|(_, course)| course.is_busy())
+        .filter(|(_, history)| history.is_busy())
         .take(CHARTED)
         .enumerate()
-        .map(|(number, (key, course))| (key, course, charts(case, course, number)))
+        .map(|(number, (key, history))| (key, history, charts(case, history, number)))
         .collect();
     let all = overview
         .iter()
-        .chain(courses.iter().flat_map(|(_, _, charts)| charts));
+        .chain(histories.iter().flat_map(|(_, _, charts)| charts));
     let data = serde_json::json!({ "charts": all.collect::<Vec<_>>() });
     // In a script nothing ends it but its own end.
     let data = data.to_string().replace('<', "\\u003c");
@@ -100,11 +82,12 @@ pub fn page(case: &Case) -> String {
                     section aria-labelledby="course" {
                         h2 #course { "Course of time" }
                         @for chart in &overview { (figure(chart)) }
-                        @for (key, course, charts) in courses.iter().filter(|(_, _, charts)| !charts.is_empty()) {
-                            h3 { (course.name()) " " span.soft { (identity(key)) } }
+                        @for (key, history, charts) in histories.iter().filter(|(_, _, charts)| !charts.is_empty()) {
+                            h3 { (history.name()) " " span.soft { (identity(key)) } }
                             @for chart in charts { (figure(chart)) }
                         }
                     }
+                    (episodes::table(&listeners))
                     (listener_table(&listeners))
                     (client_table(case, &listeners))
                     (ledgers(case, &diagnosis))
@@ -139,7 +122,7 @@ fn moment(ns: i128, format: &str) -> String {
 }
 
 fn span(case: &Case) -> String {
-    match case.span {
+    match case.span() {
         None => "No moment is known.".to_owned(),
         Some((from, to)) => format!(
             "{} to {} UTC, {:.1} s, {} events",
@@ -159,10 +142,10 @@ fn identity(key: &Key) -> String {
 }
 
 /// The listeners, those with most refusals first.
-fn by_trouble(case: &Case) -> Vec<(&Key, &Course)> {
+fn by_trouble(case: &Case) -> Vec<(&Key, &History)> {
     let refusals = queue_trace_common::outcome::of_kind(Kind::Refusal);
     let mut all: Vec<_> = case.listeners.iter().collect();
-    all.sort_by_key(|(key, course)| (std::cmp::Reverse(course.count(refusals)), **key));
+    all.sort_by_key(|(key, history)| (std::cmp::Reverse(history.count(refusals)), **key));
     all
 }
 
@@ -171,7 +154,7 @@ fn findings(diagnosis: &Diagnosis) -> Markup {
         Verdict::Findings => ("findings", format!("{} found.", plural(diagnosis.findings.len(), "finding"))),
         Verdict::NothingFound => (
             "nothing_found",
-            "Nothing wrong: no handshake was refused, and the ledger proves that nothing was missed.".to_owned(),
+            "Nothing wrong: no handshake was refused, every rule could be judged, and the ledger shows that nothing was missed.".to_owned(),
         ),
         Verdict::CouldNotTell => (
             "could_not_tell",
@@ -192,7 +175,7 @@ fn findings(diagnosis: &Diagnosis) -> Markup {
                     summary { (plural(diagnosis.not_judged.len(), "rule")) " could not be judged" }
                     ul {
                         @for rule in &diagnosis.not_judged {
-                            li { (rule.rule) ": not looked for, or not observable there: " (rule.needs.join(", ")) }
+                            li { (rule.rule) ": " (rule.reason) }
                         }
                     }
                 }
@@ -219,6 +202,7 @@ fn finding_of(finding: &Finding) -> Markup {
             }
             p { strong { (finding.what) } }
             dl {
+                @if let Some(when) = &finding.when { dt { "When" } dd { (when) } }
                 dt { "Evidence" }
                 dd { ul { @for evidence in &finding.evidence { li { (evidence) } } } }
                 dt { "Why" }
@@ -261,16 +245,24 @@ fn figure(chart: &Chart) -> Markup {
                         }
                     }
                 }
+                (left_out(chart.rows(usize::MAX).count(), ROWS, "moments"))
             }
         }
     }
 }
 
+/// How many rows a table does not show.
+fn left_out(all: usize, shown: usize, what: &str) -> Markup {
+    html! {
+        @if all > shown { p.soft { (all - shown) " more " (what) " are not shown." } }
+    }
+}
+
 /// Those in trouble; the others are counted, and folded.
-fn listener_table(listeners: &[(&Key, &Course)]) -> Markup {
+fn listener_table(listeners: &[(&Key, &History)]) -> Markup {
     let (trouble, well): (Vec<_>, Vec<_>) = listeners
         .iter()
-        .partition(|(_, course)| course.is_in_trouble());
+        .partition(|(_, history)| history.is_in_trouble());
     html! {
         section aria-labelledby="listeners" {
             h2 #listeners { "Listeners" }
@@ -284,7 +276,7 @@ fn listener_table(listeners: &[(&Key, &Course)]) -> Markup {
     }
 }
 
-fn listener_rows(listeners: &[(&Key, &Course)]) -> Markup {
+fn listener_rows(listeners: &[(&Key, &History)]) -> Markup {
     html! {
         div.scroll { table {
             thead { tr {
@@ -292,40 +284,40 @@ fn listener_rows(listeners: &[(&Key, &Course)]) -> Markup {
                 th.n scope="col" { "Deepest" } th.n scope="col" { "Waited" } th scope="col" { "What happened" }
             } }
             tbody {
-                @for (key, course) in listeners.iter().take(ROWS) {
+                @for (key, history) in listeners.iter().take(ROWS) {
                     tr {
-                        th scope="row" { (course.name()) br; span.soft { (identity(key)) } }
-                        td { (owner(course)) }
-                        td.n { (number(course.limit)) @if let Some(from) = limit_words(course) { br; span.soft { (from) } } }
-                        td.n { (number(course.deepest)) }
-                        td.n.whole { (waited(course)) }
+                        th scope="row" { (history.name()) br; span.soft { (identity(key)) } }
+                        td { (owner(history)) }
+                        td.n { (number(history.limit)) @if let Some(from) = limit_words(history) { br; span.soft { (from) } } }
+                        td.n { (number(history.deepest)) }
+                        td.n.whole { (waited(history)) }
                         td {
-                            @for outcome in OUTCOMES.iter().filter(|o| course.count_of(o.tag) > 0) {
-                                (course.count_of(outcome.tag)) " × " (Name(outcome).to_string()) br;
+                            @for outcome in OUTCOMES.iter().filter(|o| history.count_of(o.tag) > 0) {
+                                (history.count_of(outcome.tag)) " × " (Name(outcome).to_string()) br;
                             }
                         }
                     }
                 }
             }
         } }
-        @if listeners.len() > ROWS { p.soft { (listeners.len() - ROWS) " more are not shown." } }
+        (left_out(listeners.len(), ROWS, "listeners"))
     }
 }
 
 /// What set its limit.
-fn limit_words(course: &Course) -> Option<String> {
-    let words = course.snapshot.as_ref()?.limit_words();
+fn limit_words(history: &History) -> Option<String> {
+    let words = history.snapshot.as_ref()?.limit_words();
     (!words.is_empty()).then_some(words)
 }
 
 /// How long its connections waited for accept().
-fn waited(course: &Course) -> Markup {
-    let latency = course
+fn waited(history: &History) -> Markup {
+    let latency = history
         .snapshot
         .as_ref()
         .and_then(|told| told.accept_latency_us);
     html! {
-        @match latency.and_then(Latency::spread) {
+        @match latency.and_then(Latency::distribution) {
             Some(spread) => {
                 (short_time(spread.p50)) " half" br; (short_time(spread.p99)) " 99%" br; (short_time(spread.max)) " longest"
             },
@@ -334,8 +326,8 @@ fn waited(course: &Course) -> Markup {
     }
 }
 
-fn owner(course: &Course) -> String {
-    let Some(snapshot) = &course.snapshot else {
+fn owner(history: &History) -> String {
+    let Some(snapshot) = &history.snapshot else {
         return "–".to_owned();
     };
     snapshot.owner().unwrap_or_else(|| "–".to_owned())
@@ -345,18 +337,19 @@ fn number(number: Option<u32>) -> String {
     number.map_or_else(|| "–".to_owned(), |number| number.to_string())
 }
 
-fn client_table(case: &Case, listeners: &[(&Key, &Course)]) -> Markup {
-    let known: Vec<_> = listeners
+fn client_table(case: &Case, listeners: &[(&Key, &History)]) -> Markup {
+    let mut known: Vec<_> = listeners
         .iter()
-        .filter_map(|(key, course)| Some((course, case.clients_of(key)?)))
-        .take(CHARTED)
+        .filter_map(|(key, history)| Some((history, case.clients_of(key)?)))
         .collect();
+    let all = known.len();
+    known.truncate(CHARTED);
     html! {
         section aria-labelledby="clients" {
             h2 #clients { "Clients refused or put off" }
             @if known.is_empty() { p { "No client of a refusal is known." } }
-            @for (course, clients) in known {
-                h3 { (course.name()) }
+            @for (history, clients) in known {
+                h3 { (history.name()) }
                 p.soft {
                     "By network (/24, or /64 of IPv6), of " (clients.events) " events"
                     @if clients.told < clients.events { "; " (clients.estimate()) }
@@ -364,7 +357,7 @@ fn client_table(case: &Case, listeners: &[(&Key, &Course)]) -> Markup {
                 }
                 div.scroll { table {
                     thead { tr { th scope="col" { "Network" } th.n scope="col" { "Events" } th.n scope="col" { "Share" } } }
-                    tbody { @for network in clients.networks.iter().take(10) {
+                    tbody { @for network in clients.networks.iter().take(NETWORKS) {
                         tr {
                             th scope="row" { (network.network) }
                             td.n { (network.count) }
@@ -372,7 +365,9 @@ fn client_table(case: &Case, listeners: &[(&Key, &Course)]) -> Markup {
                         }
                     } }
                 } }
+                (left_out(clients.networks.len(), NETWORKS, "networks"))
             }
+            (left_out(all, CHARTED, "listeners with such clients"))
         }
     }
 }
@@ -384,6 +379,7 @@ fn ledgers(case: &Case, diagnosis: &Diagnosis) -> Markup {
             @for proof in &diagnosis.proof { p { (proof) "." } }
             @if case.ledgers.is_empty() { p { "The recording has none." } }
             @for ledger in case.ledgers.values().take(CHARTED) { (ledger_of(ledger)) }
+            (left_out(case.ledgers.len(), CHARTED, "namespaces"))
             @if !case.losses.is_empty() {
                 h3 { "Lost on the way" }
                 ul { @for (what, count) in &case.losses { li { (count) " " (what) } } }
@@ -431,7 +427,8 @@ fn environment(case: &Case) -> Markup {
                     }
                 }
             } @else { p { "The recording has no header, so it is not known." } }
-            @let known: Vec<_> = case.listeners.values().filter(|course| course.sysctls.is_some()).take(ROWS).collect();
+            @let all = case.listeners.values().filter(|history| history.sysctls.is_some());
+            @let known: Vec<_> = all.clone().take(ROWS).collect();
             @if !known.is_empty() {
                 h3 { "Settings at the listeners" }
                 div.scroll { table {
@@ -439,14 +436,15 @@ fn environment(case: &Case) -> Markup {
                         th scope="col" { "Listener" } th.n scope="col" { "tcp_syncookies" } th.n scope="col" { "tcp_abort_on_overflow" }
                         th.n scope="col" { "tcp_max_syn_backlog" } th.n scope="col" { "somaxconn" }
                     } }
-                    tbody { @for course in known { @if let Some(sysctls) = course.sysctls {
+                    tbody { @for history in known { @if let Some(sysctls) = history.sysctls {
                         tr {
-                            th scope="row" { (course.name()) }
+                            th scope="row" { (history.name()) }
                             td.n { (sysctls.tcp_syncookies) } td.n { (sysctls.tcp_abort_on_overflow) }
                             td.n { (sysctls.tcp_max_syn_backlog) } td.n { (sysctls.somaxconn) }
                         }
                     } } }
                 } }
+                (left_out(all.count(), ROWS, "listeners"))
             }
         }
     }

@@ -4,8 +4,16 @@ use std::io;
 
 use serde::Serialize;
 
-use super::{Counts, End, Header, LossNote, Medium, Sink, Total};
-use crate::{clients::Clients, event::Event, ledger::Ledger, snapshot::Snapshot};
+use crate::{
+    model::{
+        clients::Clients,
+        event::Event,
+        ledger::Ledger,
+        lines::{Counts, End, Header, LossNote, Total},
+        snapshot::Snapshot,
+    },
+    sink::{Medium, Sink},
+};
 
 /// Writes one JSON object a line.
 pub struct Json<W> {

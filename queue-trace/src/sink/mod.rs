@@ -2,30 +2,25 @@
 
 mod json;
 mod output;
+mod paint;
 mod rotate;
 mod rows;
 mod text;
-mod words;
 
-use std::{collections::BTreeMap, io};
-
-use queue_trace_common::{outcome::Outcome, settings::Loss};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use crate::{
-    clients::Clients,
-    event::{Event, Listener, Words},
-    ledger::Ledger,
-    snapshot::Snapshot,
-};
+use std::io;
 
 pub use self::{
     json::Json,
-    output::person_wants_colour,
-    output::{Medium, Output},
+    output::{Medium, Output, person_wants_colour},
     rotate::{Limit, Rotating, Rotation},
     text::Text,
-    words::{endpoint, short_time},
+};
+use crate::model::{
+    clients::Clients,
+    event::Event,
+    ledger::Ledger,
+    lines::{Counts, Header, LossNote, Total},
+    snapshot::Snapshot,
 };
 
 /// One form of output. A sink writes what it is given, in the order given.
@@ -53,176 +48,4 @@ pub trait Sink {
     fn end(&mut self, time: &str) -> io::Result<()>;
     /// Makes what was written visible.
     fn flush(&mut self) -> io::Result<()>;
-}
-
-/// What the output begins with: who observed what, how.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename = "header")]
-pub struct Header {
-    /// Version of the schema of these lines, see docs/events.md.
-    pub schema: u32,
-    /// Version of this program.
-    pub version: String,
-    /// When it began, RFC 3339.
-    pub time: String,
-    /// Name of the host.
-    pub host: String,
-    /// Release of the kernel.
-    pub kernel: String,
-    /// The attach plan.
-    pub attach: AttachPlan,
-}
-
-/// Version of the JSON schema. Fields may be added within a version; none changes
-/// its meaning or goes away.
-pub const SCHEMA: u32 = 1;
-
-/// The attach plan, for the header.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttachPlan {
-    /// `fentry`, `kprobe` or `tracepoint`.
-    pub family: String,
-    /// The kernel functions or tracepoints attached to.
-    pub hooks: Vec<String>,
-    /// The outcomes that were asked for and can be told here. What is not among them
-    /// may have happened unseen. Recordings of older versions do not say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outcomes: Option<Vec<String>>,
-    /// What cannot be told here, a sentence each.
-    pub limits: Vec<String>,
-}
-
-/// Losses since the last note.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename = "loss", default)]
-pub struct LossNote {
-    /// When it was noticed, RFC 3339.
-    pub time: String,
-    /// Records that found the ring full: they are in the stream as counts only.
-    pub records: u64,
-    /// Counts that could not be kept by listener, only by outcome.
-    pub uncounted: u64,
-    /// Reads of kernel memory that failed.
-    pub failed_reads: u64,
-    /// Calls of which only one end was seen.
-    pub unpaired: u64,
-    /// Calls during which a counter moved by more than one.
-    pub ambiguous: u64,
-    /// First packets of a namespace on a CPU, before which its counters were not known.
-    pub no_baseline: u64,
-    /// Entries of listeners that found the table of queues full.
-    pub unlisted: u64,
-    /// Connections that found the table of those in accept queues full.
-    pub untimed: u64,
-    /// Runs of a program that the kernel left out because it was running on that CPU
-    /// already.
-    pub missed: u64,
-    /// Records that could not be decoded.
-    pub undecoded: u64,
-}
-
-impl LossNote {
-    /// What the kernel side lost between two readings of its counters.
-    #[must_use]
-    pub fn between(from: &Loss, to: &Loss, time: String) -> Self {
-        Self {
-            time,
-            records: to.ring_full - from.ring_full,
-            uncounted: to.map_full - from.map_full,
-            failed_reads: to.read_failed - from.read_failed,
-            unpaired: to.unpaired - from.unpaired,
-            ambiguous: to.ambiguous - from.ambiguous,
-            no_baseline: to.no_baseline - from.no_baseline,
-            unlisted: to.unlisted - from.unlisted,
-            untimed: to.untimed - from.untimed,
-            missed: 0,
-            undecoded: 0,
-        }
-    }
-
-    /// The losses by name, those that are not zero.
-    pub fn parts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        [
-            ("records that found the ring full", self.records),
-            ("counts not kept by listener", self.uncounted),
-            ("failed reads", self.failed_reads),
-            ("unpaired calls", self.unpaired),
-            ("ambiguous calls", self.ambiguous),
-            ("packets without a baseline", self.no_baseline),
-            ("queues without room in the table", self.unlisted),
-            ("connections whose wait is not known", self.untimed),
-            ("missed program runs", self.missed),
-            ("records not understood", self.undecoded),
-        ]
-        .into_iter()
-        .filter(|(_, count)| *count != 0)
-    }
-}
-
-/// The exact count of one outcome at one listener.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(tag = "type", rename = "total")]
-pub struct Total {
-    /// The network namespace.
-    pub netns: u32,
-    /// The listener.
-    pub listener: Listener,
-    /// The outcome.
-    #[serde(flatten, serialize_with = "words")]
-    pub outcome: &'static Outcome,
-    /// How often.
-    pub count: u64,
-}
-
-fn words<S: Serializer>(outcome: &&'static Outcome, serializer: S) -> Result<S::Ok, S::Error> {
-    Words::from(*outcome).serialize(serializer)
-}
-
-impl<'de> Deserialize<'de> for Total {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        struct Line<'a> {
-            netns: u32,
-            listener: Listener,
-            #[serde(flatten, borrow)]
-            words: Words<'a>,
-            count: u64,
-        }
-        let line = Line::deserialize(deserializer)?;
-        Ok(Self {
-            netns: line.netns,
-            listener: line.listener,
-            outcome: line.words.outcome()?,
-            count: line.count,
-        })
-    }
-}
-
-/// What befell one listener since the last such line, or since the beginning. Exact,
-/// and a line a second at most, so that there is a course of events whatever was held
-/// back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename = "counts")]
-pub struct Counts {
-    /// When they were read, RFC 3339.
-    pub time: String,
-    /// The network namespace.
-    pub netns: u32,
-    /// The listener.
-    pub listener: Listener,
-    /// How often each outcome was, by its name `VERDICT` or `VERDICT:CAUSE`; those that
-    /// were not are left out.
-    pub outcomes: BTreeMap<String, u64>,
-}
-
-/// The last line of a recording that ended in good order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename = "end")]
-pub struct End {
-    /// When, RFC 3339.
-    pub time: String,
-    /// How many lines came before this one.
-    pub lines: u64,
-    /// Whether the run goes on in another file.
-    pub rotated: bool,
 }

@@ -10,13 +10,16 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{Counts, Header, Json, LossNote, Output, Sink, Total};
 use crate::{
-    clients::Clients,
-    clock::wall_now,
-    event::{Event, rfc3339},
-    ledger::Ledger,
-    snapshot::Snapshot,
+    model::{
+        clients::Clients,
+        clock::wall_now,
+        event::{Event, rfc3339},
+        ledger::Ledger,
+        lines::{Counts, Header, LossNote, Total},
+        snapshot::Snapshot,
+    },
+    sink::{Json, Output, Sink},
 };
 
 /// When a file is full.
@@ -207,12 +210,12 @@ mod tests {
 
     fn header() -> Header {
         Header {
-            schema: super::super::SCHEMA,
+            schema: crate::model::lines::SCHEMA,
             version: "0".to_owned(),
             time: rfc3339(0),
             host: "host".to_owned(),
             kernel: "6.12".to_owned(),
-            attach: super::super::AttachPlan {
+            attach: crate::model::lines::AttachPlan {
                 family: "fentry".to_owned(),
                 hooks: Vec::new(),
                 outcomes: None,

@@ -9,10 +9,14 @@ use std::{fmt::Write, net::SocketAddr};
 use jiff::{Timestamp, tz::TimeZone};
 use queue_trace_common::outcome::OUTCOMES;
 
-use super::words::{DIM, Paint, VERDICT_WIDTH, cause_words, listener_words, short_time};
 use crate::{
-    clock::NS_PER_SECOND,
-    event::{Event, Listener},
+    model::{
+        clock::NS_PER_SECOND,
+        event::Event,
+        socket::Listener,
+        words::{cause_words, listener_words, short_time},
+    },
+    sink::paint::{DIM, Paint, VERDICT_WIDTH},
 };
 
 /// Width of the column of causes.
@@ -182,7 +186,7 @@ mod tests {
     use queue_trace_common::outcome::{self, Outcome};
 
     use super::*;
-    use crate::event::{AcceptQueue, Client};
+    use crate::model::{event::AcceptQueue, socket::Client};
 
     fn event(listener: IpAddr, wall_ns: i128, count: u64) -> Event {
         Event {

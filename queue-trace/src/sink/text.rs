@@ -7,14 +7,21 @@ use std::{
 
 use jiff::tz::TimeZone;
 
-use super::{
-    Counts, Header, LossNote, Medium, Sink, Total,
-    rows::Rows,
-    words::{
-        BOLD, GREEN, Paint, RED, VERDICT_WIDTH, YELLOW, cause_words, listener_words, short_time,
+use crate::{
+    model::{
+        clients::Clients,
+        event::Event,
+        ledger::Ledger,
+        lines::{Counts, Header, LossNote, Total},
+        snapshot::Snapshot,
+        words::{cause_words, listener_words, short_time},
+    },
+    sink::{
+        Medium, Sink,
+        paint::{BOLD, GREEN, Paint, RED, VERDICT_WIDTH, YELLOW},
+        rows::Rows,
     },
 };
-use crate::{clients::Clients, event::Event, ledger::Ledger, snapshot::Snapshot};
 
 /// Writes text, in colour or not.
 pub struct Text<W> {

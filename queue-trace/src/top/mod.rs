@@ -5,11 +5,9 @@
 //! is shown of it and what keys do, `view` draws that; these three are pure. This file has
 //! the terminal and the clock.
 
-#[cfg(target_os = "linux")]
-mod live;
-mod recorded;
-mod seen;
-mod state;
+pub(crate) mod recorded;
+pub(crate) mod seen;
+pub(crate) mod state;
 mod view;
 
 use std::{
@@ -25,65 +23,29 @@ use ratatui::{
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
-#[cfg(target_os = "linux")]
-use self::live::Live;
 use self::{
-    recorded::Recorded,
     seen::Seen,
     state::{Step, Then, Top},
 };
-use crate::{cli, sink, stop::StopSignals};
+use crate::stop::StopSignals;
 
 /// Where what is shown comes from. Each method gives what is to be shown from now on, or
 /// `None` if that is as before.
-trait Source {
+pub(crate) trait Source {
     /// A second has passed.
     fn tick(&mut self, paused: bool) -> Result<Option<Seen>>;
     /// To another moment.
     fn go(&mut self, step: Step) -> Result<Option<Seen>>;
 }
 
-/// Shows this machine's listeners.
-///
-/// # Errors
-/// If there is no terminal, or it fails.
-#[cfg(target_os = "linux")]
-pub async fn watch(args: &cli::Top) -> Result<()> {
-    need_terminal("queue-trace listeners --watch 1s")?;
-    let signals = StopSignals::listen().context("cannot handle signals")?;
-    eprintln!("attaching …");
-    let live = Live::begin(args)?;
-    let top = Top::new(live.title(), live.notes(), sink::person_wants_colour());
-    on_terminal(top, live, signals).await
-}
-
-/// Shows the listeners of a recording.
-///
-/// # Errors
-/// If the recording cannot be read, or there is no terminal, or it fails.
-pub async fn replay(args: &cli::Top) -> Result<()> {
-    need_terminal("queue-trace replay FILE")?;
-    eprintln!("reading …");
-    // Until it is read a signal ends the program as ever.
-    let recorded = Recorded::open(args)?;
-    let signals = StopSignals::listen().context("cannot handle signals")?;
-    let mut top = Top::new(
-        recorded.title(),
-        recorded.notes(),
-        sink::person_wants_colour(),
-    );
-    top.span = Some(recorded.span());
-    on_terminal(top, recorded, signals).await
-}
-
-fn need_terminal(otherwise: &str) -> Result<()> {
+pub(crate) fn need_terminal(otherwise: &str) -> Result<()> {
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         bail!("top needs a terminal; {otherwise} writes to anything");
     }
     Ok(())
 }
 
-async fn on_terminal(
+pub(crate) async fn on_terminal(
     mut top: Top,
     mut source: impl Source,
     mut signals: StopSignals,

@@ -13,20 +13,23 @@ use std::{
 use anyhow::{Result, bail};
 use queue_trace_common::outcome::{ACCEPTED, Kind, Outcome};
 
-use super::{
-    Source,
-    seen::{Key, PAST, Row, Seen, key_of},
-    state::Step,
-};
 use crate::{
-    cli,
-    clock::NS_PER_SECOND,
-    event::{Event, Listener, Name, from_rfc3339, outcome_named},
-    recording::{Line, Place, Reader},
-    replay::Only,
-    sink::{Counts, Header},
-    snapshot::{Gauge, Snapshot, drops, is_drop},
-    spread::Histogram,
+    model::{
+        clients::Prefixes,
+        clock::NS_PER_SECOND,
+        event::{Event, Name, from_rfc3339, outcome_named},
+        latency::Histogram,
+        lines::{Counts, Header},
+        snapshot::{Gauge, Snapshot, drops, is_drop},
+        socket::Listener,
+    },
+    options::Which,
+    recording::{Line, Place, Reader, select::Only},
+    top::{
+        Source,
+        seen::{Key, PAST, Row, Seen, key_of},
+        state::Step,
+    },
 };
 
 /// Listeners kept at most.
@@ -90,27 +93,22 @@ impl Recorded {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn open(args: &cli::Top) -> Result<Self> {
-        Self::open_with(args, LINES)
+    pub fn open(files: &[PathBuf], which: &Which, networks: Prefixes) -> Result<Self> {
+        Self::open_with(files, which, networks, LINES)
     }
 
     /// With checkpoints so many lines apart, at least.
-    fn open_with(args: &cli::Top, apart: u64) -> Result<Self> {
-        let cli::Top {
-            files,
-            which,
-            networks,
-        } = args;
+    fn open_with(files: &[PathBuf], which: &Which, networks: Prefixes, apart: u64) -> Result<Self> {
         if files.iter().any(|path| path == Path::new("-")) {
             bail!("top reads keys from standard input: give it a recording by its name");
         }
         let mut recorded = Self {
-            files: files.clone(),
+            files: files.to_vec(),
             only: Only::listeners(which)?,
             reader: Reader::open(files)?,
             next: None,
             scene: Scene {
-                seen: Seen::new(*networks),
+                seen: Seen::new(networks),
                 ..Scene::default()
             },
             checkpoints: Vec::new(),
@@ -403,7 +401,7 @@ impl Known {
             .all_counts()
             .map(|(o, count)| (Name(o).to_string(), count));
         snapshot.counts = Some(named.collect());
-        let measured = self.waits.spread();
+        let measured = self.waits.distribution();
         let told = snapshot.accept_latency_us.and_then(|latency| latency.count);
         let waits = measured.filter(|spread| spread.count >= told.unwrap_or(0));
         if let Some(spread) = waits {
@@ -456,16 +454,11 @@ mod tests {
         super::{state::Top, view},
         *,
     };
-    use crate::clients::Prefixes;
 
     fn open(apart: u64) -> Recorded {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings");
-        let args = cli::Top {
-            files: vec![folder.join("tracepoint-accept-too-slow.jsonl")],
-            networks: Prefixes::default(),
-            which: cli::Which::default(),
-        };
-        Recorded::open_with(&args, apart).unwrap()
+        let files = [folder.join("tracepoint-accept-too-slow.jsonl")];
+        Recorded::open_with(&files, &Which::default(), Prefixes::default(), apart).unwrap()
     }
 
     /// Reads on from the beginning only.

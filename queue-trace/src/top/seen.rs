@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 use queue_trace_common::queue::BUCKETS;
 
-use crate::{
+use crate::model::{
     clients::{ClientTable, Clients, Prefixes},
     event::Event,
     snapshot::{Gauge, Snapshot},

@@ -4,8 +4,10 @@ use std::cmp::Reverse;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::seen::{Key, Past, Row, Seen};
-use crate::sink::endpoint;
+use crate::{
+    model::words::endpoint,
+    top::seen::{Key, Past, Row, Seen},
+};
 
 /// What to do after a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,12 +10,14 @@ use ratatui::{
     widgets::{Block, Borders, Cell, Clear, Paragraph, Row as TableRow, Table, TableState, Wrap},
 };
 
-use super::{
-    seen::Row,
-    state::{Sort, Top, name, owner},
-};
 use crate::{
-    clients::Clients, clock::NS_PER_SECOND, event::Name, sink::short_time, snapshot::Latency,
+    model::{
+        clients::Clients, clock::NS_PER_SECOND, event::Name, snapshot::Latency, words::short_time,
+    },
+    top::{
+        seen::Row,
+        state::{Sort, Top, name, owner},
+    },
 };
 
 /// The least that all fits into.
@@ -157,7 +159,7 @@ fn draw_list(frame: &mut Frame<'_>, top: &Top, area: Rect) {
             number(row.drops()),
         ];
         if wide {
-            let spread = snapshot.accept_latency_us.and_then(Latency::spread);
+            let spread = snapshot.accept_latency_us.and_then(Latency::distribution);
             cells.push(spread.map_or(String::new(), |spread| spread.to_string()));
             cells.push(spark(past.map(|past| &past.drops), None));
         }
@@ -333,7 +335,10 @@ fn fact_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
 /// How long connections waited, a bar for each power of two.
 fn wait_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
     let mut lines = vec![Line::styled("waited for accept()", DIM)];
-    let spread = row.snapshot.accept_latency_us.and_then(Latency::spread);
+    let spread = row
+        .snapshot
+        .accept_latency_us
+        .and_then(Latency::distribution);
     lines.extend(spread.map(|spread| Line::raw(spread.to_string())));
     let Some(places) = row.waits else {
         return lines;

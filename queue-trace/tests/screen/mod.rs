@@ -1,16 +1,20 @@
 //! A terminal of a given size in which a program runs: keys go in, and what a person would
 //! see comes out. The live tests use it too.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::num::NonZero;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    num::NonZero,
+    os::fd::{AsFd, OwnedFd},
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
 
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::{
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Winsize, tcsetwinsize},
+};
 
 /// Within it even an emulated machine attaches and draws.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,19 +1,26 @@
 //! A SYN flood: very many clients that never say more than SYN.
 
-use std::io::IoSlice;
-use std::net::SocketAddr;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    io::IoSlice,
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow};
-use rustix::io::Errno;
-use rustix::net::addr::SocketAddrArg;
-use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
+use rustix::{
+    io::Errno,
+    net::{MMsgHdr, SendAncillaryBuffer, SendFlags, addr::SocketAddrArg, sendmmsg},
+};
 
-use super::flood_client;
-use super::segment::{Flags, Segment};
-use super::wire::Sender;
-use crate::lab::{Family, loopback};
+use crate::lab::{
+    Family, loopback,
+    raw::{
+        flood_client,
+        segment::{Flags, Segment},
+        wire::Sender,
+    },
+};
 
 /// SYNs to a system call.
 const BATCH: u32 = 64;

@@ -17,13 +17,15 @@ mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::Family;
-use super::loopback::{TEST_RANGE_V4, TEST_RANGE_V6, WIDE_RANGE_V4};
-
 pub use flood::{Flood, Flooded, flood};
 pub use peer::{Answer, Peer};
 pub use segment::{Flags, Segment};
 pub use wire::Wire;
+
+use crate::lab::{
+    Family,
+    loopback::{TEST_RANGE_V4, TEST_RANGE_V6, WIDE_RANGE_V4},
+};
 
 /// Addresses used of each test range; the last is for [`Wire::settle`].
 const HOSTS: u32 = 253;

@@ -1,13 +1,16 @@
 //! A hand-made client: one step of its handshake per call.
 
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
-use super::segment::{Flags, Segment};
-use super::wire::Wire;
-use crate::lab::Family;
+use crate::lab::{
+    Family,
+    raw::{
+        segment::{Flags, Segment},
+        wire::Wire,
+    },
+};
 
 /// What a listener answered to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

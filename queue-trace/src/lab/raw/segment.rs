@@ -163,8 +163,10 @@ impl Segment {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Family, peer_client};
-    use super::*;
+    use super::{
+        super::{Family, peer_client},
+        *,
+    };
 
     #[test]
     fn a_written_segment_reads_back() {

@@ -1,18 +1,25 @@
 //! The wire of the hand-made clients: a raw socket that sends whole IP packets,
 //! and a packet socket that hears what `lo` carries back to them.
 
-use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::{
+    io::{self, Read},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use etherparse::TcpOptionElement;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use super::segment::{Flags, Segment};
-use super::{FIRST_PEER_PORT, MARKER_HOST, peer_client, test_host};
-use crate::lab::{Family, loopback};
+use crate::lab::{
+    Family, loopback,
+    raw::{
+        FIRST_PEER_PORT, MARKER_HOST, peer_client,
+        segment::{Flags, Segment},
+        test_host,
+    },
+};
 
 /// A handshake on `lo` is three packets, each queued while the one before is
 /// received.

@@ -11,17 +11,18 @@ mod registry;
 mod tests;
 mod traffic;
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::net::{SocketAddr, TcpListener};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{SocketAddr, TcpListener},
+};
 
 use anyhow::{Context, Result};
 use queue_trace_common::outcome::Outcome;
-
-use super::{Connect, Ending, Family, Netns, listen};
+pub use registry::SCENARIOS;
 use traffic::Traffic;
 
-pub use registry::SCENARIOS;
+use crate::lab::{Connect, Ending, Family, Netns, listen};
 
 /// Every case listens here, in a namespace where the port is free.
 const PORT: u16 = 8080;

@@ -10,10 +10,11 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use queue_trace_common::outcome;
 
-use super::Scenario;
-use super::traffic::Traffic;
-use crate::lab::raw::Peer;
-use crate::lab::{Ending, Pace};
+use crate::lab::{
+    Ending, Pace,
+    raw::Peer,
+    scenario::{Scenario, traffic::Traffic},
+};
 
 const COOKIES: &str = "net.ipv4.tcp_syncookies";
 const MAX_SYN_BACKLOG: &str = "net.ipv4.tcp_max_syn_backlog";

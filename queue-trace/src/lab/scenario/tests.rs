@@ -1,12 +1,16 @@
 //! Every case against the kernel's own counters. Live: `cargo test -- --ignored`.
 
-use std::collections::{BTreeMap, HashSet};
-use std::time::{Duration, Instant};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::{Duration, Instant},
+};
 
-use queue_trace_common::counter::{COOKIE_RECV, COUNTERS};
-use queue_trace_common::outcome::Step;
+use queue_trace_common::{
+    counter::{COOKIE_RECV, COUNTERS},
+    outcome::Step,
+};
 
-use super::*;
+use crate::lab::scenario::*;
 
 /// The kernel's counters that one such decision moves, each by one. The cookies of
 /// the laboratory are the kernel's own, which it counts when they come back.

@@ -1,15 +1,15 @@
 //! The pieces of which the cases are played, and the tally of what they did.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use queue_trace_common::outcome::OUTCOMES;
 
-use super::{Imposed, Report};
-use crate::lab::raw::{Answer, Flood, Peer, Wire, flood};
-use crate::lab::{Connect, Ending, Family, Pace, connect_each, half_open};
+use crate::lab::{
+    Connect, Ending, Family, Pace, connect_each, half_open,
+    raw::{Answer, Flood, Peer, Wire, flood},
+    scenario::{Imposed, Report},
+};
 
 /// Within it an answer on `lo` comes even on a slow, emulated machine.
 const ANSWER: Duration = Duration::from_secs(2);

@@ -1,0 +1,37 @@
+//! `queue-trace report`: one page of a recording.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::{diagnose, report::page};
+
+/// Options of `report`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  queue-trace report incident.jsonl.zst -o incident.html")]
+pub struct ReportArgs {
+    /// Recordings, in order of time; - is standard input
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+
+    /// The page to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// Makes the page of a recording.
+///
+/// # Errors
+/// If the recording cannot be read, or the page not written.
+pub fn run(args: &ReportArgs) -> Result<()> {
+    let case = diagnose::read(&args.files)?;
+    let page = page(&case);
+    fs::write(&args.output, page)
+        .with_context(|| format!("cannot write to {}", args.output.display()))?;
+    for note in &case.notes {
+        eprintln!("note: {note}");
+    }
+    eprintln!("wrote {}", args.output.display());
+    Ok(())
+}

@@ -1,0 +1,17 @@
+//! The kernel: facts about it, the decision how to watch it, and the kernel side at work.
+//!
+//! `host` and `btf` gather facts, `plan` decides which functions to watch, `probe` loads and
+//! attaches; `session` does all of it in order, and is the one way to attach. `selection` is
+//! what the user wants to see, as the kernel side filters it. `decode` turns bytes into
+//! events. `netns` finds network namespaces.
+
+pub mod btf;
+pub mod decode;
+pub mod host;
+pub mod netns;
+pub mod plan;
+pub mod privilege;
+pub mod probe;
+pub mod selection;
+pub mod self_test;
+pub mod session;

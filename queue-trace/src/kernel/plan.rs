@@ -1,0 +1,475 @@
+//! From facts to a plan: which hooks, attached how, and what is therefore observable.
+//! A pure decision; the kernel's refusals come back as facts for the next one.
+
+use std::fmt;
+
+use queue_trace_common::{
+    hook::{HOOKS, Hook, KEEP_QUEUES, Need},
+    outcome::{self, OUTCOMES, Set},
+};
+
+pub use crate::model::event::Name;
+use crate::{
+    kernel::{btf::Types, host::Host},
+    model::lines::AttachPlan,
+    options::Attach,
+};
+
+/// A way to watch kernel functions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// fentry and fexit.
+    Fentry,
+    /// kprobes and kretprobes.
+    Kprobe,
+    /// Raw tracepoints alone.
+    Tracepoint,
+}
+
+impl Family {
+    /// From the best to the least.
+    pub const ALL: [Self; 3] = [Self::Fentry, Self::Kprobe, Self::Tracepoint];
+
+    /// The name in JSON and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
+/// What the machine offers: found by looking, or learned from a refusal.
+#[derive(Debug, Clone)]
+pub struct Offers {
+    /// For each of [`Family::ALL`], whether it can be had, and if not, why.
+    pub families: [Result<(), String>; 3],
+    /// For each hook, whether it can be had, and if not, why.
+    pub hooks: Vec<Result<(), Without>>,
+}
+
+/// Why a hook is not to be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Without {
+    /// The kernel has no such function, or one that is not known.
+    Absent(String),
+    /// It is there, and the kernel refuses the hook.
+    Refused(String),
+}
+
+impl fmt::Display for Without {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Absent(why) | Self::Refused(why)) = self;
+        f.write_str(why)
+    }
+}
+
+impl Offers {
+    /// What can be told without trying.
+    #[must_use]
+    pub fn look(host: &Host, types: &Types) -> Self {
+        let fentry = if types.path() == std::path::Path::new(crate::kernel::btf::SYSTEM) {
+            Ok(())
+        } else {
+            Err("fentry needs the kernel's own type information".to_owned())
+        };
+        Self {
+            families: [fentry, host.kprobes.clone(), Ok(())],
+            hooks: HOOKS
+                .iter()
+                .map(|hook| types.fits(hook).map(|_| ()).map_err(Without::Absent))
+                .collect(),
+        }
+    }
+
+    fn family(&self, family: Family) -> &Result<(), String> {
+        &self.families[family as usize]
+    }
+
+    /// The kernel refused a hook. What is needed by all takes its family with it.
+    pub fn refused(&mut self, family: Family, hook: Option<&Hook>, why: String) {
+        match hook {
+            Some(hook) if hook.need != Need::Main => {
+                self.hooks[hook.index] = Err(Without::Refused(why));
+            }
+            _ => self.families[family as usize] = Err(why),
+        }
+    }
+}
+
+/// Why nothing can be attached.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// The way asked for is not to be had.
+    #[error("--attach {}: {why}", family.name())]
+    Refused {
+        /// Which.
+        family: Family,
+        /// Why.
+        why: String,
+    },
+    /// Nor is any other.
+    #[error("this kernel allows no way to watch it: {0}")]
+    None(String),
+}
+
+/// The plan.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// How hooks are attached.
+    pub family: Family,
+    /// Better ways that are not to be had, and why.
+    pub passed_over: Vec<(Family, String)>,
+    /// The hooks to attach.
+    pub hooks: Vec<&'static Hook>,
+    /// Hooks that were wanted and are left out, and why.
+    pub left_out: Vec<(&'static Hook, Without)>,
+    /// The outcomes that can be seen, among those wanted.
+    pub observable: Set,
+    /// Those that cannot, among those wanted.
+    pub unobservable: Set,
+    /// What the self-test found warnings, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// The tracepoints of that mode.
+pub const TRACEPOINTS: [&str; 4] = [
+    "inet_sock_set_state",
+    "consume_skb",
+    "kfree_skb",
+    "netif_receive_skb",
+];
+
+/// What tracepoints alone can tell.
+const BY_TRACEPOINTS: [u8; 15] = [
+    outcome::REQUEST_ABORTED,
+    outcome::QUEUED,
+    outcome::COOKIE_SENT_FULL,
+    outcome::COOKIE_SENT_ALWAYS,
+    outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL,
+    outcome::SYN_DROPPED_SYN_QUEUE_FULL,
+    outcome::SYN_DROPPED_OTHER,
+    outcome::ESTABLISHED_HANDSHAKE,
+    outcome::ESTABLISHED_COOKIE,
+    outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL,
+    outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET,
+    outcome::ACK_DROPPED_OTHER,
+    outcome::COOKIE_FAILED_INVALID,
+    outcome::COOKIE_DROPPED_ACCEPT_QUEUE_FULL,
+    outcome::COOKIE_DROPPED_OTHER,
+];
+
+impl Plan {
+    /// The best plan for the outcomes wanted.
+    ///
+    /// # Errors
+    /// [`PlanError`], if the way asked for, or every way, is refused.
+    pub fn make(attach: Attach, selection: Set, offers: &Offers) -> Result<Self, PlanError> {
+        let asked = match attach {
+            Attach::Auto => None,
+            Attach::Fentry => Some(Family::Fentry),
+            Attach::Kprobe => Some(Family::Kprobe),
+            Attach::Tracepoint => Some(Family::Tracepoint),
+        };
+        let mut passed_over = Vec::new();
+        for family in Family::ALL {
+            if asked.is_some_and(|asked| asked != family) {
+                continue;
+            }
+            match Self::with(family, selection, offers) {
+                Ok(plan) => {
+                    return Ok(Self {
+                        passed_over,
+                        ..plan
+                    });
+                }
+                Err(why) if asked.is_some() => return Err(PlanError::Refused { family, why }),
+                Err(why) => passed_over.push((family, why)),
+            }
+        }
+        let reasons: Vec<_> = passed_over
+            .iter()
+            .map(|(family, why)| format!("{}: {why}", family.name()))
+            .collect();
+        Err(PlanError::None(reasons.join("; ")))
+    }
+
+    fn with(family: Family, selection: Set, offers: &Offers) -> Result<Self, String> {
+        offers.family(family).clone()?;
+        let mut plan = Self {
+            family,
+            passed_over: Vec::new(),
+            hooks: Vec::new(),
+            left_out: Vec::new(),
+            observable: selection,
+            unobservable: 0,
+            warnings: Vec::new(),
+        };
+        if family == Family::Tracepoint {
+            let tells = BY_TRACEPOINTS.iter().fold(0, |set, tag| set | 1 << tag);
+            plan.observable &= tells;
+        } else {
+            for hook in &HOOKS {
+                if !is_needed(hook, selection) {
+                    continue;
+                }
+                match &offers.hooks[hook.index] {
+                    Ok(()) => plan.hooks.push(hook),
+                    Err(why) if hook.need == Need::Main => {
+                        return Err(format!("{}: {why}", hook.function));
+                    }
+                    Err(why) => plan.left_out.push((hook, why.clone())),
+                }
+            }
+            let seen = plan.hooks.iter().fold(0, |set, hook| set | hook.serves);
+            for (hook, why) in &plan.left_out {
+                if is_missed(hook, why) {
+                    plan.observable &= !hook.serves | seen;
+                }
+            }
+        }
+        plan.unobservable = selection & !plan.observable;
+        Ok(plan)
+    }
+
+    /// The hooks whose silence means something, as a set: those attached, and those of
+    /// parts that this kernel does not have.
+    #[must_use]
+    pub fn hook_bits(&self) -> u32 {
+        let not_missed = self
+            .left_out
+            .iter()
+            .filter(|(hook, why)| !is_missed(hook, why));
+        let hooks = self.hooks.iter().chain(not_missed.map(|(hook, _)| hook));
+        hooks.fold(0, |set, hook| set | hook.bit())
+    }
+
+    /// What is attached to, by name.
+    #[must_use]
+    pub fn attached_to(&self) -> Vec<&'static str> {
+        match self.family {
+            Family::Tracepoint => TRACEPOINTS.to_vec(),
+            _ => self.hooks.iter().map(|hook| hook.function).collect(),
+        }
+    }
+
+    /// What cannot be seen and why, one sentence each.
+    #[must_use]
+    pub fn limits(&self) -> Vec<String> {
+        let mut limits = Vec::new();
+        if self.family == Family::Tracepoint {
+            let reasons: Vec<_> = self
+                .passed_over
+                .iter()
+                .map(|(family, why)| format!("{}: {why}", family.name()))
+                .collect();
+            if !reasons.is_empty() {
+                limits.push(format!("tracepoints only ({})", reasons.join("; ")));
+            }
+            limits.push(
+                "in a SO_REUSEPORT group of listeners the socket shown for a SYN is the last \
+                 one that began to listen"
+                    .to_owned(),
+            );
+            limits.push(
+                "how long connections wait for accept(), and how long accept queues are full, \
+                 cannot be told"
+                    .to_owned(),
+            );
+        }
+        if self.unobservable != 0 {
+            limits.push(format!("not observable here: {}", names(self.unobservable)));
+        }
+        for (hook, why) in &self.left_out {
+            if is_missed(hook, why) {
+                limits.push(format!("not attached: {}: {why}", hook.function));
+            }
+        }
+        limits.extend(self.warnings.iter().cloned());
+        limits
+    }
+
+    /// Takes in what the self-test found: the programs that did not fire.
+    pub fn note_silent<'a>(&mut self, silent: impl IntoIterator<Item = &'a String>) {
+        for program in silent {
+            let hook = HOOKS.iter().find(|hook| {
+                program
+                    .strip_prefix(hook.name)
+                    .is_some_and(|rest| rest.starts_with("_enter") || rest.starts_with("_exit"))
+            });
+            match hook {
+                Some(hook) => {
+                    let lost = match self.observable & hook.serves {
+                        0 => "what is kept of the queues".to_owned(),
+                        lost => names(lost),
+                    };
+                    self.warnings.push(format!(
+                        "{} did not fire in the self-test, so these may be missed: {lost}",
+                        hook.function
+                    ));
+                }
+                None => self
+                    .warnings
+                    .push(format!("{program} did not fire in the self-test")),
+            }
+        }
+        self.warnings.dedup();
+    }
+}
+
+/// A set of outcomes as the user would name them.
+#[must_use]
+pub fn names(set: Set) -> String {
+    OUTCOMES
+        .iter()
+        .filter(|outcome| set & outcome.bit() != 0)
+        .map(|outcome| Name(outcome).to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Whether something goes unseen without the hook: not if it is for a part that this
+/// kernel does not have.
+fn is_missed(hook: &Hook, why: &Without) -> bool {
+    hook.need != Need::Optional || matches!(why, Without::Refused(_))
+}
+
+/// Hooks that only serve outcomes nobody asked for are not attached, unless they
+/// explain movements of the counters that the ledger compares, or keep the queues'
+/// statistics.
+fn is_needed(hook: &Hook, selection: Set) -> bool {
+    let explains = OUTCOMES
+        .iter()
+        .any(|o| hook.serves & o.bit() != 0 && (o.moves | o.may_move) != 0);
+    explains || hook.serves & selection != 0 || KEEP_QUEUES.contains(&hook.index)
+}
+
+impl From<&Plan> for AttachPlan {
+    fn from(plan: &Plan) -> Self {
+        let told = OUTCOMES
+            .iter()
+            .filter(|outcome| plan.observable & outcome.bit() != 0);
+        Self {
+            family: plan.family.name().to_owned(),
+            hooks: plan.attached_to().into_iter().map(str::to_owned).collect(),
+            outcomes: Some(told.map(|outcome| Name(outcome).to_string()).collect()),
+            limits: plan.limits(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use queue_trace_common::{
+        hook,
+        outcome::{Kind, of_kind},
+    };
+
+    use super::*;
+
+    fn offers() -> Offers {
+        Offers {
+            families: [Ok(()), Ok(()), Ok(())],
+            hooks: vec![Ok(()); hook::COUNT],
+        }
+    }
+
+    const ALL: Set = (1 << outcome::COUNT) - 1;
+
+    #[test]
+    fn fentry_is_preferred_and_sees_everything() {
+        let plan = Plan::make(Attach::Auto, ALL, &offers()).unwrap();
+        assert_eq!(plan.family, Family::Fentry);
+        assert_eq!(plan.hooks.len(), hook::COUNT);
+        assert_eq!(plan.unobservable, 0);
+        assert!(plan.limits().is_empty());
+    }
+
+    #[test]
+    fn hooks_that_nothing_wanted_needs_stay_off() {
+        let plan = Plan::make(Attach::Auto, of_kind(Kind::Refusal), &offers()).unwrap();
+        let has = |index| plan.hooks.iter().any(|hook| hook.index == index);
+        assert!(!has(hook::TIMER));
+        assert!(has(hook::ACCEPT), "it tells how long connections wait");
+        assert!(has(hook::ICMP), "it explains ListenDrops");
+    }
+
+    #[test]
+    fn a_refused_main_hook_takes_its_family_with_it() {
+        let mut offers = offers();
+        offers.refused(Family::Fentry, Some(&HOOKS[hook::ACK]), "EPERM".into());
+        let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
+        assert_eq!(plan.family, Family::Kprobe);
+        assert_eq!(plan.passed_over, [(Family::Fentry, "EPERM".to_owned())]);
+    }
+
+    #[test]
+    fn a_refused_cause_is_left_out_and_said() {
+        let mut offers = offers();
+        offers.refused(Family::Fentry, Some(&HOOKS[hook::PROVEN]), "inlined".into());
+        let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
+        assert_eq!(plan.family, Family::Fentry);
+        assert_eq!(plan.unobservable, 1 << outcome::SYN_DROPPED_LAST_QUARTER);
+        let limits = plan.limits().join("\n");
+        assert!(limits.contains("syn_dropped:last_quarter"), "{limits}");
+        assert!(limits.contains("tcp_peer_is_proven: inlined"), "{limits}");
+    }
+
+    #[test]
+    fn a_hook_that_stays_silent_is_said_once() {
+        let mut plan = Plan::make(Attach::Auto, ALL, &offers()).unwrap();
+        plan.note_silent(&["proven_enter".to_owned()]);
+        plan.note_silent(&["ack_enter".to_owned(), "ack_exit".to_owned()]);
+        let limits = plan.limits();
+        assert_eq!(limits.len(), 2, "{limits:?}");
+        assert!(limits[0].contains("tcp_peer_is_proven"), "{limits:?}");
+        assert!(
+            limits[1].contains("ack_dropped:accept_queue_full"),
+            "{limits:?}"
+        );
+    }
+
+    #[test]
+    fn what_a_kernel_has_no_part_for_is_not_missed() {
+        let mut offers = offers();
+        offers.hooks[hook::SECURITY] = Err(Without::Absent("no such function".into()));
+        let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
+        assert_eq!(plan.unobservable, 0);
+        assert!(plan.limits().is_empty());
+        assert_ne!(plan.hook_bits() & HOOKS[hook::SECURITY].bit(), 0);
+
+        let refused = Err(Without::Refused("EPERM".into()));
+        offers.hooks[hook::SECURITY] = refused;
+        let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
+        assert_eq!(plan.unobservable, 1 << outcome::SYN_DROPPED_SECURITY);
+        assert_eq!(plan.hook_bits() & HOOKS[hook::SECURITY].bit(), 0);
+    }
+
+    #[test]
+    fn a_way_asked_for_by_name_is_had_or_refused() {
+        let mut offers = offers();
+        offers.families[0] = Err("refused by the kernel".into());
+        let error = Plan::make(Attach::Fentry, ALL, &offers).unwrap_err();
+        assert_eq!(error.to_string(), "--attach fentry: refused by the kernel");
+        let plan = Plan::make(Attach::Tracepoint, ALL, &offers).unwrap();
+        assert_eq!(plan.family, Family::Tracepoint);
+        assert_ne!(plan.unobservable & (1 << outcome::ACCEPTED), 0);
+    }
+
+    #[test]
+    fn nothing_at_all_says_why_for_each() {
+        let mut offers = offers();
+        for family in Family::ALL {
+            offers.refused(family, None, format!("no {}", family.name()));
+        }
+        let error = Plan::make(Attach::Auto, ALL, &offers)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("no fentry") && error.contains("no tracepoint"),
+            "{error}"
+        );
+    }
+}

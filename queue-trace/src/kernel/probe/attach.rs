@@ -1,0 +1,293 @@
+//! Loads the kernel side and attaches it: programs to functions and tracepoints, filters into
+//! maps.
+
+use std::{collections::BTreeMap, io};
+
+use anyhow::{Context, Result, anyhow};
+use aya::{
+    Btf, Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{Map, lpm_trie},
+    programs::{FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
+};
+use bytemuck::bytes_of;
+use ipnet::IpNet;
+use queue_trace_common::{
+    hook::{self, Hook},
+    settings::{Address, Kernel},
+};
+
+use crate::kernel::{
+    btf::Types,
+    netns,
+    netns::NetnsPath,
+    plan::{Family, Plan},
+    probe::{functions, iterate, object},
+    selection::Selection,
+};
+
+/// Why the kernel side could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel refused a hook, or the family as a whole; another may do.
+    #[error("{}{why}", hook.map(|hook| format!("{}: ", hook.function)).unwrap_or_default())]
+    Refused {
+        /// Which hook, if one.
+        hook: Option<&'static Hook>,
+        /// What the kernel said.
+        why: String,
+    },
+    /// Nothing will do.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+/// Loads and attaches as planned. With it what could not be done and is not needed by all.
+pub(super) fn attach(
+    plan: &Plan,
+    types: &Types,
+    selection: &Selection,
+) -> Result<(Ebpf, Vec<String>), AttachError> {
+    let mut ebpf = load(types, plan.hook_bits(), selection)?;
+    fill(&mut ebpf, "ADDRS", &selection.addrs)?;
+    fill(&mut ebpf, "CLIENTS", &selection.clients)?;
+
+    let btf = functions::of(types);
+    let mut notes = Vec::new();
+    if plan.family == Family::Tracepoint {
+        notes = attach_tracepoints(&mut ebpf, selection, &btf)?;
+    }
+    for hook in &plan.hooks {
+        let by_type = match plan.family {
+            Family::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
+            Family::Kprobe | Family::Tracepoint => None,
+        };
+        attach_hook(&mut ebpf, hook, by_type).map_err(|error| AttachError::Refused {
+            hook: Some(hook),
+            why: reason(&error),
+        })?;
+    }
+    if plan.hooks.iter().any(|hook| hook.index == hook::TIMER) {
+        attach_tracepoint(&mut ebpf, "retransmit_synack", "tcp_retransmit_synack")?;
+    }
+    if let Ok(btf) = &btf
+        && let Err(error) = iterate::prepare(&mut ebpf, btf)
+    {
+        log::info!("the kernel's iterators cannot be used: {}", reason(&error));
+    }
+    log_sizes(&ebpf);
+    Ok((ebpf, notes))
+}
+
+/// Makes the maps, and programs for the kernel that has these types. `attached`: see
+/// [`Kernel::attached`].
+pub(super) fn load(
+    types: &Types,
+    attached: u32,
+    selection: &Selection,
+) -> Result<Ebpf, AttachError> {
+    let cpus = cpus()?;
+    let fields = types.fields().map_err(anyhow::Error::from)?;
+    let mut kernel = Kernel {
+        attached,
+        ..types.kernel().map_err(anyhow::Error::from)?
+    };
+    let cast = object::cast(types);
+    if cast.is_none() {
+        kernel.types = [0; _];
+    }
+    let field_bytes: &[u8] = bytemuck::cast_slice(&fields);
+    let filter = selection.filter();
+    let ports = selection.port_bits();
+    let level = if selection.debug {
+        aya_log::Level::Debug as u8
+    } else {
+        0
+    };
+    EbpfLoader::new()
+        // The verifier's log of a refused program is fetched by a second attempt; the
+        // statistics of accepted ones are of no use here.
+        .verifier_log_level(VerifierLogLevel::VERBOSE)
+        .override_global("FIELDS", field_bytes, true)
+        .override_global("KERNEL", bytes_of(&kernel), true)
+        .override_global("FILTER", bytes_of(&filter), true)
+        .override_global("PORTS", &ports[..], true)
+        .override_global(aya_log::LEVEL, &level, true)
+        .map_max_entries("RECORDS", selection.ring_bytes(cpus))
+        .map_max_entries("TALLIES", u32::try_from(cpus).unwrap_or(u32::MAX))
+        .load(&object::fitted(cast))
+        .map_err(|error| AttachError::Other(anyhow!(error).context("cannot load the kernel side")))
+}
+
+pub(super) fn cpus() -> Result<usize> {
+    aya::util::nr_cpus()
+        .map_err(|(_, error)| anyhow!(error).context("cannot tell how many CPUs there are"))
+}
+
+fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), ProgramError> {
+    let family = if btf.is_some() { "" } else { "_kprobe" };
+    for end in ["enter", "exit"] {
+        let name = format!("{}_{end}{family}", hook.name);
+        let Some(program) = ebpf.program_mut(&name) else {
+            continue;
+        };
+        match (program, btf) {
+            (Program::FEntry(program), Some(btf)) => {
+                let program: &mut FEntry = program;
+                program.load(hook.function, btf)?;
+                program.attach()?;
+            }
+            (Program::FExit(program), Some(btf)) => {
+                let program: &mut FExit = program;
+                program.load(hook.function, btf)?;
+                program.attach()?;
+            }
+            (Program::KProbe(program), _) => {
+                let program: &mut KProbe = program;
+                program.load()?;
+                program.attach(hook.function, 0)?;
+            }
+            // The object's program is of another kind than its name says.
+            _ => return Err(ProgramError::UnexpectedProgramType),
+        }
+    }
+    Ok(())
+}
+
+fn attach_tracepoints(
+    ebpf: &mut Ebpf,
+    selection: &Selection,
+    btf: &Result<Btf>,
+) -> Result<Vec<String>, AttachError> {
+    // Listeners first, then the packets that need them.
+    attach_tracepoint_twice(ebpf, "socket_state", "inet_sock_set_state")?;
+    let found = match btf {
+        Ok(btf) => find_listeners(ebpf, &selection.namespaces(), btf),
+        Err(error) => Err(anyhow!("{error:#}")),
+    };
+    let notes = match found {
+        Ok(()) => Vec::new(),
+        Err(error) => vec![format!(
+            "listeners that existed before are known by their port only: {error:#}"
+        )],
+    };
+    attach_tracepoint_twice(ebpf, "packet_consumed", "consume_skb")?;
+    attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")?;
+    attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
+    Ok(notes)
+}
+
+/// The program, and after it the one that does what the first was kept from.
+fn attach_tracepoint_twice(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), AttachError> {
+    attach_tracepoint(ebpf, program, name)?;
+    attach_tracepoint(ebpf, &format!("{program}{SECOND}"), name)
+}
+
+/// What the names of the second programs end in.
+pub(super) const SECOND: &str = "_again";
+
+fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), AttachError> {
+    let mut attach = || -> Result<(), ProgramError> {
+        let program: &mut RawTracePoint = named(ebpf, program)?.try_into()?;
+        program.load()?;
+        program.attach(name)?;
+        Ok(())
+    };
+    attach().map_err(|error| AttachError::Refused {
+        hook: None,
+        why: format!("tracepoint {name}: {}", reason(&error)),
+    })
+}
+
+/// Runs the iterator over the sockets of each namespace once. An iterator sees the
+/// namespace of the thread that opens it.
+fn find_listeners(ebpf: &mut Ebpf, namespaces: &BTreeMap<u32, NetnsPath>, btf: &Btf) -> Result<()> {
+    let program: &mut Iter = named(ebpf, "listeners_at_start")?.try_into()?;
+    program.load("tcp", btf)?;
+    for (id, way) in namespaces {
+        let link = program.attach()?;
+        let link = program.take_link(link)?;
+        let listed = netns::inside(*id, way, || {
+            let mut file = link.into_file().map_err(io::Error::other)?;
+            // It prints nothing; reading it to its end is what runs it.
+            io::copy(&mut file, &mut io::sink())
+        });
+        if let Err(error) = listed {
+            log::info!("network namespace {id}: its listeners are not known: {error}");
+        }
+    }
+    Ok(())
+}
+
+/// What the kernel had to verify, for `-vv`.
+fn log_sizes(ebpf: &Ebpf) {
+    if !log::log_enabled!(log::Level::Debug) {
+        return;
+    }
+    for (name, program) in ebpf.programs() {
+        if let Ok(info) = program.info() {
+            log::debug!(
+                "{name}: {} instructions verified, {} bytes",
+                info.verified_instruction_count().unwrap_or(0),
+                info.size_translated().unwrap_or(0)
+            );
+        }
+    }
+}
+
+pub(super) fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {
+    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)
+}
+
+pub(super) fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<T>
+where
+    T::Error: std::error::Error + Send + Sync + 'static,
+{
+    let map = ebpf
+        .take_map(name)
+        .with_context(|| format!("the kernel side has no map {name}"))?;
+    T::try_from(map).with_context(|| format!("the map {name} is not what it should be"))
+}
+
+/// Puts networks into a trie; IPv4 as `::ffff:a.b.c.d`.
+fn fill(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<()> {
+    let map = ebpf
+        .map_mut(name)
+        .with_context(|| format!("the kernel side has no map {name}"))?;
+    let mut trie: lpm_trie::LpmTrie<_, Address, u8> = map.try_into()?;
+    for network in networks {
+        let (bits, address) = match network {
+            IpNet::V4(v4) => (96 + v4.prefix_len(), v4.network().to_ipv6_mapped()),
+            IpNet::V6(v6) => (v6.prefix_len(), v6.network()),
+        };
+        let key = lpm_trie::Key::new(u32::from(bits), address.octets());
+        trie.insert(&key, 1, 0)
+            .with_context(|| format!("cannot filter on {network}"))?;
+    }
+    Ok(())
+}
+
+/// The kernel's reason without the library's wrapping: the last cause, and the last
+/// lines of the verifier's log where there is one.
+fn reason(error: &ProgramError) -> String {
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
+        let log = verifier_log.to_string();
+        let tail: Vec<_> = log.lines().rev().take(3).collect();
+        if tail.is_empty() {
+            return format!("the kernel refuses the program: {io_error}");
+        }
+        let tail: Vec<_> = tail.into_iter().rev().collect();
+        return format!(
+            "the kernel refuses the program: {io_error}: {}",
+            tail.join(" | ")
+        );
+    }
+    let mut deepest: &dyn std::error::Error = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    deepest.to_string()
+}

@@ -1,0 +1,218 @@
+//! What the user wants to see, checked against the machine: from the command line to
+//! the filters of the kernel side.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use queue_trace_common::{
+    outcome::{self, Kind},
+    record,
+    settings::{Filter, MAX_NETNS, PORT_WORDS},
+};
+
+use crate::{
+    kernel::{netns, netns::NetnsPath},
+    model::clients::Prefixes,
+    options::{Filters, NetnsArg, Which},
+};
+
+/// What the user wants to see, as the kernel side filters it.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Outcomes for which records are sent.
+    pub outcomes: outcome::Set,
+    /// Ports; empty: all.
+    pub ports: Vec<std::ops::RangeInclusive<u16>>,
+    /// Our own addresses; empty: all.
+    pub addrs: Vec<IpNet>,
+    /// Clients; empty: all.
+    pub clients: Vec<IpNet>,
+    /// Namespaces, and the way into those whose way is known; empty: all.
+    pub netns: BTreeMap<u32, Option<NetnsPath>>,
+    /// Records a second from each CPU at most; 0: no limit.
+    pub rate: u32,
+    /// By which networks clients are put together.
+    pub networks: Prefixes,
+    /// Connections are told as accepted only if they waited at least so long.
+    pub slow: Option<Duration>,
+    /// Whether the kernel side's own messages are wanted.
+    pub debug: bool,
+}
+
+impl Selection {
+    /// What the filters ask of the kernel side.
+    ///
+    /// # Errors
+    /// If a namespace named by its path is not there.
+    pub fn of(filters: &Filters) -> Result<Self> {
+        Ok(Self {
+            outcomes: filters.outcomes(),
+            ports: filters.ports.clone(),
+            addrs: filters.addrs.clone(),
+            clients: filters.clients.clone(),
+            netns: Self::namespaces_named(&filters.netns)?,
+            slow: filters.slow.filter(|_| !filters.shows_accepted()),
+            ..Self::default()
+        })
+    }
+
+    /// What a view of listeners asks of the kernel side: counts of all, and so many records
+    /// of refusals a second.
+    ///
+    /// # Errors
+    /// If a namespace named by its path is not there.
+    pub fn of_listeners(which: &Which, rate: u32) -> Result<Self> {
+        Ok(Self {
+            outcomes: outcome::of_kind(Kind::Refusal),
+            ports: which.ports.clone(),
+            addrs: which.addrs.clone(),
+            netns: Self::namespaces_named(&which.netns)?,
+            rate,
+            ..Self::default()
+        })
+    }
+
+    /// The namespaces that the user named.
+    ///
+    /// # Errors
+    /// If one named by its path is not there.
+    fn namespaces_named(named: &[NetnsArg]) -> Result<BTreeMap<u32, Option<NetnsPath>>> {
+        named
+            .iter()
+            .map(|arg| match arg {
+                NetnsArg::Id(id) => Ok((*id, None)),
+                NetnsArg::Path(path) => netns::id(path)
+                    .map(|id| (id, Some(NetnsPath::Path(path.clone()))))
+                    .with_context(|| {
+                        format!("--netns {}: no network namespace there", path.display())
+                    }),
+            })
+            .collect()
+    }
+
+    /// Whether whole namespaces are counted, so that the ledger can be closed.
+    #[must_use]
+    pub fn counts_all(&self) -> bool {
+        self.ports.is_empty() && self.addrs.is_empty() && self.clients.is_empty()
+    }
+
+    /// Whether a listener passes the filters on ports and addresses. One bound to any
+    /// address takes what is sent to each.
+    #[must_use]
+    pub fn has(&self, bound: SocketAddr) -> bool {
+        let port = self.ports.is_empty() || self.ports.iter().any(|r| r.contains(&bound.port()));
+        let addr = self.addrs.is_empty()
+            || bound.ip().is_unspecified()
+            || self.addrs.iter().any(|net| net.contains(&bound.ip()));
+        port && addr
+    }
+
+    /// The namespaces to look into.
+    #[must_use]
+    pub fn namespaces(&self) -> BTreeMap<u32, NetnsPath> {
+        let mut all = netns::list();
+        for (id, way) in &self.netns {
+            if let Some(way) = way {
+                all.insert(*id, way.clone());
+            }
+        }
+        if !self.netns.is_empty() {
+            all.retain(|id, _| self.netns.contains_key(id));
+        }
+        all
+    }
+
+    /// The filters as the kernel side takes them.
+    #[must_use]
+    pub fn filter(&self) -> Filter {
+        let mut filter = Filter {
+            outcomes: self.outcomes,
+            record_cost_ns: match self.rate {
+                0 => 0,
+                rate => NS_PER_SECOND / u64::from(rate),
+            },
+            slow_ns: self
+                .slow
+                .map_or(0, |slow| u64::try_from(slow.as_nanos()).unwrap_or(u64::MAX)),
+            netns_count: self.netns.len().min(MAX_NETNS) as u32,
+            ports: (!self.ports.is_empty()).into(),
+            addrs: (!self.addrs.is_empty()).into(),
+            clients: (!self.clients.is_empty()).into(),
+            ..Filter::default()
+        };
+        for (place, id) in filter.netns.iter_mut().zip(self.netns.keys()) {
+            *place = *id;
+        }
+        filter
+    }
+
+    /// Bytes of the ring of records, a power of two: two seconds of what so many CPUs may
+    /// write, so that a burst and a reader that is late find room. Every page of it is
+    /// resident memory, mapped twice.
+    #[must_use]
+    pub fn ring_bytes(&self, cpus: usize) -> u32 {
+        // What the ring adds to each.
+        const HEAD: u64 = 8;
+        if self.rate == 0 {
+            return UNLIMITED_RING;
+        }
+        let each = record::SIZE as u64 + HEAD;
+        let bytes = (2 * each)
+            .saturating_mul(u64::from(self.rate))
+            .saturating_mul(cpus as u64);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        bytes.clamp(SMALLEST_RING, LARGEST_RING).next_power_of_two()
+    }
+
+    /// The ports as a bit each.
+    #[must_use]
+    pub fn port_bits(&self) -> Vec<u64> {
+        let mut words = vec![0u64; PORT_WORDS];
+        for port in self.ports.iter().cloned().flatten() {
+            words[usize::from(port >> 6)] |= 1 << (port & 63);
+        }
+        words
+    }
+}
+
+const NS_PER_SECOND: u64 = 1_000_000_000;
+
+const SMALLEST_RING: u32 = 256 << 10;
+const LARGEST_RING: u32 = 16 << 20;
+/// Where records are not limited.
+const UNLIMITED_RING: u32 = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_ring_holds_two_seconds_and_is_bounded() {
+        let ring = |rate, cpus| {
+            let selection = Selection {
+                rate,
+                ..Selection::default()
+            };
+            selection.ring_bytes(cpus)
+        };
+        assert_eq!(ring(1, 1), SMALLEST_RING);
+        assert_eq!(ring(1000, 2), 1 << 20);
+        assert_eq!(ring(u32::MAX, 1024), LARGEST_RING);
+        assert_eq!(ring(0, 1), UNLIMITED_RING);
+    }
+
+    proptest! {
+        #[test]
+        fn the_port_bits_are_the_ports_asked_for(ranges in proptest::collection::vec((1u16.., 1u16..), 0..5), port in 1u16..) {
+            let ports: Vec<_> = ranges.iter().map(|(a, b)| *a.min(b)..=*a.max(b)).collect();
+            let selection = Selection { ports: ports.clone(), ..Selection::default() };
+            let bits = selection.port_bits();
+            let set = bits[usize::from(port >> 6)] >> (port & 63) & 1 == 1;
+            prop_assert_eq!(set, ports.iter().any(|range| range.contains(&port)));
+            prop_assert_eq!(selection.filter().ports != 0, !ports.is_empty());
+        }
+    }
+}

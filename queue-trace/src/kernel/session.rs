@@ -1,0 +1,160 @@
+//! The one way to attach: refuses where it cannot go well, tries the best plan first, learns
+//! from what the kernel refuses, and tests itself.
+
+use anyhow::{Result, bail};
+use bytes::Bytes;
+
+use crate::{
+    kernel::{
+        btf::Types,
+        decode::decode,
+        host::{Host, OLDEST},
+        plan::{Offers, Plan, PlanError},
+        probe::{AttachError, Probe},
+        selection::Selection,
+        self_test,
+    },
+    options::Kernel,
+};
+
+/// The kernel side, attached and tested.
+pub struct Session {
+    /// The kernel side at work.
+    pub probe: Probe,
+    /// How it is attached, and what is therefore observable.
+    pub plan: Plan,
+    /// The machine.
+    pub host: Host,
+    /// Records of others that came during the self-test.
+    pub early: Vec<Bytes>,
+}
+
+impl Session {
+    /// Attaches and tests itself.
+    ///
+    /// # Errors
+    /// Whatever keeps it from attaching, with what to do about it.
+    pub fn begin(options: &Kernel, selection: &Selection) -> Result<Self> {
+        let host = Host::look();
+        fit(&host)?;
+        let types = Types::read(options.btf.as_deref())?;
+        let (mut probe, mut plan) = attach(&host, &types, options, selection)?;
+        plan.warnings.extend_from_slice(probe.notes());
+        let early = if options.no_canary {
+            Vec::new()
+        } else {
+            self_test(&mut probe, &mut plan)?
+        };
+        // The kernel's types took most of it, and are not needed any more.
+        drop(types);
+        give_back_memory();
+        Ok(Self {
+            probe,
+            plan,
+            host,
+            early,
+        })
+    }
+}
+
+/// Refuses to begin where it cannot end well, and says what to do.
+///
+/// # Errors
+/// If the kernel is too old, or privileges are missing.
+pub fn fit(host: &Host) -> Result<()> {
+    if host.too_old() {
+        let (major, minor) = OLDEST;
+        bail!(
+            "Linux {} is too old: queue-trace needs {major}.{minor} or newer (BPF ring buffer)",
+            host.release
+        );
+    }
+    if !host.privileges.suffice() {
+        bail!(
+            "attaching to the kernel takes root, or the capabilities CAP_BPF and CAP_PERFMON: \
+             run it with sudo"
+        );
+    }
+    Ok(())
+}
+
+/// Attaches by the best plan that the kernel does not refuse.
+///
+/// # Errors
+/// If none is left, or the one asked for is refused.
+fn attach(
+    host: &Host,
+    types: &Types,
+    kernel: &Kernel,
+    selection: &Selection,
+) -> Result<(Probe, Plan)> {
+    let mut offers = Offers::look(host, types);
+    loop {
+        let plan = Plan::make(kernel.attach, selection.outcomes, &offers)
+            .map_err(|error| with_remedy(error, host))?;
+        match Probe::attach(&plan, types, selection) {
+            Ok(probe) => return Ok((probe, plan)),
+            Err(AttachError::Refused { hook, why }) => {
+                log::debug!("{}: refused: {why}", plan.family.name());
+                offers.refused(plan.family, hook, why);
+            }
+            Err(AttachError::Other(error)) => return Err(error),
+        }
+    }
+}
+
+/// Runs the self-test, notes in the plan what it found, and removes its traces. Gives
+/// the records of others that came meanwhile.
+///
+/// # Errors
+/// If the kernel side's maps cannot be read.
+fn self_test(probe: &mut Probe, plan: &mut Plan) -> Result<Vec<Bytes>> {
+    let canary = match self_test::run(probe) {
+        Ok(canary) => canary,
+        Err(error) => {
+            plan.warnings
+                .push(format!("the self-test could not be made: {error:#}"));
+            return Ok(Vec::new());
+        }
+    };
+    plan.note_silent(&canary.silent);
+    let mut early = Vec::new();
+    loop {
+        let records = probe.take_records();
+        if records.is_empty() {
+            break;
+        }
+        let others = records.into_iter().filter(|record| {
+            decode(record.clone(), 0).map_or(true, |event| event.netns != canary.netns)
+        });
+        early.extend(others);
+    }
+    probe.forget(canary.netns)?;
+    Ok(early)
+}
+
+fn with_remedy(error: PlanError, host: &Host) -> anyhow::Error {
+    let mut remedy = match &error {
+        PlanError::Refused { .. } => {
+            "leave --attach out to use what the kernel allows (queue-trace check shows it)"
+                .to_owned()
+        }
+        PlanError::None(_) => "queue-trace check shows what this kernel offers".to_owned(),
+    };
+    if let Some(mode) = &host.lockdown {
+        remedy.push_str(&format!("; the kernel is locked down ({mode})"));
+    }
+    anyhow::Error::new(error)
+        .context(remedy)
+        .context("cannot attach")
+}
+
+/// Gives back to the kernel what was freed: a tracer runs for long, on machines that need
+/// their memory.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes no pointer and touches only what the allocator holds as free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -1,0 +1,111 @@
+//! What of a recording is wanted: the live stream's filters, without a kernel to apply them.
+
+use std::net::IpAddr;
+
+use anyhow::{Result, bail};
+use ipnet::IpNet;
+use queue_trace_common::outcome;
+
+use crate::{
+    model::{event::Event, socket::Listener},
+    options::{Filters, NetnsArg, Which},
+    recording::Line,
+};
+
+/// What of a recording is wanted: the live stream's filters, without a kernel to do it.
+pub(crate) struct Only {
+    filters: Filters,
+    pub(crate) outcomes: outcome::Set,
+    netns: Vec<u32>,
+    /// The addresses that wanted listeners are bound to.
+    bound: Vec<IpNet>,
+}
+
+impl Only {
+    pub(crate) fn from_cli(filters: &Filters) -> Result<Self> {
+        let mut netns = Vec::new();
+        for arg in &filters.netns {
+            match arg {
+                NetnsArg::Id(id) => netns.push(*id),
+                NetnsArg::Path(path) => bail!(
+                    "--netns {}: a recording knows namespaces by number only, as the live stream shows them",
+                    path.display()
+                ),
+            }
+        }
+        Ok(Self {
+            filters: filters.clone(),
+            outcomes: filters.outcomes(),
+            netns,
+            bound: Vec::new(),
+        })
+    }
+
+    /// All that befell these listeners.
+    pub(crate) fn listeners(which: &Which) -> Result<Self> {
+        let filters = Filters {
+            ports: which.ports.clone(),
+            netns: which.netns.clone(),
+            all: true,
+            ..Filters::default()
+        };
+        Ok(Self {
+            bound: which.addrs.clone(),
+            ..Self::from_cli(&filters)?
+        })
+    }
+
+    pub(crate) fn passes(&self, line: &Line) -> bool {
+        match line {
+            Line::Header(_) | Line::Loss(_) | Line::End(_) => true,
+            Line::Event(event) => {
+                self.outcomes & event.outcome.bit() != 0
+                    && self.of(event.netns, &event.listener)
+                    && self.between(event)
+                    && self.slow_enough(event)
+            }
+            Line::Total(total) => {
+                self.outcomes & total.outcome.bit() != 0 && self.of(total.netns, &total.listener)
+            }
+            Line::Counts(counts) => self.of(counts.netns, &counts.listener),
+            Line::Listener(snapshot) => self.of(snapshot.netns, &snapshot.listener),
+            Line::Clients(clients) => self.of(clients.netns, &clients.listener),
+            Line::Ledger(ledger) => self.netns.is_empty() || self.netns.contains(&ledger.netns),
+        }
+    }
+
+    fn of(&self, netns: u32, listener: &Listener) -> bool {
+        let Filters { ports, .. } = &self.filters;
+        (self.netns.is_empty() || self.netns.contains(&netns))
+            && (ports.is_empty() || ports.iter().any(|range| range.contains(&listener.port)))
+            && listener.addr.is_none_or(|addr| self.bound_to(addr))
+    }
+
+    /// A listener bound to any address takes what is sent to each.
+    fn bound_to(&self, addr: IpAddr) -> bool {
+        self.bound.is_empty()
+            || addr.is_unspecified()
+            || self.bound.iter().any(|net| net.contains(&addr))
+    }
+
+    /// With `--slow` alone, accepted connections are shown only if they were slow.
+    fn slow_enough(&self, event: &Event) -> bool {
+        let Filters { slow, .. } = &self.filters;
+        let least = slow.filter(|_| !self.filters.shows_accepted());
+        let (Some(least), outcome::ACCEPTED) = (least, event.outcome.tag) else {
+            return true;
+        };
+        event
+            .waited_us
+            .is_some_and(|us| u128::from(us) >= least.as_micros())
+    }
+
+    /// As in the kernel: what has no addresses does not fit a filter on them.
+    fn between(&self, event: &Event) -> bool {
+        let Filters { addrs, clients, .. } = &self.filters;
+        let fits = |nets: &[IpNet], addr: Option<IpAddr>| {
+            nets.is_empty() || addr.is_some_and(|addr| nets.iter().any(|net| net.contains(&addr)))
+        };
+        fits(addrs, event.local) && fits(clients, event.client.map(|client| client.addr))
+    }
+}

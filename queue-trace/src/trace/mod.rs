@@ -1,0 +1,6 @@
+//! The stream: events as they happen, with what was withheld of them, and the audit of all
+//! of it against the kernel's own counters.
+
+pub mod audit;
+pub mod stream;
+pub mod withheld;
