@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod diag;
 pub mod group;
 pub mod language;
+pub mod member;
 pub mod owners;
 pub mod stats;
 pub mod table;
@@ -75,7 +76,7 @@ pub struct Row {
     /// How many connections entered its accept queue, since attached.
     pub entered: Option<u64>,
     /// How many accepted connections had waited how long: a histogram.
-    pub waits: Option<[u32; BUCKETS]>,
+    pub waits: Option<[u64; BUCKETS]>,
     /// Place in its `SO_REUSEPORT` group, and how many are in it, as the kernel has it.
     pub place: Option<(u32, u32)>,
     /// The device that it is bound to, by number; 0: none.
