@@ -4,7 +4,7 @@
 
 #![expect(
     clippy::unwrap_used,
-    reason = "as in tests: what is not there is a failure, and says so"
+    reason = "without the program or the browser there is no picture"
 )]
 
 use std::{
