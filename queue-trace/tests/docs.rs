@@ -252,6 +252,8 @@ fn links_between_pages_lead_somewhere() {
         ("docs/", "verdicts.md"),
         ("docs/", "diagnose.md"),
         ("docs/", "events.md"),
+        ("docs/", "agent.md"),
+        ("docs/", "metrics.md"),
     ] {
         let text = page(&format!("{folder}{name}"));
         for link in text.split("](").skip(1) {
@@ -385,6 +387,7 @@ fn full_row(limit_from: LimitFrom) -> Row {
         threads: Some([("S futex_do_wait".to_owned(), 3)].into()),
         entered: None,
         waits: None,
+        waited_sum_ns: None,
         place: None,
         device: 0,
         closed: true,

@@ -7,6 +7,7 @@
 // What is not there is a failure, and says so; in helpers of tests as in tests.
 #![expect(clippy::unwrap_used)]
 
+mod agent;
 mod audit;
 mod bad_input;
 mod bench;

@@ -196,6 +196,7 @@ fn closed(key: &QueueKey, queue: &Queue) -> Row {
         threads: None,
         entered: None,
         waits: None,
+        waited_sum_ns: None,
         place: None,
         device: 0,
         closed: true,
