@@ -9,6 +9,7 @@ pub mod latency;
 pub mod ledger;
 pub mod lines;
 pub mod runtime;
+pub mod sight;
 pub mod snapshot;
 pub mod socket;
 pub mod space_saving;
