@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use queue_trace::Cli;
+use queue_trace::{Cli, stderr::tell};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     match queue_trace::run(&cli) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("queue-trace: {error:#}");
+            tell(format_args!("queue-trace: {error:#}"));
             ExitCode::from(cli.status_of_errors())
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use queue_trace_common::{
     hook::{HOOKS, Need},
@@ -176,6 +176,13 @@ fn outcomes(out: &mut impl Write, set: Set) -> io::Result<()> {
 /// # Errors
 /// If the report cannot be written.
 pub fn run(args: &CheckArgs) -> Result<u8> {
-    let verdict = check(args, &mut io::stdout().lock())?;
-    Ok(verdict as u8)
+    let mut report = Vec::new();
+    let verdict = check(args, &mut report)?;
+    match io::stdout().write_all(&report) {
+        // Whoever reads the first lines only is told the rest by the status.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(verdict as u8),
+    }
 }

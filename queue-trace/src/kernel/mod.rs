@@ -12,6 +12,7 @@ pub mod netns;
 pub mod plan;
 pub mod privilege;
 pub mod probe;
+pub mod seccomp;
 pub mod selection;
 pub mod self_test;
 pub mod session;
