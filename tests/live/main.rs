@@ -20,6 +20,7 @@ mod experiments;
 mod faults;
 mod filters;
 mod floods;
+mod guide;
 mod handshakes;
 mod ledger;
 mod listeners;

@@ -24,6 +24,7 @@ mod screen;
 mod security;
 mod setting;
 mod tracer;
+mod unproven;
 
 pub use cookies::make_cookies;
 pub use counters::Counters;
@@ -36,3 +37,4 @@ pub use screen::{Screen, terminal};
 pub use security::SecurityModule;
 pub use setting::{Attach, attach, kernel, program};
 pub use tracer::{Finished, Launch, Tracer};
+pub use unproven::{ALL, UNPROVEN, unproven};
