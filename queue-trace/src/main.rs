@@ -1,5 +1,8 @@
 //! Parses the command line, runs, and prints what went wrong.
 
+#[cfg(target_os = "linux")]
+mod memory;
+
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
@@ -12,11 +15,14 @@ fn main() -> ExitCode {
             .error(ErrorKind::TooManyValues, message)
             .exit();
     }
+    let status_of_errors = cli.status_of_errors();
+    #[cfg(target_os = "linux")]
+    memory::exit_with(status_of_errors);
     match queue_trace::run(&cli) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             tell(format_args!("queue-trace: {error:#}"));
-            ExitCode::from(cli.status_of_errors())
+            ExitCode::from(status_of_errors)
         }
     }
 }

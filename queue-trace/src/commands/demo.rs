@@ -98,7 +98,7 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
         Box::new(Text::new(output, colour, TimeZone::system()))
     };
     let until = Until {
-        while_read: true,
+        reader_is_gone: true,
         ..Until::default()
     };
     live.run(sink.as_mut(), until, async {

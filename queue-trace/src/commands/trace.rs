@@ -142,7 +142,7 @@ mod live {
         let until = Until {
             count: args.count,
             duration: args.duration,
-            while_read: target.is_standard_output(),
+            reader_is_gone: target.is_standard_output(),
         };
         let name = target.name();
         let mut sink = target.begin(args.json)?;

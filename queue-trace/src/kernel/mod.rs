@@ -9,6 +9,7 @@ pub mod btf;
 pub mod decode;
 pub mod host;
 pub mod netns;
+pub mod obstacle;
 pub mod plan;
 pub mod privilege;
 pub mod probe;

@@ -89,28 +89,40 @@ impl Line {
         }
     }
 
-    /// Leaves no more entries in its lists than there can be.
+    /// Leaves no more entries in its lists, and no longer words, than queue-trace writes, so that
+    /// what is kept of a line is small.
     fn shorten(&mut self) {
         match self {
             Self::Header(header) => {
                 let attach = &mut header.attach;
-                attach.hooks.truncate(MOST);
-                attach.limits.truncate(MOST);
-                attach.outcomes.iter_mut().for_each(|o| o.truncate(MOST));
+                let words = [&mut header.host, &mut header.kernel, &mut header.version];
+                words.into_iter().for_each(shorten_word);
+                shorten_word(&mut attach.family);
+                let outcomes = attach.outcomes.as_mut();
+                for list in [Some(&mut attach.hooks), Some(&mut attach.limits), outcomes]
+                    .into_iter()
+                    .flatten()
+                {
+                    list.truncate(MOST);
+                    list.iter_mut().for_each(shorten_word);
+                }
             }
-            Self::Listener(snapshot) => {
-                let lists = [&mut snapshot.drops, &mut snapshot.counts];
-                lists.into_iter().flatten().for_each(shorten);
-                snapshot.threads.iter_mut().for_each(shorten);
-                if let Some(processes) = &mut snapshot.processes {
-                    processes.truncate(MOST);
-                    processes.shrink_to_fit();
+            Self::Listener(snapshot) => shorten_snapshot(snapshot),
+            Self::Event(event) => {
+                if let Some(process) = &mut event.process {
+                    shorten_word(&mut process.comm);
                 }
             }
             Self::Counts(counts) => shorten(&mut counts.outcomes),
-            Self::Clients(clients) => clients.networks.truncate(MOST),
-            Self::Ledger(ledger) => shorten(&mut ledger.counters),
-            Self::Event(_) | Self::Loss(_) | Self::Total(_) | Self::End(_) => {}
+            Self::Clients(clients) => {
+                clients.networks.truncate(MOST);
+                clients.networks.shrink_to_fit();
+            }
+            Self::Ledger(ledger) => {
+                shorten(&mut ledger.counters);
+                ledger.note.iter_mut().for_each(shorten_word);
+            }
+            Self::Loss(_) | Self::Total(_) | Self::End(_) => {}
         }
     }
 
@@ -192,7 +204,12 @@ impl Line {
 
 /// More than queue-trace writes into any list of a line but that of a listener's processes, of
 /// which a few are shown.
-const MOST: usize = 256;
+const MOST: usize = 128;
+
+/// Bytes of a word: a path of the kernel's, or a sentence.
+const LONGEST: usize = 4096;
+/// Bytes of a name in a list.
+const LONGEST_NAME: usize = 128;
 
 /// listen(2) takes an `int`.
 const DEEPEST: u32 = i32::MAX as u32;
@@ -205,8 +222,49 @@ const HIGHEST: u64 = 1 << 52;
 const TIMES: std::ops::Range<i128> = 0..7_258_118_400 * NS_PER_SECOND;
 
 fn shorten<V>(list: &mut BTreeMap<String, V>) {
+    list.retain(|name, _| name.len() <= LONGEST_NAME);
     while list.len() > MOST {
         list.pop_last();
+    }
+}
+
+fn shorten_word(word: &mut String) {
+    shorten_to(word, LONGEST);
+}
+
+fn shorten_to(word: &mut String, longest: usize) {
+    if word.len() > longest {
+        let whole = (0..=longest).rev().find(|at| word.is_char_boundary(*at));
+        word.truncate(whole.unwrap_or(0));
+        word.shrink_to_fit();
+    }
+}
+
+fn shorten_snapshot(snapshot: &mut Snapshot) {
+    let lists = [&mut snapshot.drops, &mut snapshot.counts];
+    lists.into_iter().flatten().for_each(shorten);
+    snapshot.threads.iter_mut().for_each(shorten);
+    snapshot.cgroup.iter_mut().for_each(shorten_word);
+    for name in [
+        &mut snapshot.unit,
+        &mut snapshot.container,
+        &mut snapshot.pod,
+        &mut snapshot.default_of,
+    ] {
+        name.iter_mut()
+            .for_each(|name| shorten_to(name, 2 * LONGEST_NAME));
+    }
+    for queue in [&mut snapshot.accept_queue, &mut snapshot.syn_queue] {
+        let from = queue.as_mut().and_then(|queue| queue.limit_from.as_mut());
+        from.into_iter()
+            .for_each(|from| shorten_to(from, LONGEST_NAME));
+    }
+    if let Some(processes) = &mut snapshot.processes {
+        processes.truncate(MOST);
+        processes.shrink_to_fit();
+        for process in processes {
+            shorten_to(&mut process.comm, LONGEST_NAME);
+        }
     }
 }
 

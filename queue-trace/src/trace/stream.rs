@@ -48,7 +48,7 @@ pub struct Until {
     /// After this time.
     pub duration: Option<Duration>,
     /// When nobody reads standard output any more, as it goes there.
-    pub while_read: bool,
+    pub reader_is_gone: bool,
 }
 
 /// A tracer that is attached and has not begun to print.
@@ -216,7 +216,7 @@ impl Live {
                     self.print_counts(sink)?;
                     self.print_news(sink)?;
                     sink.flush()?;
-                    if until.while_read && reader_is_gone() {
+                    if until.reader_is_gone && reader_is_gone() {
                         return Err(ErrorKind::BrokenPipe.into());
                     }
                 }
