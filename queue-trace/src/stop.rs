@@ -4,7 +4,7 @@ use std::io;
 #[cfg(target_os = "linux")]
 use std::os::fd::AsFd;
 #[cfg(unix)]
-use std::{future::poll_fn, task::Poll};
+use std::task::Poll;
 
 #[cfg(target_os = "linux")]
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,14 +18,18 @@ pub struct StopSignals(Vec<Signal>);
 
 #[cfg(unix)]
 impl StopSignals {
-    /// Begins to handle them.
+    /// Begins to handle those that ask a program to end. One that is ignored stays ignored: who
+    /// started the program said so, as nohup does, and a shell for what runs in the background.
     ///
     /// # Errors
     /// If the process cannot.
     pub fn listen() -> io::Result<Self> {
-        let mut signals = Self::but_hangup()?;
-        signals.0.push(signal(SignalKind::hangup())?);
-        Ok(signals)
+        Self::listen_to(&[
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+            SignalKind::quit(),
+        ])
     }
 
     /// Begins to handle all but SIGHUP, which means something else to the agent.
@@ -33,23 +37,68 @@ impl StopSignals {
     /// # Errors
     /// If the process cannot.
     pub fn but_hangup() -> io::Result<Self> {
-        Ok(Self(vec![
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-        ]))
+        Self::listen_to(&[
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::quit(),
+        ])
+    }
+
+    /// Begins to handle all that end a program and can be handled, for one that must not leave
+    /// the terminal as it is.
+    ///
+    /// # Errors
+    /// If the process cannot.
+    pub fn listen_to_all() -> io::Result<Self> {
+        Self::listen_to(&[
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+            SignalKind::quit(),
+            SignalKind::user_defined1(),
+            SignalKind::user_defined2(),
+            SignalKind::alarm(),
+        ])
+    }
+
+    fn listen_to(kinds: &[SignalKind]) -> io::Result<Self> {
+        let heard = kinds.iter().filter(|kind| !is_ignored(**kind));
+        heard
+            .copied()
+            .map(signal)
+            .collect::<io::Result<_>>()
+            .map(Self)
     }
 
     /// Waits for one.
     pub async fn any(&mut self) {
-        poll_fn(|context| {
-            let came = self
-                .0
-                .iter_mut()
-                .any(|signal| signal.poll_recv(context).is_ready());
-            if came { Poll::Ready(()) } else { Poll::Pending }
+        std::future::poll_fn(|context| {
+            let mut came = self.0.iter_mut().map(|signal| signal.poll_recv(context));
+            match came.any(|came| came.is_ready()) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
         })
         .await;
     }
+}
+
+/// Whether a signal was ignored when the program was started.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "no crate asks for the action of a signal")]
+fn is_ignored(kind: SignalKind) -> bool {
+    // SAFETY: a null new action changes nothing; the old one is written to a place that is
+    // large enough, and all zeros are a value of it.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let asked = libc::sigaction(kind.as_raw_value(), std::ptr::null(), &raw mut action);
+        asked == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+#[cfg(all(unix, not(target_os = "linux")))]
+fn is_ignored(_: SignalKind) -> bool {
+    false
 }
 
 /// Ctrl-C, where there are no signals.
@@ -65,6 +114,14 @@ impl StopSignals {
     /// None: it is like where there are signals.
     pub fn listen() -> io::Result<Self> {
         Ok(Self(()))
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// None, likewise.
+    pub fn listen_to_all() -> io::Result<Self> {
+        Self::listen()
     }
 
     /// Waits for it.
