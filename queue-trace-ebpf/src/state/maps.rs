@@ -9,7 +9,7 @@ use queue_trace_common::{
     settings::{Address, CountKey, Counted, Tally},
 };
 
-use super::types::{Baseline, Cpu, Entering, ListenerKey};
+use super::types::{Baseline, Cpu, Delivered, Entering, ListenerKey};
 
 /// BPF_NOEXIST (include/uapi/linux/bpf.h): another CPU may have made it meanwhile.
 pub const IF_MISSING: u64 = 1;
@@ -66,6 +66,10 @@ pub static WAITING: HashMap<u64, Entered> = HashMap::with_max_entries(queue::WAI
 /// The connection that is entering an accept queue on each CPU.
 #[map]
 pub static ENTERING: PerCpuArray<Entering> = PerCpuArray::with_max_entries(1, 0);
+
+/// Tracepoint mode: the packet that a listener has in hand on each CPU.
+#[map]
+pub static DELIVERED: PerCpuArray<Delivered> = PerCpuArray::with_max_entries(1, 0);
 
 /// Tracepoint mode: each namespace's counters on this CPU when last looked at.
 #[map]

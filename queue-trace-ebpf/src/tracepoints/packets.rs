@@ -24,7 +24,7 @@ use queue_trace_common::{
     settings::typed,
 };
 
-use super::listeners;
+use super::{delivered, listeners};
 use crate::{
     emit::{self, Verdict},
     filter, frame,
@@ -41,7 +41,7 @@ use crate::{
         tally,
         types::{Baseline, Counters},
     },
-    steps::syn,
+    steps::{close, syn},
 };
 
 /// What tells a namespace from all others, also from an earlier one that had its
@@ -119,7 +119,9 @@ fn net_of<P: Pointer>(device: P) -> P {
 
 /// How a packet was freed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Freed {
+pub enum Freed {
+    /// Its end was not seen.
+    Unseen,
     /// As if all were well: every SYN that reached a listener, dropped or not.
     Consumed,
     /// As dropped. With the socket that dropped it, where the tracepoint tells, else
@@ -277,6 +279,10 @@ fn decide(packet: &Packet, how: Freed, moved: Moved, net: u64) -> Option<u8> {
 #[raw_tracepoint(tracepoint = "netif_receive_skb")]
 fn packet_received(ctx: RawTracePointContext) -> i32 {
     let skb: u64 = ctx.arg(0);
+    if config::sees_delivery() {
+        delivered::received(skb);
+        return 0;
+    }
     match Typed::cast(skb, typed::PACKET) {
         Some(packet) => prime(net_of(packet.follow(field::SKB_DEV))),
         None => prime(net_of(Plain(skb).follow(field::SKB_DEV))),
@@ -354,6 +360,9 @@ const STATE: u32 = 2;
 #[inline(always)]
 fn consume(ctx: &RawTracePointContext, turn: Turn) {
     let skb: u64 = ctx.arg(0);
+    if config::sees_delivery() {
+        return delivered::freed(skb, Freed::Consumed);
+    }
     if !is_done(turn, CONSUME, skb) {
         freed(skb, Freed::Consumed);
     }
@@ -362,6 +371,9 @@ fn consume(ctx: &RawTracePointContext, turn: Turn) {
 #[inline(always)]
 fn kfree(ctx: &RawTracePointContext, turn: Turn) {
     let skb: u64 = ctx.arg(0);
+    if config::sees_delivery() {
+        return delivered::freed(skb, Freed::Dropped(0));
+    }
     if is_done(turn, KFREE, skb) {
         return;
     }
@@ -387,14 +399,28 @@ fn state(ctx: &RawTracePointContext, turn: Turn) {
     let Some(net) = memory::get::<u64>(sk, field::SK_NET) else {
         return;
     };
+    let sees_delivery = config::sees_delivery();
     if new == listen {
-        listeners::remember(sk, net);
+        if !sees_delivery {
+            listeners::remember(sk, net);
+        }
         owner::made(sk, net);
-    } else if old == listen && new != syn_recv {
-        listeners::forget(sk, net);
-        owner::closed(sk);
+    } else if old == listen && new == syn_recv {
+        // The beginning of a connection, which is a copy of its listener.
+        if sees_delivery {
+            delivered::made(sk);
+        }
+    } else if old == listen {
+        if !sees_delivery {
+            listeners::forget(sk, net);
+        }
+        close::closed(sk);
     } else if old == syn_recv && new == established {
-        completed(sk, net);
+        if sees_delivery {
+            delivered::completed(sk);
+        } else {
+            completed(sk, net);
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::kernel::{
     netns,
     netns::NetnsPath,
     plan::{Family, Plan},
-    probe::{functions, iterate, object},
+    probe::{delivery, functions, iterate, object},
     selection::Selection,
 };
 
@@ -36,6 +36,9 @@ pub enum AttachError {
         /// What the kernel said.
         why: String,
     },
+    /// Packets cannot be seen right before a socket decides on them; the rest may do.
+    #[error("{0}")]
+    Delivery(String),
     /// Nothing will do.
     #[error(transparent)]
     Other(#[from] anyhow::Error),
@@ -47,14 +50,15 @@ pub(super) fn attach(
     types: &Types,
     selection: &Selection,
 ) -> Result<(Ebpf, Vec<String>), AttachError> {
-    let mut ebpf = load(types, plan.hook_bits(), selection)?;
+    let sees_delivery = plan.family == Family::Tracepoint && plan.delivery.is_ok();
+    let mut ebpf = load_with(types, plan.hook_bits(), sees_delivery, selection)?;
     fill(&mut ebpf, "ADDRS", &selection.addrs)?;
     fill(&mut ebpf, "CLIENTS", &selection.clients)?;
 
     let btf = functions::of(types);
     let mut notes = Vec::new();
     if plan.family == Family::Tracepoint {
-        notes = attach_tracepoints(&mut ebpf, selection, &btf)?;
+        notes = attach_tracepoints(&mut ebpf, selection, sees_delivery, &btf)?;
     }
     for hook in &plan.hooks {
         let by_type = match plan.family {
@@ -85,10 +89,21 @@ pub(super) fn load(
     attached: u32,
     selection: &Selection,
 ) -> Result<Ebpf, AttachError> {
+    load_with(types, attached, false, selection)
+}
+
+/// The same. `delivered`: see [`Kernel::delivered`].
+fn load_with(
+    types: &Types,
+    attached: u32,
+    delivered: bool,
+    selection: &Selection,
+) -> Result<Ebpf, AttachError> {
     let cpus = cpus()?;
     let fields = types.fields().map_err(anyhow::Error::from)?;
     let mut kernel = Kernel {
         attached,
+        delivered: delivered.into(),
         ..types.kernel().map_err(anyhow::Error::from)?
     };
     let cast = object::cast(types);
@@ -156,8 +171,16 @@ fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), Pr
 fn attach_tracepoints(
     ebpf: &mut Ebpf,
     selection: &Selection,
+    sees_delivery: bool,
     btf: &Result<Btf>,
 ) -> Result<Vec<String>, AttachError> {
+    if sees_delivery {
+        attach_tracepoint_twice(ebpf, "socket_state", "inet_sock_set_state")?;
+        attach_packets(ebpf)?;
+        // Last: the end of what it begins is seen from now on.
+        delivery::attach(ebpf).map_err(|error| AttachError::Delivery(format!("{error:#}")))?;
+        return Ok(Vec::new());
+    }
     // Listeners first, then the packets that need them.
     attach_tracepoint_twice(ebpf, "socket_state", "inet_sock_set_state")?;
     let found = match btf {
@@ -170,10 +193,14 @@ fn attach_tracepoints(
             "listeners that existed before are known by their port only: {error:#}"
         )],
     };
+    attach_packets(ebpf)?;
+    Ok(notes)
+}
+
+fn attach_packets(ebpf: &mut Ebpf) -> Result<(), AttachError> {
     attach_tracepoint_twice(ebpf, "packet_consumed", "consume_skb")?;
     attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")?;
-    attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
-    Ok(notes)
+    attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")
 }
 
 /// The program, and after it the one that does what the first was kept from.
@@ -268,7 +295,7 @@ fn fill(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<()> {
 
 /// The kernel's reason without the library's wrapping: the last cause, and the last
 /// lines of the verifier's log where there is one.
-fn reason(error: &ProgramError) -> String {
+pub(super) fn reason(error: &ProgramError) -> String {
     if let ProgramError::LoadError {
         io_error,
         verifier_log,

@@ -2,6 +2,7 @@
 //! folder touch the BPF library.
 
 mod attach;
+mod delivery;
 mod functions;
 mod iterate;
 mod object;
