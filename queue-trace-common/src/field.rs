@@ -58,6 +58,7 @@ fields! {
     SK_PORT          "sock.__sk_common.skc_num";
     SK_BOUND_PORT    "inet_sock.inet_sport";
     SK_PEER_PORT     "sock.__sk_common.skc_dport";
+    SK_DEVICE        "sock.__sk_common.skc_bound_dev_if" without "the listener's device";
     SK_ADDR4         "sock.__sk_common.skc_rcv_saddr";
     SK_PEER_ADDR4    "sock.__sk_common.skc_daddr";
     SK_ADDR6         "sock.__sk_common.skc_v6_rcv_saddr" without "IPv6";
@@ -65,6 +66,7 @@ fields! {
     SK_COOKIE        "sock.__sk_common.skc_cookie" without "the listener's socket cookie";
     SK_DEPTH         "sock.sk_ack_backlog";
     SK_LIMIT         "sock.sk_max_ack_backlog";
+    SK_SHUTDOWN      "sock.sk_shutdown" without "telling a listener that was shut down from one that was closed";
     SK_SOCKET        "sock.sk_socket" without "the listener's inode";
     SOCKET_INODE     "socket_alloc.vfs_inode.i_ino" without "the listener's inode";
     SOCKET_FILE      "socket.file" without "the listener's inode";

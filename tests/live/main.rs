@@ -4,14 +4,17 @@
 //! A file for each subject. [`environment`] comes first: it proves that the kernel
 //! does what the other tests impose on it.
 
-// What is not there is a failure, and says so; in helpers of tests as in tests.
-#![expect(clippy::unwrap_used)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what is not there is a failure, in helpers of tests as in tests"
+)]
 
 mod audit;
 mod bad_input;
 mod bench;
 mod check;
 mod concurrency;
+mod defaults;
 mod demo;
 mod diagnose;
 mod ending;
@@ -20,6 +23,7 @@ mod experiments;
 mod faults;
 mod filters;
 mod floods;
+mod guide;
 mod handshakes;
 mod ledger;
 mod listeners;
@@ -27,6 +31,7 @@ mod loss;
 mod namespaces;
 mod output;
 mod overflow;
+mod owners;
 mod queues;
 mod rare;
 mod recordings;

@@ -149,24 +149,6 @@ pub struct Entering {
     pub listener: QueueKey,
 }
 
-/// One namespace's counters on this CPU, when last looked at.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Baseline {
-    /// The namespace.
-    pub net: u64,
-    /// This CPU's counters of the namespace.
-    pub address: u64,
-    /// Their values.
-    pub values: Counters,
-    /// Their values now, while a packet is looked at.
-    pub now: Counters,
-    /// The verdict; see [`forget_range`](crate::frame::forget_range).
-    pub verdict: u32,
-    /// Padding.
-    pub _pad: u32,
-}
-
 /// Where a listener is looked up by a packet's destination.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -179,6 +161,18 @@ pub struct ListenerKey {
     pub port: u16,
     /// Padding.
     pub _pad: [u16; 3],
+}
+
+/// The listeners that share an address and a port.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Sharing {
+    /// The sum of the addresses of their `struct sock`: of one, its address.
+    pub sockets: u64,
+    /// How many there are.
+    pub count: u64,
+    /// How many of them take only what comes by one device.
+    pub on_devices: u64,
 }
 
 /// The packet that a listener, or the kernel's ICMP, has in hand on this CPU.

@@ -21,10 +21,13 @@ use queue_trace_common::{
     },
     field, outcome,
     queue::QueueKey,
-    settings::typed,
+    settings::{Baseline, typed},
 };
 
-use super::{delivered, listeners};
+use super::{
+    delivered,
+    listeners::{self, Found},
+};
 use crate::{
     emit::{self, Verdict},
     filter, frame,
@@ -39,7 +42,7 @@ use crate::{
         config,
         maps::{BASELINES, LATEST},
         tally,
-        types::{Baseline, Counters},
+        types::Counters,
     },
     steps::{close, syn},
 };
@@ -80,16 +83,15 @@ fn prime(net: impl Pointer) {
         address,
         values: [0; counter::COUNT],
         now: [0; counter::COUNT],
+        netns: net.load(field::NET_ID),
         verdict: 0,
-        _pad: 0,
     };
     if !counters::read(&mut baseline.values, address, ALL) {
         return;
     }
-    // Sets this CPU's copy alone, also where the entry exists.
-    if BASELINES.insert(identity, baseline, 0).is_err() {
-        tally::lost(|loss| &mut loss.map_full);
-    }
+    // Sets this CPU's copy alone, also where the entry exists. Where there is no room, each
+    // packet that ends is counted as one without a baseline.
+    let _ = BASELINES.insert(identity, &baseline, 0);
 }
 
 /// The identity of the namespace of a packet that was delivered to this host: that of the
@@ -137,7 +139,7 @@ fn freed(skb: u64, how: Freed) {
         return;
     }
     let Some(baseline) = baseline_of(identity) else {
-        return;
+        return without_baseline(skb);
     };
     let net = baseline.net;
     if !counters::read(&mut baseline.now, baseline.address, ALL) {
@@ -176,11 +178,14 @@ fn freed(skb: u64, how: Freed) {
         // Which request an ICMP error was about is inside it, and not looked for.
         _ if packet.icmp => 0,
         Freed::Dropped(sk) if sk != 0 => sk,
-        _ => listeners::find(net, &packet),
+        _ => {
+            let found = listeners::find(net, &packet);
+            if outcome == outcome::QUEUED && found == Found::Nobody {
+                return;
+            }
+            unless_contradicted(outcome, found.sk())
+        }
     };
-    if outcome == outcome::QUEUED && sk == 0 {
-        return;
-    }
     let port = if packet.icmp { 0 } else { packet.local_port };
     let listener = identify(sk, net, port);
     if outcome == outcome::QUEUED {
@@ -202,6 +207,37 @@ fn freed(skb: u64, how: Freed) {
         },
         || (!packet.icmp).then(|| Peer::from(packet)),
     );
+}
+
+/// A packet ended before its namespace's counters were known on this CPU. What is only sent has
+/// not been to TCP, and is no loss. Rare, so a function of its own.
+#[inline(never)]
+fn without_baseline(skb: u64) {
+    if Packet::of(skb).is_some_and(|packet| packet.at_tcp) {
+        tally::lost(|loss| &mut loss.no_baseline);
+    }
+}
+
+/// The socket that was concluded, or 0 where its own queues say that it cannot be the one: a packet
+/// may be redirected to another port, or a program may select the socket.
+#[inline(never)]
+fn unless_contradicted(outcome: u8, sk: u64) -> u64 {
+    let full = match outcome {
+        outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL
+        | outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL
+        | outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET
+        | outcome::COOKIE_DROPPED_ACCEPT_QUEUE_FULL => {
+            let (depth, limit) = gauge::accept_queue(Plain(sk));
+            depth > limit
+        }
+        outcome::SYN_DROPPED_SYN_QUEUE_FULL | outcome::COOKIE_SENT_FULL => {
+            let depth: u32 = Plain(sk).load(field::SYN_DEPTH);
+            let (_, limit) = gauge::accept_queue(Plain(sk));
+            depth >= limit
+        }
+        _ => return sk,
+    };
+    if full { sk } else { 0 }
 }
 
 /// The farthest that a deciding counter moved: how many packets the movement stands
@@ -412,7 +448,7 @@ fn state(ctx: &RawTracePointContext, turn: Turn) {
         }
     } else if old == listen {
         if !sees_delivery {
-            listeners::forget(sk, net);
+            listeners::forget(sk);
         }
         close::closed(sk);
     } else if old == syn_recv && new == established {
@@ -460,7 +496,7 @@ fn completed(sk: u64, net: u64) {
         (outcome::ESTABLISHED_HANDSHAKE, 0)
     };
     let (outcome, moved) = frame::forget_range(&mut baseline.verdict, outcome, moved);
-    let sk = listeners::find(net, &packet);
+    let sk = listeners::find(net, &packet).sk();
     if sk != 0 {
         let (depth, limit) = gauge::accept_queue(Plain(sk));
         gauge::accept_rose(&kept::key_of(Plain(sk)), depth, limit);

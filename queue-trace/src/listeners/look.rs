@@ -157,7 +157,7 @@ fn rows(netns: u32, found: &Found) -> impl Iterator<Item = Row> {
             limit: listening.limit,
             limit_from: found
                 .somaxconn
-                .map(|somaxconn| LimitFrom::of(listening.limit, somaxconn)),
+                .map(|somaxconn| LimitFrom::of(listening.limit, somaxconn, None)),
             asked: None,
             somaxconn: found.somaxconn,
             ..AcceptGauge::default()

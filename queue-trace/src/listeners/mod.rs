@@ -10,13 +10,14 @@ pub mod cgroup;
 pub mod diag;
 pub mod group;
 pub mod language;
+pub mod member;
 pub mod owners;
 pub mod runtime;
 pub mod stats;
 pub mod table;
 pub mod watch;
 
-use std::collections::BTreeMap;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use queue_trace_common::queue::BUCKETS;
 
@@ -73,7 +74,7 @@ pub struct Row {
     /// How many connections entered its accept queue, since attached.
     pub entered: Option<u64>,
     /// How many accepted connections had waited how long: a histogram.
-    pub waits: Option<[u32; BUCKETS]>,
+    pub waits: Option<[u64; BUCKETS]>,
     /// Place in its `SO_REUSEPORT` group, and how many are in it, as the kernel has it.
     pub place: Option<(u32, u32)>,
     /// The device that it is bound to, by number; 0: none.
@@ -118,6 +119,9 @@ impl AcceptGauge {
 pub enum LimitFrom {
     /// The backlog that the application asked for.
     Backlog,
+    /// That, or `net.core.somaxconn` as it was when listen() was called: the call was not seen, and
+    /// the setting is higher now.
+    BacklogOrEarlierSomaxconn,
     /// `net.core.somaxconn`, which is as much or less than what was asked for.
     Somaxconn,
     /// An earlier `net.core.somaxconn` or a backlog below it: the setting is lower now.
@@ -130,19 +134,25 @@ impl LimitFrom {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Backlog => "backlog",
+            Self::BacklogOrEarlierSomaxconn => "backlog_or_earlier_somaxconn",
             Self::Somaxconn => "somaxconn",
             Self::EarlierSomaxconn => "earlier_somaxconn",
         }
     }
 
-    /// The kernel caps the backlog at `somaxconn` when listen() is called, and never
-    /// again.
+    /// The kernel caps the backlog at `somaxconn` when listen() is called, and never again.
+    /// `asked`: the backlog that the call was given, if it was seen.
     #[must_use]
-    pub fn of(limit: u32, somaxconn: u32) -> Self {
+    pub fn of(limit: u32, somaxconn: u32, asked: Option<i32>) -> Self {
         match limit.cmp(&somaxconn) {
-            std::cmp::Ordering::Less => Self::Backlog,
-            std::cmp::Ordering::Equal => Self::Somaxconn,
-            std::cmp::Ordering::Greater => Self::EarlierSomaxconn,
+            Ordering::Less => match asked {
+                // Negative ones are as large as can be.
+                Some(asked) if asked.cast_unsigned() == limit => Self::Backlog,
+                Some(_) => Self::EarlierSomaxconn,
+                None => Self::BacklogOrEarlierSomaxconn,
+            },
+            Ordering::Equal => Self::Somaxconn,
+            Ordering::Greater => Self::EarlierSomaxconn,
         }
     }
 }
@@ -219,6 +229,30 @@ impl From<&Row> for Snapshot {
             default_of: row.default_of.map(str::to_owned),
             threads: row.threads.clone(),
             closed: row.closed.then_some(true),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_from_the_backlog_only_if_listen_was_seen() {
+        use LimitFrom::{Backlog, BacklogOrEarlierSomaxconn, EarlierSomaxconn, Somaxconn};
+        for (limit, somaxconn, asked, from) in [
+            (128, 4096, None, BacklogOrEarlierSomaxconn),
+            (128, 4096, Some(128), Backlog),
+            (128, 4096, Some(511), EarlierSomaxconn),
+            (128, 4096, Some(-1), EarlierSomaxconn),
+            (128, 128, Some(511), Somaxconn),
+            (4096, 128, None, EarlierSomaxconn),
+        ] {
+            assert_eq!(
+                LimitFrom::of(limit, somaxconn, asked),
+                from,
+                "{limit} {asked:?}"
+            );
         }
     }
 }

@@ -19,7 +19,7 @@ pub struct Default {
 }
 
 /// The kernel caps every one of them at `net.core.somaxconn`.
-pub static DEFAULTS: [Default; 20] = [
+pub static DEFAULTS: [Default; 21] = [
     Default {
         name: "Java",
         programs: &["java"],
@@ -53,7 +53,8 @@ pub static DEFAULTS: [Default; 20] = [
     Default {
         name: "PHP-FPM",
         programs: &["php-fpm"],
-        backlog: Some(511),
+        // It asks for -1, which is as much as can be.
+        backlog: None,
         remedy: "listen.backlog of the pool",
     },
     Default {
@@ -85,6 +86,12 @@ pub static DEFAULTS: [Default; 20] = [
         programs: &["python", "gunicorn", "uvicorn"],
         backlog: Some(2048),
         remedy: "--backlog",
+    },
+    Default {
+        name: "uWSGI",
+        programs: &["uwsgi"],
+        backlog: Some(100),
+        remedy: "--listen",
     },
     Default {
         name: "Puma",
@@ -142,22 +149,31 @@ pub static DEFAULTS: [Default; 20] = [
     },
 ];
 
-/// The default that explains a limit, if one of the owner's names is that of the runtime.
+/// What `net.core.somaxconn` is unless somebody sets it: since Linux 5.4, and before.
+const SOMAXCONN: [u32; 2] = [4096, 128];
+
+/// The default that explains a limit, if one of the owner's names is that of the runtime. None if
+/// the limit may as well be what `net.core.somaxconn` was when a larger backlog was asked for.
 #[must_use]
 pub fn of<'a>(
     limit: u32,
     somaxconn: Option<u32>,
     names: impl IntoIterator<Item = &'a str> + Clone,
 ) -> Option<&'static Default> {
-    DEFAULTS.iter().find(|default| {
-        default.backlog.or(somaxconn) == Some(limit)
-            && names.clone().into_iter().any(|name| {
-                default
-                    .programs
-                    .iter()
-                    .any(|program| name.starts_with(program))
-            })
-    })
+    let is_of = |default: &&Default| {
+        let mut names = names.clone().into_iter();
+        let is_one = |name: &str| default.programs.iter().any(|one| name.starts_with(one));
+        names.any(is_one)
+    };
+    let known: Vec<_> = DEFAULTS.iter().filter(is_of).collect();
+    let found = known
+        .iter()
+        .find(|default| default.backlog.or(somaxconn) == Some(limit))?;
+    let is_a_somaxconn = somaxconn == Some(limit) || SOMAXCONN.contains(&limit);
+    let may_be_cut = known
+        .iter()
+        .any(|default| default.backlog.is_none_or(|backlog| backlog > limit));
+    (found.backlog.is_none() || !(is_a_somaxconn && may_be_cut)).then_some(*found)
 }
 
 #[cfg(test)]
@@ -171,14 +187,27 @@ mod tests {
         assert_eq!(name(51, "java"), None);
         assert_eq!(name(50, "nginx"), None);
         assert_eq!(name(511, "node"), Some("Node.js"));
-        assert_eq!(name(511, "php-fpm8.2"), Some("PHP-FPM"));
+        assert_eq!(name(4096, "php-fpm8.2"), Some("PHP-FPM"));
+        assert_eq!(name(511, "php-fpm8.2"), None);
+        assert_eq!(name(100, "uwsgi-core"), Some("uWSGI"));
         assert_eq!(name(5, "python3.11"), Some("Python's socketserver"));
         assert_eq!(name(4096, "Go"), Some("Go's net.Listen()"));
         assert_eq!(name(128, "Go"), None);
-        assert_eq!(name(128, "Rust"), Some("Rust's standard library"));
         assert_eq!(
             of(511, None, ["MainThread", "node"]).map(|d| d.name),
             Some("Node.js")
         );
+    }
+
+    /// somaxconn was 128 and was raised, and the server was not restarted.
+    #[test]
+    fn a_limit_that_may_be_an_earlier_somaxconn_is_nobodys_default() {
+        let name = |limit, somaxconn, owner| of(limit, Some(somaxconn), [owner]).map(|d| d.name);
+        assert_eq!(name(128, 4096, "redis-server"), None);
+        assert_eq!(name(128, 4096, "python3"), None, "or Gunicorn, cut");
+        assert_eq!(name(128, 4096, "Rust"), None, "or Tokio, cut");
+        assert_eq!(name(128, 4096, "sshd"), Some("OpenSSH"));
+        assert_eq!(name(100, 100, "python3"), None);
+        assert_eq!(name(511, 511, "nginx"), Some("nginx"));
     }
 }

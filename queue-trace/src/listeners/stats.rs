@@ -11,7 +11,7 @@ use queue_trace_common::{
 
 use crate::{
     kernel::{decode::text, plan::Family, probe::Kept},
-    listeners::{AcceptGauge, Cgroup, Row, group, look},
+    listeners::{AcceptGauge, Cgroup, LimitFrom, Row, group, look},
     model::{
         clock::{monotonic_now, wall_now},
         event::Name,
@@ -92,10 +92,14 @@ impl Stats<'_> {
         if row.cgroup.path.is_none() && queue.cgroup != 0 {
             row.cgroup = Cgroup::of_number(queue.cgroup).unwrap_or_default();
         }
-        row.accept_queue.asked = asked(queue, row.accept_queue.limit);
+        let accept = &mut row.accept_queue;
+        accept.asked = asked(queue, accept.limit);
+        accept.limit_from = accept
+            .somaxconn
+            .map(|somaxconn| LimitFrom::of(accept.limit, somaxconn, accept.asked));
         let by_tracepoints = self.family == Family::Tracepoint;
-        if by_tracepoints && row.group.is_some() {
-            // Which socket of a group it was is not known.
+        if by_tracepoints && row.group.is_some() && marks.entered == 0 {
+            // Where packets are not seen at delivery it is not known which socket of a group it was.
             return;
         }
         row.entered = Some(marks.entered.into());

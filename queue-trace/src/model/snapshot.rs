@@ -107,7 +107,10 @@ impl Snapshot {
             return String::new();
         };
         let from = queue.limit_from.as_deref();
-        let mut text = from.unwrap_or_default().replace('_', " ");
+        let mut text = match from.unwrap_or_default() {
+            "backlog_or_earlier_somaxconn" => "backlog, or somaxconn at that time".to_owned(),
+            from => from.replace('_', " "),
+        };
         if let Some(asked) = queue.asked.filter(|_| from != Some("backlog")) {
             text.push_str(&format!(" (asked {asked})"));
         }
@@ -204,7 +207,8 @@ pub struct Gauge {
     /// Its limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
-    /// What set the limit: `backlog`, `somaxconn` or `earlier_somaxconn`.
+    /// What set the limit: `backlog`, `somaxconn`, `earlier_somaxconn`, or
+    /// `backlog_or_earlier_somaxconn`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_from: Option<String>,
     /// The backlog that listen() was given, where its call was seen; accept queue only.

@@ -24,7 +24,7 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use super::attach::{named, reason};
+use super::{attach::reason, named::named};
 
 const PROGRAM: &str = "packet_delivered";
 
