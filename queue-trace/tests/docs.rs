@@ -19,7 +19,7 @@ use queue_trace::{
         event::{Event, Name},
         ledger::{Ledger, Look},
         lines::{AttachPlan, Counts, End, Header, LossNote, SCHEMA, Total},
-        snapshot::Snapshot,
+        snapshot::{Descriptors, Snapshot},
         socket::{Listener, Process},
     },
     options::Attach,
@@ -387,6 +387,11 @@ fn full_row(limit_from: LimitFrom) -> Row {
         oldest_waiting_us: Some(1),
         default_of: Some("Java"),
         threads: Some([("S futex_do_wait".to_owned(), 3)].into()),
+        descriptors: Some(Descriptors {
+            pid: 812,
+            open: 1024,
+            limit: 1024,
+        }),
         entered: None,
         waits: None,
         place: None,
@@ -470,9 +475,9 @@ fn full_lines() -> Vec<Value> {
     }));
     for from in [
         LimitFrom::Backlog,
-        LimitFrom::BacklogOrEarlierSomaxconn,
         LimitFrom::Somaxconn,
         LimitFrom::EarlierSomaxconn,
+        LimitFrom::BacklogOrEarlierSomaxconn,
     ] {
         lines.push(json!(Snapshot::from(&full_row(from))));
     }

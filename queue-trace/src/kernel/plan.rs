@@ -10,7 +10,10 @@ use queue_trace_common::{
 
 pub use crate::model::event::Name;
 use crate::{
-    kernel::{btf::Types, host::Host},
+    kernel::{
+        btf::{TRACEPOINTS, Types},
+        host::Host,
+    },
     model::lines::AttachPlan,
     options::Attach,
 };
@@ -79,12 +82,27 @@ impl Offers {
         };
         Self {
             families: [fentry, host.kprobes.clone(), Ok(())],
-            hooks: HOOKS
-                .iter()
-                .map(|hook| types.fits(hook).map(|_| ()).map_err(Without::Absent))
-                .collect(),
+            hooks: Self::fitting(types),
             delivery: Ok(()),
         }
+    }
+
+    /// No way at all, for one reason.
+    #[must_use]
+    pub fn none(why: &str) -> Self {
+        Self {
+            families: [(); 3].map(|()| Err(why.to_owned())),
+            hooks: HOOKS.iter().map(|_| Ok(())).collect(),
+            delivery: Err(why.to_owned()),
+        }
+    }
+
+    /// For each hook, whether the kernel's function is there as it is known.
+    pub(super) fn fitting(types: &Types) -> Vec<Result<(), Without>> {
+        let hooks = HOOKS.iter();
+        hooks
+            .map(|hook| types.fits(hook).map(|_| ()).map_err(Without::Absent))
+            .collect()
     }
 
     fn family(&self, family: Family) -> &Result<(), String> {
@@ -118,6 +136,15 @@ pub enum PlanError {
     None(String),
 }
 
+impl PlanError {
+    /// Why, without the option that asked for it.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        let (Self::Refused { why, .. } | Self::None(why)) = self;
+        why
+    }
+}
+
 /// The plan.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -140,15 +167,7 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
-/// The tracepoints of that mode.
-pub const TRACEPOINTS: [&str; 4] = [
-    "inet_sock_set_state",
-    "consume_skb",
-    "kfree_skb",
-    "netif_receive_skb",
-];
-
-/// What is attached to beside them, at the root of the cgroups.
+/// What is attached to beside the tracepoints, at the root of the cgroups.
 pub const DELIVERY: &str = "cgroup_skb/ingress";
 
 /// What can be told besides where packets are seen right before a socket decides on them.

@@ -12,12 +12,11 @@ pub mod group;
 pub mod language;
 pub mod member;
 pub mod owners;
-pub mod runtime;
 pub mod stats;
 pub mod table;
 pub mod watch;
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use queue_trace_common::queue::BUCKETS;
 
@@ -31,8 +30,9 @@ pub use self::{
 use crate::model::{
     event::rfc3339,
     latency::Distribution,
+    runtime::is_default_somaxconn,
     snapshot,
-    snapshot::{Gauge, Snapshot},
+    snapshot::{Descriptors, Gauge, Snapshot},
     socket::{Listener, Process},
 };
 
@@ -71,6 +71,8 @@ pub struct Row {
     pub default_of: Option<&'static str>,
     /// What the owners' threads do, how many each; of a full accept queue only.
     pub threads: Option<BTreeMap<String, u32>>,
+    /// The file descriptors of the owner that has least room for more; of a full accept queue only.
+    pub descriptors: Option<Descriptors>,
     /// How many connections entered its accept queue, since attached.
     pub entered: Option<u64>,
     /// How many accepted connections had waited how long: a histogram.
@@ -119,13 +121,13 @@ impl AcceptGauge {
 pub enum LimitFrom {
     /// The backlog that the application asked for.
     Backlog,
-    /// That, or `net.core.somaxconn` as it was when listen() was called: the call was not seen, and
-    /// the setting is higher now.
-    BacklogOrEarlierSomaxconn,
     /// `net.core.somaxconn`, which is as much or less than what was asked for.
     Somaxconn,
     /// An earlier `net.core.somaxconn` or a backlog below it: the setting is lower now.
     EarlierSomaxconn,
+    /// The backlog that the application asked for, or an earlier `net.core.somaxconn`: the limit is a kernel's
+    /// default of it.
+    BacklogOrEarlierSomaxconn,
 }
 
 impl LimitFrom {
@@ -134,25 +136,23 @@ impl LimitFrom {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Backlog => "backlog",
-            Self::BacklogOrEarlierSomaxconn => "backlog_or_earlier_somaxconn",
             Self::Somaxconn => "somaxconn",
             Self::EarlierSomaxconn => "earlier_somaxconn",
+            Self::BacklogOrEarlierSomaxconn => "backlog_or_earlier_somaxconn",
         }
     }
 
-    /// The kernel caps the backlog at `somaxconn` when listen() is called, and never again.
-    /// `asked`: the backlog that the call was given, if it was seen.
+    /// The kernel caps the backlog at `somaxconn` when listen() is called, and never
+    /// again.
     #[must_use]
-    pub fn of(limit: u32, somaxconn: u32, asked: Option<i32>) -> Self {
+    pub fn of(limit: u32, somaxconn: u32) -> Self {
         match limit.cmp(&somaxconn) {
-            Ordering::Less => match asked {
-                // Negative ones are as large as can be.
-                Some(asked) if asked.cast_unsigned() == limit => Self::Backlog,
-                Some(_) => Self::EarlierSomaxconn,
-                None => Self::BacklogOrEarlierSomaxconn,
-            },
-            Ordering::Equal => Self::Somaxconn,
-            Ordering::Greater => Self::EarlierSomaxconn,
+            std::cmp::Ordering::Less if is_default_somaxconn(limit) => {
+                Self::BacklogOrEarlierSomaxconn
+            }
+            std::cmp::Ordering::Less => Self::Backlog,
+            std::cmp::Ordering::Equal => Self::Somaxconn,
+            std::cmp::Ordering::Greater => Self::EarlierSomaxconn,
         }
     }
 }
@@ -228,31 +228,8 @@ impl From<&Row> for Snapshot {
             oldest_waiting_us: row.oldest_waiting_us,
             default_of: row.default_of.map(str::to_owned),
             threads: row.threads.clone(),
+            descriptors: row.descriptors,
             closed: row.closed.then_some(true),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_limit_is_from_the_backlog_only_if_listen_was_seen() {
-        use LimitFrom::{Backlog, BacklogOrEarlierSomaxconn, EarlierSomaxconn, Somaxconn};
-        for (limit, somaxconn, asked, from) in [
-            (128, 4096, None, BacklogOrEarlierSomaxconn),
-            (128, 4096, Some(128), Backlog),
-            (128, 4096, Some(511), EarlierSomaxconn),
-            (128, 4096, Some(-1), EarlierSomaxconn),
-            (128, 128, Some(511), Somaxconn),
-            (4096, 128, None, EarlierSomaxconn),
-        ] {
-            assert_eq!(
-                LimitFrom::of(limit, somaxconn, asked),
-                from,
-                "{limit} {asked:?}"
-            );
         }
     }
 }

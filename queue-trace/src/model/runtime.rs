@@ -1,7 +1,12 @@
 //! Runtimes and servers that listen with a backlog nobody chose. The limit alone does
 //! not prove it, so it is named only if the owner is that program as well.
 
-use crate::listeners::language;
+use super::snapshot::Snapshot;
+
+/// Compiled by Go.
+pub const GO: &str = "Go";
+/// Compiled by Rust.
+pub const RUST: &str = "Rust";
 
 /// A default backlog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,54 +136,90 @@ pub static DEFAULTS: [Default; 21] = [
     },
     Default {
         name: "Go's net.Listen()",
-        programs: &[language::GO],
+        programs: &[GO],
         backlog: None,
         remedy: "net.core.somaxconn, as of the program's start",
     },
     Default {
         name: "Rust's standard library",
-        programs: &[language::RUST],
+        programs: &[RUST],
         backlog: Some(128),
         remedy: "a listener made by socket2, whose listen() takes a backlog",
     },
     Default {
         name: "Tokio",
-        programs: &[language::RUST],
+        programs: &[RUST],
         backlog: Some(1024),
         remedy: "TcpSocket, whose listen() takes a backlog",
     },
 ];
 
-/// What `net.core.somaxconn` is unless somebody sets it: since Linux 5.4, and before.
-const SOMAXCONN: [u32; 2] = [4096, 128];
+/// What `net.core.somaxconn` is if nobody sets it: before Linux 5.4, and since.
+const SOMAXCONN: [u32; 2] = [128, 4096];
 
-/// The default that explains a limit, if one of the owner's names is that of the runtime. None if
-/// the limit may as well be what `net.core.somaxconn` was when a larger backlog was asked for.
+/// Whether a limit may be a `net.core.somaxconn` that nobody set.
+#[must_use]
+pub fn is_default_somaxconn(limit: u32) -> bool {
+    SOMAXCONN.contains(&limit)
+}
+
+/// The default that explains a limit, if one of the owner's names is that of the runtime. None where
+/// the limit may as well be `net.core.somaxconn`, now or when it was set: a runtime that asks
+/// for more has that limit too.
 #[must_use]
 pub fn of<'a>(
     limit: u32,
     somaxconn: Option<u32>,
     names: impl IntoIterator<Item = &'a str> + Clone,
 ) -> Option<&'static Default> {
-    let is_of = |default: &&Default| {
-        let mut names = names.clone().into_iter();
-        let is_one = |name: &str| default.programs.iter().any(|one| name.starts_with(one));
-        names.any(is_one)
-    };
-    let known: Vec<_> = DEFAULTS.iter().filter(is_of).collect();
-    let found = known
+    let is_somaxconn = somaxconn == Some(limit) || is_default_somaxconn(limit);
+    DEFAULTS.iter().find(|default| {
+        let fits = match default.backlog {
+            Some(backlog) => backlog == limit && !is_somaxconn,
+            None => somaxconn == Some(limit),
+        };
+        fits && default.runs_as(names.clone())
+    })
+}
+
+/// The default that a backlog is which listen() was given.
+#[must_use]
+pub fn asked_for<'a>(
+    backlog: i32,
+    names: impl IntoIterator<Item = &'a str> + Clone,
+) -> Option<&'static Default> {
+    let asked = u32::try_from(backlog).ok();
+    DEFAULTS.iter().find(|default| {
+        default.backlog.is_some() && default.backlog == asked && default.runs_as(names.clone())
+    })
+}
+
+/// Where the owner of a listener takes its backlog from, if its program is a known one.
+#[must_use]
+pub fn setting(snapshot: &Snapshot) -> Option<&'static str> {
+    let named = snapshot.default_of.as_deref();
+    let named = DEFAULTS.iter().find(|default| Some(default.name) == named);
+    let processes = snapshot.processes.iter().flatten();
+    let names: Vec<&str> = processes.map(|process| process.comm.as_str()).collect();
+    let mut by_name = DEFAULTS
         .iter()
-        .find(|default| default.backlog.or(somaxconn) == Some(limit))?;
-    let is_a_somaxconn = somaxconn == Some(limit) || SOMAXCONN.contains(&limit);
-    let may_be_cut = known
-        .iter()
-        .any(|default| default.backlog.is_none_or(|backlog| backlog > limit));
-    (found.backlog.is_none() || !(is_a_somaxconn && may_be_cut)).then_some(*found)
+        .filter(|default| default.runs_as(names.iter().copied()));
+    named
+        .or_else(|| by_name.next().filter(|_| by_name.next().is_none()))
+        .map(|default| default.remedy)
+}
+
+impl Default {
+    fn runs_as<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> bool {
+        let runs = |name: &str| self.programs.iter().any(|p| name.starts_with(p));
+        names.into_iter().any(runs)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::socket::Process;
 
     #[test]
     fn limit_and_owner_must_both_fit() {
@@ -187,27 +228,45 @@ mod tests {
         assert_eq!(name(51, "java"), None);
         assert_eq!(name(50, "nginx"), None);
         assert_eq!(name(511, "node"), Some("Node.js"));
-        assert_eq!(name(4096, "php-fpm8.2"), Some("PHP-FPM"));
-        assert_eq!(name(511, "php-fpm8.2"), None);
-        assert_eq!(name(100, "uwsgi-core"), Some("uWSGI"));
         assert_eq!(name(5, "python3.11"), Some("Python's socketserver"));
         assert_eq!(name(4096, "Go"), Some("Go's net.Listen()"));
-        assert_eq!(name(128, "Go"), None);
+        assert_eq!(name(1024, "Rust"), Some("Tokio"));
         assert_eq!(
             of(511, None, ["MainThread", "node"]).map(|d| d.name),
             Some("Node.js")
         );
     }
 
-    /// somaxconn was 128 and was raised, and the server was not restarted.
+    /// A limit that may be a somaxconn is nobody's default, unless the call was seen.
     #[test]
-    fn a_limit_that_may_be_an_earlier_somaxconn_is_nobodys_default() {
-        let name = |limit, somaxconn, owner| of(limit, Some(somaxconn), [owner]).map(|d| d.name);
-        assert_eq!(name(128, 4096, "redis-server"), None);
-        assert_eq!(name(128, 4096, "python3"), None, "or Gunicorn, cut");
-        assert_eq!(name(128, 4096, "Rust"), None, "or Tokio, cut");
-        assert_eq!(name(128, 4096, "sshd"), Some("OpenSSH"));
-        assert_eq!(name(100, 100, "python3"), None);
-        assert_eq!(name(511, 511, "nginx"), Some("nginx"));
+    fn a_somaxconn_is_no_default() {
+        assert_eq!(of(128, Some(4096), ["python3"]), None);
+        assert_eq!(of(511, Some(511), ["redis-server"]), None);
+        let asked = |backlog| asked_for(backlog, ["python3"]).map(|default| default.name);
+        assert_eq!(asked(128), Some("Python's socket.listen()"));
+        assert_eq!(asked(-1), None);
+    }
+
+    #[test]
+    fn a_remedy_names_the_setting_of_the_program() {
+        let of = |comm: &str, default_of: Option<&str>| {
+            let snapshot = Snapshot {
+                processes: Some(vec![Process {
+                    pid: 1,
+                    comm: comm.to_owned(),
+                }]),
+                default_of: default_of.map(str::to_owned),
+                ..Snapshot::default()
+            };
+            setting(&snapshot)
+        };
+        assert_eq!(of("nginx", None), Some("backlog= of the listen directive"));
+        assert_eq!(of("unknown", None), None);
+        // Several runtimes have this name.
+        assert_eq!(of("java", None), None);
+        assert_eq!(
+            of("java", Some("Tomcat")),
+            Some("acceptCount of the Connector")
+        );
     }
 }
