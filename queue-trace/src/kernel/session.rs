@@ -114,6 +114,10 @@ fn attach(
                 log::debug!("{}: refused: {why}", plan.family.name());
                 offers.refused(plan.family, hook, why);
             }
+            Err(AttachError::Delivery(why)) => {
+                log::debug!("packets are not seen where they are delivered: {why}");
+                offers.delivery = Err(why);
+            }
             Err(AttachError::Other(error)) => return Err(error),
         }
     }
