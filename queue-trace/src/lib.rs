@@ -25,6 +25,8 @@ pub mod stop;
 pub mod top;
 
 #[cfg(target_os = "linux")]
+pub mod agent;
+#[cfg(target_os = "linux")]
 pub mod kernel;
 #[cfg(target_os = "linux")]
 pub mod lab;

@@ -186,7 +186,7 @@ fn links_are_not_followed() {
 fn folders_are_not_files() {
     let folder = Folder::new("folders");
     let inside = folder.file("inside");
-    fs::create_dir(&inside).unwrap();
+    fs::create_dir_all(&inside).unwrap();
     let slash = PathBuf::from(format!("{}/", folder.file("new").display()));
     for how in WAYS {
         for to in [&inside, &inside.join(".."), &slash, Path::new("/")] {

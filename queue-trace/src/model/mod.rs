@@ -9,6 +9,8 @@ pub mod latency;
 pub mod ledger;
 pub mod lines;
 pub mod printable;
+pub mod runtime;
+pub mod sight;
 pub mod snapshot;
 pub mod socket;
 pub mod space_saving;

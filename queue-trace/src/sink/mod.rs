@@ -9,7 +9,7 @@ mod rotate;
 mod rows;
 mod text;
 
-use std::io;
+use std::{io, time::Duration};
 
 pub use self::{
     file::NewFile,
@@ -23,6 +23,7 @@ use crate::model::{
     event::Event,
     ledger::Ledger,
     lines::{Counts, Header, LossNote, Total},
+    sight::Sight,
     snapshot::Snapshot,
 };
 
@@ -51,4 +52,21 @@ pub trait Sink {
     fn end(&mut self, time: &str) -> io::Result<()>;
     /// Makes what was written visible.
     fn flush(&mut self) -> io::Result<()>;
+
+    /// A listener as it stands now, with what its line leaves out.
+    fn sight(&mut self, sight: &Sight) -> io::Result<()> {
+        self.listener(&sight.snapshot)
+    }
+    /// Once a second, live; whether it wants to see all listeners now.
+    fn second(&mut self) -> io::Result<bool> {
+        Ok(false)
+    }
+    /// All listeners, as it wanted, and how long it took to look at them.
+    fn look(&mut self, _: &[Sight], _: Duration) -> io::Result<()> {
+        Ok(())
+    }
+    /// The ledgers of all namespaces, live, as often as they are compared.
+    fn books(&mut self, _: &[Ledger]) -> io::Result<()> {
+        Ok(())
+    }
 }

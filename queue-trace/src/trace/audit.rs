@@ -124,9 +124,10 @@ impl Audit {
             std::thread::sleep(BETWEEN);
             ledgers = self.compare(probe)?;
         }
-        if probe.loss().map_full > 0 {
+        if probe.loss().uncounted > 0 {
             for ledger in &mut ledgers {
-                ledger.note = Some("some counts found no room by listener".to_owned());
+                ledger.note =
+                    Some("some counts found no room, so that our sums lack them".to_owned());
             }
         }
         if let Some(why) = self.partial {
@@ -138,22 +139,19 @@ impl Audit {
         Ok(ledgers)
     }
 
-    /// Looks at the books while running: the ledgers with a difference that is new.
-    ///
-    /// # Errors
-    /// If the kernel side's counts cannot be read.
-    pub fn news(&mut self, probe: &mut Probe) -> Result<Vec<Ledger>> {
-        let mut ledgers = self.close(probe)?;
+    /// Those of these ledgers that have a difference that is new.
+    #[must_use]
+    pub fn news(&mut self, mut ledgers: Vec<Ledger>) -> Vec<Ledger> {
         ledgers.retain(|ledger| {
             let unexplained = ledger.unexplained.unwrap_or(0);
             let before = self.reported.insert(ledger.netns, unexplained);
             unexplained > before.unwrap_or(0)
         });
-        Ok(ledgers)
+        ledgers
     }
 
     fn compare(&self, probe: &mut Probe) -> Result<Vec<Ledger>> {
-        let lost = probe.loss().ring_full;
+        let lost = probe.loss().records;
         let end = self.look(probe)?;
         let own = netns::own().ok();
         let mut ledgers: Vec<_> = end

@@ -9,8 +9,9 @@ use std::{
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use queue_trace_common::{
+    loss::Loss,
     outcome::Outcome,
-    settings::{CountKey, Counted, Loss},
+    settings::{CountKey, Counted},
 };
 use tokio::time::Instant;
 
@@ -30,7 +31,7 @@ use crate::{
         clock::{monotonic_now, wall_now},
         event::{Name, rfc3339},
         lines::{AttachPlan, Counts, Header, LossNote, SCHEMA, Total},
-        snapshot::Snapshot,
+        sight::Sight,
         socket::Listener,
     },
     options::Kernel,
@@ -87,6 +88,18 @@ impl Live {
     pub fn begin(kernel: &Kernel, selection: Selection) -> Result<Self> {
         // From here on a signal ends the run in good order.
         let signals = StopSignals::listen().context("cannot handle signals")?;
+        Self::begin_until(kernel, selection, signals)
+    }
+
+    /// The same, until one of these signals comes.
+    ///
+    /// # Errors
+    /// Whatever keeps it from attaching, with what to do about it.
+    pub fn begin_until(
+        kernel: &Kernel,
+        selection: Selection,
+        signals: StopSignals,
+    ) -> Result<Self> {
         let began_ns = wall_now();
         let mut session = Session::begin(kernel, &selection)?;
         let audit = Audit::open(&mut session.probe, &selection)?;
@@ -120,6 +133,18 @@ impl Live {
             signals,
             began_ns,
         })
+    }
+
+    /// How it is attached, and what can be seen.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The machine.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     fn header(&self) -> Header {
@@ -215,14 +240,18 @@ impl Live {
                     self.note_loss(sink)?;
                     self.print_counts(sink)?;
                     self.print_news(sink)?;
+                    if sink.second()? {
+                        self.show_all(sink)?;
+                    }
                     sink.flush()?;
                     if until.reader_is_gone && reader_is_gone() {
                         return Err(ErrorKind::BrokenPipe.into());
                     }
                 }
                 _ = audit.tick() => {
-                    let news = self.audit.news(&mut self.probe).map_err(io::Error::other)?;
-                    for ledger in &news {
+                    let ledgers = self.audit.close(&mut self.probe).map_err(io::Error::other)?;
+                    sink.books(&ledgers)?;
+                    for ledger in &self.audit.news(ledgers) {
                         sink.ledger(ledger)?;
                         say!(
                             "warning: {} movements of the kernel's counters in netns {} are unexplained",
@@ -339,6 +368,18 @@ impl Live {
         print_rows(sink, &rows.map_err(io::Error::other)?)
     }
 
+    /// Shows all listeners to a sink that wants to see them.
+    fn show_all(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
+        let began = Instant::now();
+        let rows = self.watch.all(&mut self.probe, &self.selection);
+        let sights: Vec<_> = rows
+            .map_err(io::Error::other)?
+            .iter()
+            .map(Sight::from)
+            .collect();
+        sink.look(&sights, began.elapsed())
+    }
+
     fn note_loss(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
         let loss = self.probe.loss();
         let undecoded = std::mem::take(&mut self.undecoded);
@@ -429,7 +470,7 @@ const MOST_NETWORKS: usize = 20;
 
 fn print_rows(sink: &mut dyn Sink, rows: &[Row]) -> io::Result<()> {
     for row in rows {
-        sink.listener(&Snapshot::from(row))?;
+        sink.sight(&Sight::from(row))?;
     }
     Ok(())
 }
