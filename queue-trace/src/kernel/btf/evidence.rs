@@ -30,6 +30,11 @@ pub(super) const RING_BUFFER: &str = "BPF_MAP_TYPE_RINGBUF";
 /// arm64 6.4).
 const DIRECT_CALLS: &str = "register_ftrace_direct";
 
+/// A function of the function tracer that is there in any case. The types of older kernels
+/// (5.10) leave out all that cannot be traced, and with it the function tracer itself; on x86-64
+/// these can call programs directly.
+const FUNCTION_TRACER: &str = "register_ftrace_function";
+
 /// With `CONFIG_BPF_JIT` and `CONFIG_BPF_SYSCALL`: programs are called from functions (5.5).
 const TRAMPOLINES: &str = "bpf_trampoline_link_prog";
 
@@ -40,7 +45,13 @@ const KPROBES: &str = "trace_kprobe";
 const REGISTERS: &str = "pt_regs";
 
 /// The names that are looked up here.
-pub(super) const NAMES: [&str; 4] = [DIRECT_CALLS, TRAMPOLINES, KPROBES, REGISTERS];
+pub(super) const NAMES: [&str; 5] = [
+    DIRECT_CALLS,
+    FUNCTION_TRACER,
+    TRAMPOLINES,
+    KPROBES,
+    REGISTERS,
+];
 
 impl Types {
     /// The architecture, if it is one that queue-trace has programs for.
@@ -75,7 +86,9 @@ impl Types {
         if self.function(TRAMPOLINES).is_none() {
             return Err("the kernel was built without BPF trampolines (CONFIG_BPF_JIT)".to_owned());
         }
-        if self.function(DIRECT_CALLS).is_none() {
+        let untold = self.function(FUNCTION_TRACER).is_none()
+            && self.architecture() == Some(Architecture::X86_64);
+        if self.function(DIRECT_CALLS).is_none() && !untold {
             return Err(
                 "the kernel's function tracer cannot call programs directly \
                  (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS; on arm64 since Linux 6.4)"

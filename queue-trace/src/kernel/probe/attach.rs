@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, io};
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Map, lpm_trie},
+    maps::{Map, MapData, lpm_trie},
     programs::{FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
 use bytemuck::bytes_of;
@@ -250,18 +250,52 @@ where
 
 /// Puts networks into a trie; IPv4 as `::ffff:a.b.c.d`.
 fn fill(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<()> {
+    let mut trie = trie(ebpf, name)?;
+    for network in networks {
+        trie.insert(&key(network), 1, 0)
+            .with_context(|| format!("cannot filter on {network}"))?;
+    }
+    Ok(())
+}
+
+type Trie<'a> = lpm_trie::LpmTrie<&'a mut MapData, Address, u8>;
+
+fn trie<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<Trie<'a>> {
     let map = ebpf
         .map_mut(name)
         .with_context(|| format!("the kernel side has no map {name}"))?;
-    let mut trie: lpm_trie::LpmTrie<_, Address, u8> = map.try_into()?;
+    Ok(map.try_into()?)
+}
+
+fn key(network: &IpNet) -> lpm_trie::Key<Address> {
+    let (bits, address) = match network {
+        IpNet::V4(v4) => (96 + v4.prefix_len(), v4.network().to_ipv6_mapped()),
+        IpNet::V6(v6) => (v6.prefix_len(), v6.network()),
+    };
+    lpm_trie::Key::new(u32::from(bits), address.octets())
+}
+
+/// Adds those networks to a trie that it does not have, and gives them.
+pub(super) fn add(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<Vec<IpNet>> {
+    /// `BPF_NOEXIST` of linux/bpf.h.
+    const ONLY_NEW: u64 = 1;
+    let mut trie = trie(ebpf, name)?;
+    let mut added = Vec::new();
     for network in networks {
-        let (bits, address) = match network {
-            IpNet::V4(v4) => (96 + v4.prefix_len(), v4.network().to_ipv6_mapped()),
-            IpNet::V6(v6) => (v6.prefix_len(), v6.network()),
-        };
-        let key = lpm_trie::Key::new(u32::from(bits), address.octets());
-        trie.insert(&key, 1, 0)
-            .with_context(|| format!("cannot filter on {network}"))?;
+        // The user may filter on the same one, which then stays.
+        if trie.insert(&key(network), 1, ONLY_NEW).is_ok() {
+            added.push(*network);
+        }
+    }
+    Ok(added)
+}
+
+/// Removes networks from a trie.
+pub(super) fn remove(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<()> {
+    let mut trie = trie(ebpf, name)?;
+    for network in networks {
+        trie.remove(&key(network))
+            .with_context(|| format!("cannot stop to let {network} through the filter"))?;
     }
     Ok(())
 }
