@@ -10,6 +10,7 @@ mod bpf;
 mod cross;
 mod fuzz;
 mod gate;
+mod guide;
 mod lint;
 mod live;
 mod package;
@@ -46,6 +47,10 @@ enum Task {
     Lint,
     /// Check that what reads recordings builds for Windows.
     Windows,
+    /// Make the pictures of the documentation.
+    Pictures,
+    /// Write the sessions of the documentation anew.
+    Guide,
     /// Run every check there is, the fast ones first.
     Test,
 }
@@ -61,6 +66,8 @@ fn main() -> ExitCode {
         Task::Fuzz(args) => fuzz::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Task::Windows => windows::run().map(|()| ExitCode::SUCCESS),
+        Task::Pictures => guide::pictures().map(|()| ExitCode::SUCCESS),
+        Task::Guide => guide::sessions().map(|()| ExitCode::SUCCESS),
         Task::Test => gate::run().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -15,7 +15,7 @@ use self::report::Mode;
 pub use self::report::{Report, Verdict};
 use crate::{
     kernel::{
-        btf::Types,
+        btf::{Architecture, Types},
         host::Host,
         judgement::{self, Judgement},
         selection::Selection,
@@ -69,7 +69,7 @@ fn judge(file: &Path, release: Option<&str>) -> Report {
         }
     };
     let judgement = Judgement::of(&types, release);
-    report.architecture = judgement.architecture.map(|machine| machine.name());
+    report.architecture = judgement.architecture.map(Architecture::name);
     report.set_hooks(&types, None);
     report.set_modes(
         judgement
