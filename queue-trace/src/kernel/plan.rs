@@ -74,7 +74,7 @@ impl Offers {
     #[must_use]
     pub fn look(host: &Host, types: &Types) -> Self {
         let fentry = if types.path() == std::path::Path::new(crate::kernel::btf::SYSTEM) {
-            Ok(())
+            host.ftrace.clone()
         } else {
             Err("fentry needs the kernel's own type information".to_owned())
         };
