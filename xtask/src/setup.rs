@@ -49,6 +49,15 @@ const PACKAGES: &[&str] = &[
     "redis-server",
     "python3-minimal",
     "nodejs",
+    // Those whose default backlogs are checked.
+    "apache2-bin",
+    "erlang-base",
+    "gunicorn",
+    "lighttpd",
+    "memcached",
+    "php-fpm",
+    "puma",
+    "uwsgi-core",
 ];
 
 /// A C compiler and its library for the architecture that this machine does not have.

@@ -41,7 +41,8 @@ const SERVERS: [&str; 2] = ["/usr/sbin/nginx", "/usr/bin/redis-server"];
 
 /// Tests of servers that are more than a program and its libraries, or too big to travel in
 /// memory: on this machine's own kernel only.
-const HERE_ONLY: [&str; 4] = [
+const HERE_ONLY: [&str; 5] = [
+    "defaults",
     "servers::python",
     "servers::node",
     "diagnose::a_default_backlog_that_nobody_chose",
