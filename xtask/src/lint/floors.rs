@@ -11,6 +11,7 @@ pub struct Floors(pub &'static [&'static [&'static str]]);
 /// Up to `top` no kernel is needed.
 pub const USER_SIDE: Floors = Floors(&[
     &["model", "options", "stop"],
+    &["stderr"],
     &["sink"],
     &["recording"],
     &["diagnose"],

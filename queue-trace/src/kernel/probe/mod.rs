@@ -13,6 +13,7 @@ mod iterate;
 mod named;
 mod object;
 mod queues;
+mod reason;
 mod tallies;
 mod unattached;
 mod wire;
