@@ -13,6 +13,7 @@
 //! `model`, `options`, `sink`, `recording`, `diagnose`, `report` and `top` do without a
 //! kernel to watch, and work on any system.
 
+pub mod aside;
 pub mod commands;
 pub mod diagnose;
 pub mod model;

@@ -68,7 +68,7 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     let netns = stage.netns();
     let selection = Selection {
         outcomes: outcome::of_kind(Kind::Refusal),
-        netns: [(netns.id(), Some(NetnsPath::Path(netns.path())))].into(),
+        netns: [(netns.id(), Some(NetnsPath::at(netns.path())))].into(),
         ..Selection::default()
     };
     eprintln!("demo: {}", case.about);
@@ -96,7 +96,10 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
         let colour = output.wants_colour();
         Box::new(Text::new(output, colour, TimeZone::system()))
     };
-    let until = Until::default();
+    let until = Until {
+        reader_is_gone: true,
+        ..Until::default()
+    };
     live.run(sink.as_mut(), until, async {
         let _ = played.await;
         tokio::time::sleep(SETTLE).await;

@@ -140,6 +140,7 @@ mod live {
         let until = Until {
             count: args.count,
             duration: args.duration,
+            reader_is_gone: args.output.is_none(),
         };
         live.run(sink.as_mut(), until, std::future::pending())
             .await

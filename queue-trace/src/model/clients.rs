@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, net::IpAddr, str::FromStr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{event::Event, socket::Listener, space_saving::SpaceSaving};
+use crate::model::{event::Event, snapshot::Key, socket::Listener, space_saving::SpaceSaving};
 
 /// How long a client's network is taken to be, bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,9 +78,6 @@ pub struct ClientTable {
     prefixes: Prefixes,
     listeners: BTreeMap<Key, Sample>,
 }
-
-/// What tells a listener from others.
-type Key = (u32, u16, Option<u64>);
 
 #[derive(Debug, Clone)]
 struct Sample {

@@ -11,7 +11,7 @@ use crate::model::{snapshot::Latency, words::short_time};
 #[derive(Debug, Clone, Default)]
 pub struct Histogram {
     /// See [`bucket`].
-    pub places: [u32; BUCKETS],
+    pub places: [u64; BUCKETS],
     longest: u64,
 }
 
@@ -55,13 +55,14 @@ pub struct Distribution {
 impl Distribution {
     /// From the places of a histogram, and the longest. `None` if it is empty.
     #[must_use]
-    pub fn of(places: &[u32; BUCKETS], max: u64) -> Option<Self> {
-        let count: u64 = places.iter().copied().map(u64::from).sum();
-        let percentile = |percent: u64| {
-            let wanted = (count * percent).div_ceil(100);
+    pub fn of(places: &[u64; BUCKETS], max: u64) -> Option<Self> {
+        let add = |sum: u64, count: &u64| sum.saturating_add(*count);
+        let count = places.iter().fold(0, add);
+        let percentile = |percent: u128| {
+            let wanted = (u128::from(count) * percent).div_ceil(100);
             let mut sum = 0;
             let place = places.iter().position(|count| {
-                sum += u64::from(*count);
+                sum += u128::from(*count);
                 sum >= wanted
             });
             match place {
@@ -94,6 +95,16 @@ impl From<Distribution> for Latency {
             p99: Some(spread.p99),
             max: Some(spread.max),
             count: Some(spread.count),
+        }
+    }
+}
+
+/// As a [`Distribution`]; nothing if it is not known whole.
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.distribution() {
+            Some(distribution) => distribution.fmt(f),
+            None => Ok(()),
         }
     }
 }
