@@ -5,37 +5,21 @@ use aya_log_ebpf::{debug, macro_support::Level};
 use queue_trace_common::{
     counter::Moved,
     record::{self, Record},
-    settings::{self, Address, CountKey, Counted, Loss, RECORD_BURST_NS, Tally},
+    settings::{self, CountKey, Counted, RECORD_BURST_NS},
 };
 
 use crate::{
-    evidence::Frame,
-    gauge,
-    globals::{self, COUNTS, CPU, RECORDS, TALLIES},
-    listener::{self, Identity},
-    packet::Packet,
+    read::{
+        packet::{Packet, Peer},
+        socket::{self, Identity},
+    },
+    state::{
+        config,
+        maps::{COUNTS, CPU, IF_MISSING, RECORDS, UNLISTED},
+        tally,
+        types::Frame,
+    },
 };
-
-/// The other side of the connection.
-pub struct Peer {
-    /// The address that the client talks to.
-    pub local: Address,
-    /// The client's address.
-    pub client: Address,
-    /// The client's port.
-    pub client_port: u16,
-}
-
-impl From<Packet> for Peer {
-    #[inline(always)]
-    fn from(packet: Packet) -> Self {
-        Self {
-            local: packet.local,
-            client: packet.client,
-            client_port: packet.client_port,
-        }
-    }
-}
 
 /// A verdict on its way out.
 pub struct Verdict {
@@ -104,7 +88,9 @@ pub fn verdict_with(
     } = verdict.listener;
     let key = CountKey {
         netns_cookie,
-        sk: verdict.sk,
+        // A socket without an inode is closed: what still comes of it is counted by its port, as
+        // nobody would know when the place can be given back.
+        sk: if inode == 0 { 0 } else { verdict.sk },
         inode,
         netns,
         port,
@@ -126,7 +112,7 @@ pub fn verdict_with(
         return hold(counted, verdict.count);
     };
     let Some(mut entry) = RECORDS.reserve::<Record>(0) else {
-        lost(|loss| &mut loss.ring_full);
+        tally::lost(|loss| &mut loss.records);
         return hold(counted, verdict.count);
     };
     // SAFETY: reserved for a Record and ours until submitted; plain data, for which
@@ -150,9 +136,9 @@ pub fn verdict_with(
         out.present |= record::INODE;
     }
     if verdict.sk != 0 {
-        listener::describe(out, verdict.sk);
+        socket::describe(out, verdict.sk);
     }
-    listener::sysctls(out, verdict.net);
+    socket::sysctls(out, verdict.net);
     more(out);
     if let Some(peer) = peer() {
         out.local_addr = peer.local;
@@ -171,7 +157,7 @@ pub fn matters(outcome: u8, moved: Moved) -> bool {
 
 #[inline(always)]
 fn wanted(outcome: u8) -> bool {
-    globals::wanted() & (1 << outcome) != 0
+    config::wanted() & (1 << outcome) != 0
 }
 
 /// For `-vv`. Without it the level is a constant to the verifier, which removes the
@@ -202,27 +188,54 @@ fn count(key: &CountKey, by: u64, by_softirq: bool) -> Option<Place> {
     let mut place = COUNTS.get_ptr_mut(key);
     if place.is_none() {
         // If there is no room, nothing is found below.
-        let _ = COUNTS.insert(key, Counted::default(), gauge::IF_MISSING);
+        let _ = COUNTS.insert(key, Counted::default(), IF_MISSING);
         place = COUNTS.get_ptr_mut(key);
     }
     if let Some(counted) = place {
         // SAFETY: this CPU's copy; programs that count run in softirq or under the
         // socket lock, and none interrupts another on the same key.
         unsafe { (*counted).seen += by };
-        counts_changed();
+        tally::counts_changed();
         return Some(Place {
             counted,
             in_slot: false,
         });
     }
-    lost(|loss| &mut loss.map_full);
-    None
+    by_port(key, by)
+}
+
+/// Counts what found no room by listener by its port. Rare, so a function of its own.
+#[inline(never)]
+fn by_port(key: &CountKey, by: u64) -> Option<Place> {
+    let key = CountKey {
+        sk: 0,
+        inode: 0,
+        ..*key
+    };
+    let mut place = UNLISTED.get_ptr_mut(&key);
+    if place.is_none() {
+        // If there is no room, nothing is found below.
+        let _ = UNLISTED.insert(&key, Counted::default(), IF_MISSING);
+        place = UNLISTED.get_ptr_mut(&key);
+    }
+    let Some(counted) = place else {
+        tally::lost_many(by, |loss| &mut loss.uncounted);
+        return None;
+    };
+    // SAFETY: as in `count`.
+    unsafe { (*counted).seen += by };
+    tally::lost_many(by, |loss| &mut loss.by_port);
+    tally::counts_changed();
+    Some(Place {
+        counted,
+        in_slot: false,
+    })
 }
 
 /// The slot of a key, if it has it or can have it.
 #[inline(always)]
 fn slot(key: &CountKey) -> Option<*mut Counted> {
-    let tally = tally()?;
+    let tally = tally::of_this_cpu()?;
     // A listener is some KiB large; its outcomes are spread by their own number. Where two keys
     // meet, the second has another place.
     let hash = (key.sk >> 6 ^ key.sk >> 12 ^ u64::from(key.outcome)) as usize;
@@ -245,7 +258,7 @@ fn hold(place: Option<Place>, by: u32) {
         // SAFETY: as in `count`.
         unsafe { (*counted).held += u64::from(by) };
         if !in_slot {
-            counts_changed();
+            tally::counts_changed();
         }
     }
 }
@@ -255,7 +268,7 @@ fn hold(place: Option<Place>, by: u32) {
 /// clock, which takes its time, is not asked again within the same tick of the kernel.
 #[inline(always)]
 fn within_allowance() -> Option<u64> {
-    let cost = globals::record_cost_ns();
+    let cost = config::record_cost_ns();
     if cost == 0 {
         // SAFETY: a plain helper without arguments.
         return Some(unsafe { bpf_ktime_get_ns() });
@@ -281,40 +294,4 @@ fn within_allowance() -> Option<u64> {
     }
     cpu.account_ns = from + cost;
     Some(now)
-}
-
-/// Adds one to a loss counter.
-#[inline(always)]
-pub fn lost(which: impl FnOnce(&mut Loss) -> &mut u64) {
-    if let Some(tally) = tally() {
-        *which(&mut tally.loss) += 1;
-    }
-}
-
-/// Notes that the map of counts has to be read again. After the count, so that whoever sees
-/// the note finds it.
-#[inline(always)]
-fn counts_changed() {
-    if let Some(tally) = tally() {
-        tally.counted += 1;
-    }
-}
-
-/// Notes that the listeners are not those that they were.
-#[inline(always)]
-pub fn listeners_changed() {
-    if let Some(tally) = tally() {
-        tally.listeners += 1;
-    }
-}
-
-/// This CPU's tally.
-#[inline(always)]
-fn tally() -> Option<&'static mut Tally> {
-    // SAFETY: a plain helper without arguments.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    // SAFETY: only this CPU writes its entry, and user space only reads. Slots are written in
-    // softirq, where nothing comes between; of the other words a program that is interrupted
-    // by another one may lose an increment of that one, which no count rests on.
-    TALLIES.get_ptr_mut(cpu).map(|tally| unsafe { &mut *tally })
 }

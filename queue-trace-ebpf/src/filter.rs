@@ -7,38 +7,40 @@ use queue_trace_common::{
 };
 
 use crate::{
-    globals::{self, ADDRS, CLIENTS},
-    memory::Pointer,
-    packet::Packet,
+    read::{memory::Pointer, packet::Packet},
+    state::{
+        config,
+        maps::{ADDRS, CLIENTS},
+    },
 };
 
 /// Whether this listener's port is wanted.
 #[inline(always)]
 pub fn port(sk: impl Pointer) -> bool {
-    let (ports, _, _) = globals::filters();
+    let (ports, _, _) = config::filters();
     if !ports {
         return true;
     }
-    globals::port_wanted(sk.load(field::SK_PORT))
+    config::port_wanted(sk.load(field::SK_PORT))
 }
 
 /// Whether this listener's namespace is wanted. Reads it only if asked to.
 #[inline(always)]
 pub fn netns_of(sk: impl Pointer) -> bool {
-    globals::netns_count() == 0 || netns(sk.follow(field::SK_NET))
+    config::netns_count() == 0 || netns(sk.follow(field::SK_NET))
 }
 
 /// Whether this namespace is wanted.
 #[inline(always)]
 pub fn netns(net: impl Pointer) -> bool {
-    let count = globals::netns_count();
+    let count = config::netns_count();
     if count == 0 {
         return true;
     }
     let id: u32 = net.load(field::NET_ID);
     let mut index = 0;
     while index < MAX_NETNS {
-        if (index as u32) < count && globals::netns_filter(index) == id {
+        if (index as u32) < count && config::netns_filter(index) == id {
             return true;
         }
         index += 1;
@@ -49,7 +51,7 @@ pub fn netns(net: impl Pointer) -> bool {
 /// Whether the packet's addresses are wanted. Reads the packet only if asked to.
 #[inline(always)]
 pub fn addresses(skb: u64) -> bool {
-    let (_, addrs, clients) = globals::filters();
+    let (_, addrs, clients) = config::filters();
     if !addrs && !clients {
         return true;
     }
@@ -59,7 +61,7 @@ pub fn addresses(skb: u64) -> bool {
 /// Whether a pair of addresses, ours and the client's, is wanted.
 #[inline(always)]
 pub fn pair(local: &Address, client: &Address) -> bool {
-    let (_, addrs, clients) = globals::filters();
+    let (_, addrs, clients) = config::filters();
     (!addrs || holds(&ADDRS, local)) && (!clients || holds(&CLIENTS, client))
 }
 

@@ -1,34 +1,27 @@
 //! The kernel side of queue-trace.
 //!
+//! From below: `state` (globals, maps, losses), `read` (all that reads the kernel), `filter`,
+//! `frame`, `emit`, `queues` (their statistics), `steps`, `tracepoints`. Nothing uses what comes
+//! after it.
+//!
 //! One file for each step of the handshake; the programs in it are shells around a
 //! body that fentry and kprobe share. A body opens a *frame* when a packet enters a
 //! kernel function, and when the function returns compares this CPU's counters with
 //! what they were: what moved in between was moved by this packet, and gives the
-//! verdict (`evidence`). A verdict is counted, and sent as a record if wanted
-//! (`emit`). `rx` does the same from tracepoints alone.
+//! verdict (`frame`). A verdict is counted, and sent as a record if wanted
+//! (`emit`). `tracepoints` does the same from tracepoints alone.
 #![no_std]
 #![no_main]
 
-mod accept;
-mod ack;
-mod close;
 mod emit;
-mod evidence;
 mod filter;
-mod gauge;
-mod globals;
-mod icmp;
-mod listener;
-mod memory;
-mod owner;
-mod packet;
-mod request;
-mod rx;
-mod snapshot;
-mod syn;
-mod table;
-mod timer;
-mod wait;
+mod frame;
+mod iterators;
+mod queues;
+mod read;
+mod state;
+mod steps;
+mod tracepoints;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

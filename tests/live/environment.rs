@@ -2,7 +2,9 @@
 //! laboratory says, with no tracer about. Without this the other tests could pass by
 //! comparing nothing with nothing.
 
-use live_tests::{Counters, attach, program};
+use std::{env, process::Command};
+
+use live_tests::{Counters, UNPROVEN, attach, program};
 use queue_trace::lab::{
     Family,
     scenario::{Report, SCENARIOS},
@@ -30,6 +32,21 @@ fn the_kernel_does_what_every_case_imposes() {
             let total: u32 = report.imposed.iter().map(|imposed| imposed.count).sum();
             assert_ne!(total, 0, "{} imposes nothing", scenario.name);
         }
+    }
+}
+
+/// The list of what is not proved names tests of this program.
+#[test]
+fn what_is_not_proved_is_of_tests_that_exist() {
+    let list = Command::new(env::current_exe().unwrap())
+        .args(["--list", "--format=terse"])
+        .output()
+        .unwrap();
+    let list = String::from_utf8(list.stdout).unwrap();
+    for row in UNPROVEN {
+        let listed = format!("{}: test", row.test);
+        assert!(list.lines().any(|line| line == listed), "no {}", row.test);
+        println!("{}, {}, {:?}: {}", row.test, row.part, row.place, row.why);
     }
 }
 

@@ -1,6 +1,11 @@
 //! Namespaces that come and go while the tracer watches all there are.
 
-use std::{net::SocketAddr, thread};
+use std::{
+    mem,
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use live_tests::{
     Counters, Inhabitant, Launch, Ledger, Recording, Room, Shown, expected, kernel, listener_beside,
@@ -11,7 +16,7 @@ use queue_trace::lab::{
 };
 use queue_trace_common::outcome;
 
-use crate::bench::{totals, wait_until};
+use crate::bench::totals;
 
 const ALWAYS: [(&str, u32); 1] = [("net.ipv4.tcp_syncookies", 2)];
 const SENT: u8 = outcome::COOKIE_SENT_ALWAYS;
@@ -89,29 +94,44 @@ fn gone_while_attached() {
     }
 }
 
+/// Makes one after the other until it is as wanted. A namespace has many numbers, one of its
+/// own and one for each of its files in /proc, and the kernel gives each of them the lowest one
+/// that is free. So the next one is numbered alike only if the last one is gone altogether,
+/// which takes a busy kernel seconds: the pauses grow.
+fn until<T>(mut make: impl FnMut() -> T, mut is_wanted: impl FnMut(&T) -> bool) -> T {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let mut pause = Duration::from_millis(20);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let made = make();
+        if is_wanted(&made) {
+            return made;
+        }
+        drop(made);
+        assert!(Instant::now() < deadline, "no number came again");
+        thread::sleep(pause);
+        pause = pause.mul_f64(1.5);
+    }
+}
+
 /// The kernel gives the number of a namespace that is gone to the next one. What was
 /// counted in the first is not the second's.
 #[test]
 fn a_number_used_again() {
     let tracer = Launch::live().start();
-    let first = Room::new(Family::V4, 10, &ALWAYS);
+    // Made when all before it are gone, so that the next one finds the same numbers free.
+    let mut last = 0;
+    let first = until(
+        || Room::new(Family::V4, 10, &ALWAYS),
+        |room| mem::replace(&mut last, room.netns.id()) == room.netns.id(),
+    );
     first.flood(40);
     let number = first.netns.id();
     drop(first);
-    let mut others = Vec::new();
-    let mut second = None;
-    wait_until("the number to be used again", || {
-        let netns = Netns::new().unwrap();
-        if netns.id() == number {
-            second = Some(netns);
-            return true;
-        }
-        // Kept, so that the number is the lowest once it is free.
-        others.push(netns);
-        false
-    });
-    let second = second.unwrap();
-    drop(others);
+    let second = until(
+        || Netns::new().unwrap(),
+        |namespace| namespace.id() == number,
+    );
     second.set_sysctl(ALWAYS[0].0, ALWAYS[0].1).unwrap();
     let address = SocketAddr::new(Family::V4.loopback(), 8080);
     let _listener = listener_beside(&second, address, 10);

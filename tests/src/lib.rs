@@ -7,8 +7,10 @@
 //! `cargo xtask vm test` set them. Everything here panics, as tests do: a live test
 //! that cannot run fails.
 
-// As in tests: what is not there is a failure, and says so.
-#![allow(clippy::unwrap_used)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "as in tests: what is not there is a failure, and says so"
+)]
 
 mod attached;
 mod bpf;
@@ -24,6 +26,7 @@ mod screen;
 mod security;
 mod setting;
 mod tracer;
+mod unproven;
 
 pub use cookies::make_cookies;
 pub use counters::Counters;
@@ -36,3 +39,4 @@ pub use screen::{Screen, terminal};
 pub use security::SecurityModule;
 pub use setting::{Attach, attach, kernel, program};
 pub use tracer::{Finished, Launch, Tracer};
+pub use unproven::{ALL, UNPROVEN, unproven};

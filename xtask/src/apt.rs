@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::architecture::Architecture;
 use crate::{process, workspace};
 
 /// apt that sees the given suites and no others.
@@ -16,18 +17,21 @@ pub struct Apt {
 
 impl Apt {
     /// Writes the sources list and updates the package lists. The caller holds the
-    /// cache, as all suites share one folder.
-    pub fn update(suites: &[&str]) -> Result<Self> {
-        let folder = workspace::cache()?.join("apt");
+    /// cache, as all suites of an architecture share one folder.
+    pub fn update(architecture: Architecture, suites: &[impl AsRef<str>]) -> Result<Self> {
+        let folder = workspace::cache()?.join("apt").join(architecture.debian());
         for name in ["lists/partial", "archives/partial"] {
             let path = folder.join(name);
             fs::create_dir_all(&path)
                 .with_context(|| format!("cannot create {}", path.display()))?;
         }
-        let sources = sources(suites, &configured_bases()?, keyring()?);
+        let sources = sources(architecture, suites, &configured_bases()?, keyring()?);
         fs::write(folder.join("sources.list"), sources).context("cannot write a sources list")?;
-        fs::write(folder.join("apt.conf"), configuration(&folder))
-            .context("cannot configure apt")?;
+        fs::write(
+            folder.join("apt.conf"),
+            configuration(architecture, &folder),
+        )
+        .context("cannot configure apt")?;
 
         let apt = Self { folder };
         process::stdout(apt.command("apt-get").args(["update", "--quiet"]))
@@ -44,6 +48,33 @@ impl Apt {
             .arg(self.folder.join("apt.conf"))
             .env("LC_ALL", "C");
         command
+    }
+
+    /// Downloads `packages` (`NAME=VERSION`), and nothing that they need, and unpacks them
+    /// into `folder`.
+    pub fn unpack(&self, packages: impl IntoIterator<Item = String>, folder: &Path) -> Result<()> {
+        let debs = folder.join("debs");
+        workspace::fresh_dir(&debs)?;
+        let mut download = self.command("apt-get");
+        download.args(["download", "--quiet"]).args(packages);
+        process::stdout(download.current_dir(&debs))?;
+        unpack(&debs, folder)
+    }
+
+    /// Downloads `packages` with all that they need, and unpacks them into `folder`. The list
+    /// of what is installed is empty, so that nothing is missing.
+    pub fn unpack_with_dependencies(&self, packages: &[&str], folder: &Path) -> Result<()> {
+        let debs = folder.join("debs");
+        workspace::fresh_dir(&debs.join("partial"))?;
+        let mut download = self.command("apt-get");
+        download
+            .arg("--option")
+            .arg(format!("Dir::Cache::Archives={}", debs.display()))
+            .args(["install", "--download-only", "--no-install-recommends"])
+            .args(["--yes", "--quiet"])
+            .args(packages);
+        process::stdout(&mut download)?;
+        unpack(&debs, folder)
     }
 
     /// Installs the version of `packages` that is in `suite` on this machine.
@@ -84,11 +115,37 @@ pub fn codename() -> Result<String> {
     Ok(codename.unwrap_or("sid").to_string())
 }
 
+/// The suites of this machine's own release.
+pub fn release_suites() -> Result<Vec<String>> {
+    let codename = codename()?;
+    let suites = ["", "-updates", "-security"].map(|suffix| format!("{codename}{suffix}"));
+    Ok(match codename.as_str() {
+        // It has neither.
+        "sid" => vec![codename],
+        _ => suites.to_vec(),
+    })
+}
+
+/// Unpacks the packages in `debs` into `folder`, and removes them.
+fn unpack(debs: &Path, folder: &Path) -> Result<()> {
+    let listing = fs::read_dir(debs).with_context(|| format!("cannot list {}", debs.display()))?;
+    for deb in listing {
+        let deb = deb?.path();
+        if deb.extension().is_some_and(|extension| extension == "deb") {
+            let mut unpack = Command::new("dpkg-deb");
+            process::stdout(unpack.arg("--extract").arg(deb).arg(folder))?;
+        }
+    }
+    fs::remove_dir_all(debs).context("cannot remove the downloaded packages")
+}
+
 /// Lists, cache and status apart from the machine's own.
-fn configuration(folder: &Path) -> String {
-    let folder = folder.display();
+fn configuration(architecture: Architecture, folder: &Path) -> String {
+    let (folder, architecture) = (folder.display(), architecture.debian());
     format!(
-        r#"Dir::Etc::SourceList "{folder}/sources.list";
+        r#"APT::Architecture "{architecture}";
+APT::Architectures {{ "{architecture}"; }}
+Dir::Etc::SourceList "{folder}/sources.list";
 Dir::Etc::SourceParts "-";
 Dir::State::Lists "{folder}/lists";
 Dir::State::Status "/dev/null";
@@ -164,19 +221,25 @@ fn keyring() -> Result<&'static Path> {
     .context("Debian's signing keys are missing: `apt-get install debian-archive-keyring`")
 }
 
-fn sources(suites: &[&str], bases: &Bases, keyring: &Path) -> String {
-    let line = |suite: &&str| {
+fn sources(
+    architecture: Architecture,
+    suites: &[impl AsRef<str>],
+    bases: &Bases,
+    keyring: &Path,
+) -> String {
+    let line = |suite: &str| {
         let base = if suite.ends_with("-security") {
             &bases.security
         } else {
             &bases.main
         };
         format!(
-            "deb [arch=amd64 signed-by={}] {base} {suite} main\n",
+            "deb [arch={} signed-by={}] {base} {suite} main\n",
+            architecture.debian(),
             keyring.display()
         )
     };
-    suites.iter().map(line).collect()
+    suites.iter().map(|suite| line(suite.as_ref())).collect()
 }
 
 #[cfg(test)]
@@ -209,14 +272,15 @@ http://security.example/debian-security/ bookworm-security main
             security: "http://s".into(),
         };
         let list = sources(
+            Architecture::Aarch64,
             &["bookworm", "bookworm-security"],
             &bases,
             Path::new("/k.gpg"),
         );
         assert_eq!(
             list,
-            "deb [arch=amd64 signed-by=/k.gpg] http://m bookworm main\n\
-             deb [arch=amd64 signed-by=/k.gpg] http://s bookworm-security main\n"
+            "deb [arch=arm64 signed-by=/k.gpg] http://m bookworm main\n\
+             deb [arch=arm64 signed-by=/k.gpg] http://s bookworm-security main\n"
         );
     }
 }

@@ -6,16 +6,17 @@ use std::process::Stdio;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::{process, workspace};
+use crate::architecture::Architecture;
+use crate::{cross, process, workspace};
 
 /// What a build is for.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 pub enum For {
     /// This machine.
     Here,
     /// A guest without libraries: static, and in a folder of its own, as other
     /// flags would otherwise throw away the ordinary builds.
-    Guest,
+    Guest(Architecture),
 }
 
 /// The queue-trace program, as it is released.
@@ -44,7 +45,7 @@ pub fn live_tests(place: For) -> Result<PathBuf> {
         "--test",
         "live",
     ];
-    if place == For::Guest {
+    if matches!(place, For::Guest(_)) {
         // Small, as it travels in memory, and fast, as guests are slow.
         args.push("--release");
     }
@@ -77,16 +78,25 @@ pub fn unit_tests() -> Result<PathBuf> {
 }
 
 fn build(place: For, args: &[&str], name: &str) -> Result<PathBuf> {
-    let mut cargo = process::cargo();
+    let (mut cargo, flags) = match place {
+        For::Here => (process::cargo(), Vec::new()),
+        For::Guest(architecture) => cross::cargo(architecture)?,
+    };
     cargo
         .current_dir(workspace::root())
         .args(args)
         .args(["--quiet", "--message-format=json-render-diagnostics"]);
-    if place == For::Guest {
+    if let For::Guest(architecture) = place {
+        let flags = flags
+            .into_iter()
+            .chain(["-Ctarget-feature=+crt-static".into()]);
         cargo
-            .args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"])
+            .args(["--target", architecture.target(), "--target-dir"])
             .arg(workspace::target().join("static"))
-            .env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+            .env(
+                "CARGO_ENCODED_RUSTFLAGS",
+                flags.collect::<Vec<_>>().join("\x1f"),
+            );
     }
     // Cargo's own words are shown as they come.
     let messages = process::stdout(cargo.stderr(Stdio::inherit()))?;

@@ -3,12 +3,17 @@
 //! the modules.
 
 mod apt;
+mod architecture;
 mod artifacts;
 mod bench;
 mod bpf;
+mod cross;
 mod fuzz;
 mod gate;
+mod guide;
+mod lint;
 mod live;
+mod package;
 mod process;
 mod setup;
 mod vm;
@@ -32,12 +37,20 @@ enum Task {
     Vm(vm::Command),
     /// Run the live tests on this machine's own kernel.
     Live(live::Args),
+    /// Build the static program as a tarball to be released.
+    Package(package::Args),
     /// Measure what queue-trace costs, beside what others cost.
     Bench(bench::Args),
     /// Give the reader of recordings any bytes, for a while.
     Fuzz(fuzz::Args),
+    /// Check the layout: circles, imports against the flow, headers, tests that end early.
+    Lint,
     /// Check that what reads recordings builds for Windows.
     Windows,
+    /// Make the pictures of the documentation.
+    Pictures,
+    /// Write the sessions of the documentation anew.
+    Guide,
     /// Run every check there is, the fast ones first.
     Test,
 }
@@ -48,9 +61,13 @@ fn main() -> ExitCode {
         Task::BuildEbpf(args) => bpf::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Vm(command) => vm::run(command),
         Task::Live(args) => live::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Package(args) => package::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Fuzz(args) => fuzz::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Lint => lint::run().map(|()| ExitCode::SUCCESS),
         Task::Windows => windows::run().map(|()| ExitCode::SUCCESS),
+        Task::Pictures => guide::pictures().map(|()| ExitCode::SUCCESS),
+        Task::Guide => guide::sessions().map(|()| ExitCode::SUCCESS),
         Task::Test => gate::run().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

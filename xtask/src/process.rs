@@ -1,6 +1,7 @@
 //! Child processes: run one, say which one failed and with what words.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -51,6 +52,12 @@ pub fn as_root(program: impl AsRef<OsStr>) -> Result<Command> {
 /// The cargo that runs this program.
 pub fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// The compiler that this cargo uses.
+pub fn rustc() -> PathBuf {
+    let given = std::env::var_os("RUSTC");
+    given.map_or_else(|| "rustc".into(), PathBuf::from)
 }
 
 fn cannot_start(command: &Command) -> String {

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::apt::{self, Apt};
+use crate::architecture::Architecture;
 use crate::bpf::LLVM_PREFIX;
 use crate::vm::qemu;
 use crate::{process, workspace};
@@ -21,10 +22,18 @@ const PACKAGES: &[&str] = &[
     "libpolly-22-dev",
     "gcc",
     "libc6-dev",
+    // The check that it builds for Windows: import libraries are made with its dlltool.
+    "binutils-mingw-w64-x86-64",
+    // libFuzzer is C++.
+    "g++",
+    // Programs for the other architecture.
+    CROSS[0],
+    CROSS[1],
     // The virtual machines, beside QEMU.
     "busybox-static",
     "cpio",
     "kmod",
+    "binutils",
     "xz-utils",
     "zstd",
     // The live tests, here and in the virtual machines.
@@ -39,9 +48,16 @@ const PACKAGES: &[&str] = &[
     "nodejs",
 ];
 
+/// A C compiler and its library for the architecture that this machine does not have.
+const CROSS: [&str; 2] = match Architecture::HERE {
+    Architecture::X86_64 => ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+    Architecture::Aarch64 => ["gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"],
+};
+
 /// With all that it brings along, so that it comes from one suite.
 const QEMU_PACKAGES: &[&str] = &[
     "qemu-system-x86",
+    "qemu-system-arm",
     "qemu-system-common",
     "qemu-system-data",
     "seabios",
@@ -87,26 +103,35 @@ fn missing(listing: &str) -> Vec<&'static str> {
 fn install_qemu() -> Result<()> {
     const RELEASE: &str = "bookworm";
     const BACKPORTS: &str = "bookworm-backports";
-    if let Ok(version @ qemu::OLDEST..) = qemu::installed() {
+    if let Ok(version @ qemu::OLDEST..) = oldest_installed() {
         println!("QEMU {version} is installed");
         return Ok(());
     }
     if apt::codename()? == RELEASE {
         println!("installing QEMU from {BACKPORTS}");
         let _lock = workspace::lock(&workspace::cache()?)?;
-        Apt::update(&[RELEASE, "bookworm-updates", "bookworm-security", BACKPORTS])?
-            .install(BACKPORTS, QEMU_PACKAGES)?;
+        Apt::update(
+            Architecture::HERE,
+            &[RELEASE, "bookworm-updates", "bookworm-security", BACKPORTS],
+        )?
+        .install(BACKPORTS, QEMU_PACKAGES)?;
     } else {
         println!("installing QEMU");
         apt::install(QEMU_PACKAGES)?;
     }
-    let (version, oldest) = (qemu::installed()?, qemu::OLDEST);
+    let (version, oldest) = (oldest_installed()?, qemu::OLDEST);
     if version < oldest {
         bail!(
             "this release has QEMU {version}, and several CPUs need {oldest}: install a newer one"
         );
     }
     Ok(())
+}
+
+/// The older of the versions that are installed for each architecture.
+fn oldest_installed() -> Result<u32> {
+    let [x86_64, aarch64] = Architecture::ALL.map(qemu::installed);
+    Ok(x86_64?.min(aarch64?))
 }
 
 fn install_linker() -> Result<()> {

@@ -15,7 +15,7 @@ use crate::{
     kernel::{
         host::Host,
         privilege,
-        probe::{AT_ONCE, Iterators},
+        probe::{AT_ONCE, Iterators, unattached},
         selection::Selection,
         session::Session,
     },
@@ -127,7 +127,7 @@ fn iterators() -> Option<Iterators> {
         return None;
     }
     let logged = |error| log::info!("the kernel's iterators cannot be used: {error:#}");
-    Iterators::load().map_err(logged).ok()
+    unattached().map_err(logged).ok()
 }
 
 /// ECMA-48: cursor to the top left, erase to the end of the screen.

@@ -16,7 +16,7 @@ pub mod demo;
 pub mod listeners;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use self::trace::TraceArgs;
 
@@ -108,8 +108,8 @@ pub fn run(cli: &Cli) -> Result<u8> {
         }
         Some(Command::Diagnose(args)) if !args.files.is_empty() => diagnose::recorded(args),
         Some(Command::Report(args)) => report::run(args).map(|()| 0),
-        Some(Command::Completions(args)) => manual::completions(args).map(|()| 0),
-        Some(Command::Man(args)) => manual::man(args).map(|()| 0),
+        Some(Command::Completions(args)) => manual::completions(args, Cli::command()).map(|()| 0),
+        Some(Command::Man(args)) => manual::man(args, Cli::command()).map(|()| 0),
         command => watch(command.as_ref(), cli),
     }
 }
@@ -164,7 +164,6 @@ fn log_to_stderr(verbose: u8) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use queue_trace_common::outcome::{self, Kind};
 
     use super::*;

@@ -1,6 +1,8 @@
 //! Network namespaces of this machine: which there are, the ways into each, and their
 //! counters. Holds none of them open, so it keeps none alive.
 
+#![expect(unsafe_code, reason = "an ioctl and a socket option that no crate has")]
+
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     fs::{self, DirEntry, File},
@@ -322,7 +324,7 @@ mod tests {
         let (id, path) = mounted(line).unwrap();
         assert_eq!(
             (id, path.as_path()),
-            (4026532177, Path::new("/run/netns/blue"))
+            (4_026_532_177, Path::new("/run/netns/blue"))
         );
         let other = "28 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw";
         assert_eq!(mounted(other), None);

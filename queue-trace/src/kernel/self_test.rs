@@ -31,7 +31,7 @@ const NOT_MADE: [&str; 6] = [
     "timer",
     "icmp",
     "retransmit_synack",
-    "rx_listeners",
+    "listeners_at_start",
     "forget",
     "snapshot",
 ];

@@ -91,6 +91,8 @@ const SWEEP: Duration = Duration::from_secs(10);
 
 /// A packet that found a listener before it was closed is dealt with within this time.
 const LINGER_NS: u64 = 500_000_000;
+/// A socket that stopped listening and has not begun again within this time will not.
+const STOPPED_NS: u64 = 60_000_000_000;
 
 impl Watch {
     /// Begins with nothing reported.
@@ -247,8 +249,10 @@ impl Watch {
         };
         let mut rows = look.rows;
         let mut kept = reader.kept()?;
-        // Each that was closed is reported once.
-        kept.listeners.retain(|key, _| !self.closed.contains(key));
+        // Each that was closed is reported once, unless it listens again.
+        let closed = &self.closed;
+        kept.listeners
+            .retain(|key, (queue, _)| queue.closed_ns == 0 || !closed.contains(key));
         let counts = reader.counts()?;
         let stats = Stats {
             kept: &kept,
@@ -264,6 +268,7 @@ impl Watch {
                 self.closed.insert(*key);
                 self.reported.remove(key);
             } else {
+                self.closed.remove(key);
                 self.reported.insert(*key);
             }
         }
@@ -283,7 +288,16 @@ impl Watch {
         let now = monotonic_now();
         let is_over = |key: &QueueKey| {
             let queue = queues.get(key);
-            queue.is_none_or(|queue| now.saturating_sub(queue.closed_ns) >= LINGER_NS)
+            queue.is_none_or(|queue| {
+                let since = now.saturating_sub(queue.closed_ns);
+                // One that only stopped listening may begin again.
+                since
+                    >= if queue.released == 0 {
+                        STOPPED_NS
+                    } else {
+                        LINGER_NS
+                    }
+            })
         };
         let over: HashSet<_> = self.closed.extract_if(is_over).collect();
         if let Some((reader, _)) = &self.attached {

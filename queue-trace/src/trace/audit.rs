@@ -216,9 +216,10 @@ impl Audit {
             audited = self.compare()?;
         }
         let ledgers = &mut audited.ledgers;
-        if self.reader.loss().map_full > 0 {
+        if self.reader.loss().uncounted > 0 {
             for ledger in ledgers.iter_mut() {
-                ledger.note = Some("some counts found no room by listener".to_owned());
+                ledger.note =
+                    Some("some counts found no room, so that our sums lack them".to_owned());
             }
         }
         if let Some(why) = self.partial {
@@ -249,7 +250,7 @@ impl Audit {
     }
 
     fn compare(&self) -> Result<Audited> {
-        let lost = self.reader.loss().ring_full;
+        let lost = self.reader.loss().records;
         let end = self.look()?;
         let own = netns::own().ok();
         let sides = Sides::of(&end.sides);

@@ -1,7 +1,7 @@
 //! What was lost since it was last said.
 
 use anyhow::Result;
-use queue_trace_common::settings::Loss;
+use queue_trace_common::loss::Loss;
 
 use crate::{
     kernel::probe::Reader,

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::architecture::Architecture;
 use crate::artifacts::{self, For};
 use crate::process;
 use crate::vm::{self, Attach, Size};
@@ -49,8 +50,8 @@ pub fn run(args: &Args) -> Result<()> {
         command.args(words(args, &program, attach, rivals.as_deref()));
         return process::run(&mut command);
     }
-    let program = artifacts::program(For::Guest)?;
-    let bench = artifacts::bench(For::Guest)?;
+    let program = artifacts::program(For::Guest(Architecture::X86_64))?;
+    let bench = artifacts::bench(For::Guest(Architecture::X86_64))?;
     let attach = args.attach.unwrap_or(Attach::Fentry);
     let icount = !args.no_icount && args.smp == 1;
     for kernel in &args.kernels {

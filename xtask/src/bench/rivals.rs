@@ -3,12 +3,12 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::apt::Apt;
-use crate::{process, workspace};
+use crate::architecture::Architecture;
+use crate::workspace;
 
 /// The release that has them all in one version.
 const SUITE: &str = "trixie";
@@ -25,27 +25,11 @@ pub fn cached_or_fetched() -> Result<PathBuf> {
     }
     let _lock = workspace::lock(&cache)?;
     let new = cache.join("rivals").join("new");
-    let debs = new.join("debs");
-    workspace::fresh_dir(&debs.join("partial"))?;
+    workspace::fresh_dir(&new)?;
     eprintln!("fetching {} of Debian {SUITE}", PACKAGES.join(", "));
-    let apt = Apt::update(&[SUITE])?;
-    // Its list of what is installed is empty, so that all they need comes along.
-    let mut download = apt.command("apt-get");
-    download
-        .arg("--option")
-        .arg(format!("Dir::Cache::Archives={}", debs.display()))
-        .args(["install", "--download-only", "--no-install-recommends"])
-        .args(["--yes", "--quiet"])
-        .args(PACKAGES);
-    process::stdout(&mut download)?;
+    let apt = Apt::update(Architecture::X86_64, &[SUITE])?;
     let (unpacked, kept) = (new.join("unpacked"), new.join("kept"));
-    for deb in fs::read_dir(&debs)? {
-        let deb = deb?.path();
-        if deb.extension().is_some_and(|extension| extension == "deb") {
-            let mut unpack = Command::new("dpkg-deb");
-            process::stdout(unpack.arg("--extract").arg(deb).arg(&unpacked))?;
-        }
-    }
+    apt.unpack_with_dependencies(&PACKAGES, &unpacked)?;
     for path in KEPT {
         let to = kept.join(path);
         fs::create_dir_all(to.parent().unwrap_or(&kept))?;

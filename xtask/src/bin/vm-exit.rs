@@ -1,16 +1,26 @@
 //! Ends a virtual machine: writes a status to the port of QEMU's debug-exit
 //! device. Runs in the guest, so it needs nothing but the standard library.
 
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "writes to an I/O port, without any crate")
+)]
+
+#[cfg(target_arch = "x86_64")]
 use std::arch::asm;
+#[cfg(target_arch = "x86_64")]
 use std::ffi::{c_int, c_ulong};
 use std::process::ExitCode;
 
+#[cfg(target_arch = "x86_64")]
 const PORT: u16 = 0xf4;
 
+#[cfg(target_arch = "x86_64")]
 unsafe extern "C" {
     fn ioperm(from: c_ulong, count: c_ulong, turn_on: c_int) -> c_int;
 }
 
+#[cfg(target_arch = "x86_64")]
 fn main() -> ExitCode {
     let status = std::env::args()
         .nth(1)
@@ -32,4 +42,10 @@ fn main() -> ExitCode {
     loop {
         std::thread::park();
     }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn main() -> ExitCode {
+    eprintln!("vm-exit: only x86-64 has ports; guests of other architectures power off");
+    ExitCode::FAILURE
 }

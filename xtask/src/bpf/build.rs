@@ -9,13 +9,21 @@ use anyhow::{Context, Result};
 
 use super::source::Source;
 use super::toolchain::{LLVM_PREFIX, Toolchain};
+use crate::architecture::Architecture;
 use crate::{process, workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
 
 /// The object, without BTF and DWARF: the kernel would take in the line of each instruction,
 /// and shift all of them for each instruction that it finds to be dead.
-pub fn object(source: &Source, toolchain: &Toolchain) -> Result<Vec<u8>> {
+///
+/// One for each architecture: kprobes' programs read the registers of the kernel that they run
+/// on. All that does not depend on it is built once.
+pub fn object(
+    source: &Source,
+    toolchain: &Toolchain,
+    architecture: Architecture,
+) -> Result<Vec<u8>> {
     let folder = workspace::target().join("bpf");
     let _lock = workspace::lock(&folder)?;
     let copy = folder.join("source");
@@ -38,6 +46,8 @@ pub fn object(source: &Source, toolchain: &Toolchain) -> Result<Vec<u8>> {
         ])
         .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
         .arg(&target)
+        // For the bindings' build script, which else takes this machine's.
+        .env("AYA_BPF_TARGET_ARCH", architecture.name())
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
             flags(&copy, toolchain)?.join("\x1f"),

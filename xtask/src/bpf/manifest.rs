@@ -1,12 +1,12 @@
-//! `queue-trace/bpf/manifest.toml`: what the committed object was made of and
+//! `queue-trace/bpf/manifest.toml`: what the committed objects were made of and
 //! with. Builds nothing.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::source::Source;
 use super::toolchain::Toolchain;
@@ -17,21 +17,21 @@ const HEADER: &str = "# Written by `cargo xtask build-ebpf`; do not edit.\n";
 pub struct Manifest {
     /// SHA-256 of the source.
     pub source: String,
-    /// SHA-256 of the object.
-    pub object: String,
     /// `rustc --version`.
     pub compiler: String,
     /// `bpf-linker --version`.
     pub linker: String,
+    /// SHA-256 of each architecture's object.
+    pub objects: BTreeMap<String, String>,
 }
 
 impl Manifest {
-    pub fn of(source: &Source, toolchain: &Toolchain, object: &[u8]) -> Self {
+    pub fn of(source: &Source, toolchain: &Toolchain, objects: BTreeMap<String, String>) -> Self {
         Self {
             source: source.hash(),
-            object: sha256(object),
             compiler: toolchain.compiler.clone(),
             linker: toolchain.linker.clone(),
+            objects,
         }
     }
 
@@ -54,28 +54,21 @@ impl Manifest {
         ]
         .into_iter()
         .find(|(built_with, here)| built_with != here)
-        .map(|(built_with, here)| format!("it was built with {built_with}, and here is {here}"))
+        .map(|(built_with, here)| format!("they were built with {built_with}, and here is {here}"))
     }
-}
-
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bpf::hash::sha256;
 
     fn manifest() -> Manifest {
         Manifest {
             source: "aa".into(),
-            object: sha256(b""),
             compiler: "rustc 1.96.0".into(),
             linker: "bpf-linker 0.13.0".into(),
+            objects: [("x86_64".into(), sha256(b""))].into(),
         }
     }
 
@@ -98,12 +91,7 @@ mod tests {
         here.linker = "bpf-linker 0.14.0".into();
         assert_eq!(
             manifest().other_tools(&here).unwrap(),
-            "it was built with bpf-linker 0.13.0, and here is bpf-linker 0.14.0"
+            "they were built with bpf-linker 0.13.0, and here is bpf-linker 0.14.0"
         );
-    }
-
-    #[test]
-    fn sha256_is_in_hex() {
-        assert!(sha256(b"").starts_with("e3b0c442"));
     }
 }

@@ -1,25 +1,28 @@
 //! `cargo xtask build-ebpf`: the kernel side, from source to the committed
-//! object, or the check that the committed object is that source's.
+//! objects, one for each architecture, or the check that they are that source's.
 
 mod build;
+mod hash;
 mod manifest;
 mod source;
 mod toolchain;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
+use crate::architecture::Architecture;
 use crate::workspace;
 use manifest::Manifest;
 use source::Source;
 
-pub use toolchain::{LLVM_PREFIX, Toolchain, linker_version};
+pub use toolchain::{LLVM_PREFIX, Toolchain, clean, linker_version};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Write nothing; fail if the committed object is not that of the source.
+    /// Write nothing; fail if the committed objects are not those of the source.
     #[arg(long)]
     pub check: bool,
 }
@@ -35,20 +38,19 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn write(source: &Source) -> Result<()> {
     let toolchain = Toolchain::find()?;
-    let object = build::object(source, &toolchain)?;
-    let manifest = Manifest::of(source, &toolchain, &object);
-
     fs::create_dir_all(folder())
         .with_context(|| format!("cannot create {}", folder().display()))?;
-    fs::write(object_path(), &object)
-        .with_context(|| format!("cannot write {}", object_path().display()))?;
+    let mut objects = BTreeMap::new();
+    for architecture in Architecture::ALL {
+        let object = build::object(source, &toolchain, architecture)?;
+        let path = object_path(architecture);
+        fs::write(&path, &object).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("{} ({} bytes)", path.display(), object.len());
+        objects.insert(architecture.name().to_string(), hash::sha256(&object));
+    }
+    let manifest = Manifest::of(source, &toolchain, objects);
     manifest.write(&manifest_path())?;
-    println!(
-        "{} ({} bytes, {})",
-        object_path().display(),
-        object.len(),
-        manifest.compiler
-    );
+    println!("built with {} and {}", manifest.compiler, manifest.linker);
     Ok(())
 }
 
@@ -57,29 +59,40 @@ fn write(source: &Source) -> Result<()> {
 fn check(source: &Source) -> Result<()> {
     let stale = "run `cargo xtask build-ebpf` and commit queue-trace/bpf";
     let committed = Manifest::read(&manifest_path()).context(stale)?;
-    let object = fs::read(object_path())
-        .with_context(|| format!("cannot read {}; {stale}", object_path().display()))?;
     if committed.source != source.hash() {
-        bail!("the committed BPF object was built from another source; {stale}");
+        bail!("the committed BPF objects were built from another source; {stale}");
     }
-    if committed.object != manifest::sha256(&object) {
-        bail!("the committed BPF object is not the one its manifest describes; {stale}");
+    let mut objects = Vec::new();
+    for architecture in Architecture::ALL {
+        let path = object_path(architecture);
+        let object =
+            fs::read(&path).with_context(|| format!("cannot read {}; {stale}", path.display()))?;
+        if committed.objects.get(architecture.name()) != Some(&hash::sha256(&object)) {
+            bail!(
+                "the committed BPF object for {} is not the one its manifest describes; {stale}",
+                architecture.name()
+            );
+        }
+        objects.push((architecture, object));
     }
 
     let toolchain = Toolchain::find()?;
     if let Some(difference) = committed.other_tools(&toolchain) {
         println!(
-            "the source's hash is that of the committed object; the bytes were not compared, as {difference}"
+            "the source's hash is that of the committed objects; the bytes were not compared, as {difference}"
         );
         return Ok(());
     }
-    if build::object(source, &toolchain)? != object {
-        bail!(
-            "the committed BPF object is not what the source and {} give; {stale}",
-            toolchain.compiler
-        );
+    for (architecture, object) in objects {
+        if build::object(source, &toolchain, architecture)? != object {
+            bail!(
+                "the committed BPF object for {} is not what the source and {} give; {stale}",
+                architecture.name(),
+                toolchain.compiler
+            );
+        }
     }
-    println!("the committed BPF object is that of the source, byte for byte");
+    println!("the committed BPF objects are those of the source, byte for byte");
     Ok(())
 }
 
@@ -87,8 +100,8 @@ fn folder() -> PathBuf {
     workspace::root().join("queue-trace/bpf")
 }
 
-fn object_path() -> PathBuf {
-    folder().join("queue-trace.bpf.o")
+fn object_path(architecture: Architecture) -> PathBuf {
+    folder().join(format!("queue-trace.{}.bpf.o", architecture.name()))
 }
 
 fn manifest_path() -> PathBuf {

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
-use super::manifest;
+use super::hash;
 use crate::workspace;
 
 const PACKAGE: &str = "queue-trace-ebpf/Cargo.toml";
@@ -54,7 +54,7 @@ impl Source {
             hash.update(format!("{path}\0{}\0", content.len()));
             hash.update(content);
         }
-        manifest::hex(&hash.finalize())
+        hash::hex(&hash.finalize())
     }
 
     /// Writes the copy into `folder`, which it empties first.

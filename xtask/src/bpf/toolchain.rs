@@ -65,23 +65,7 @@ impl Toolchain {
     /// often another toolchain's: what that one set, and what would change the
     /// object, must not reach this build. What says where crates come from stays.
     pub fn cargo_in(&self, folder: &Path) -> Result<Command> {
-        const KEPT: [&str; 6] = [
-            "CARGO_HOME",
-            "CARGO_HTTP_",
-            "CARGO_NET_",
-            "CARGO_REGISTR",
-            "CARGO_SOURCE_",
-            "RUSTUP_HOME",
-        ];
-        let mut command = Command::new(&self.cargo);
-        for (name, _) in env::vars_os() {
-            let Some(name) = name.to_str() else { continue };
-            let of_cargo =
-                name.starts_with("CARGO") || name.starts_with("RUST") || name == "LD_LIBRARY_PATH";
-            if of_cargo && !KEPT.iter().any(|kept| name.starts_with(kept)) {
-                command.env_remove(name);
-            }
-        }
+        let mut command = clean(&self.cargo);
         command
             .current_dir(folder)
             .env("RUSTC", &self.rustc)
@@ -90,6 +74,28 @@ impl Toolchain {
             .env("PATH", path()?);
         Ok(command)
     }
+}
+
+/// Another toolchain's cargo than the one that this program runs below.
+pub fn clean(cargo: &Path) -> Command {
+    const KEPT: [&str; 6] = [
+        "CARGO_HOME",
+        "CARGO_HTTP_",
+        "CARGO_NET_",
+        "CARGO_REGISTR",
+        "CARGO_SOURCE_",
+        "RUSTUP_HOME",
+    ];
+    let mut command = Command::new(cargo);
+    for (name, _) in env::vars_os() {
+        let Some(name) = name.to_str() else { continue };
+        let of_cargo =
+            name.starts_with("CARGO") || name.starts_with("RUST") || name == "LD_LIBRARY_PATH";
+        if of_cargo && !KEPT.iter().any(|kept| name.starts_with(kept)) {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 const LIBRARY_LOCK: &str = "lib/rustlib/src/rust/library/Cargo.lock";

@@ -1,7 +1,6 @@
 //! Kernels in Debian's archive: which version of one is the newest, and its
 //! packages. Installs nothing.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -9,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::kernels::Kernel;
 use crate::apt::Apt;
-use crate::{process, workspace};
+use crate::process;
 
 /// A kernel's image package, and those it needs where the kernel is split.
 #[derive(Debug, PartialEq)]
@@ -46,7 +45,7 @@ pub struct Archive {
 impl Archive {
     /// Updates the package lists of `kernel`'s suites.
     pub fn update(kernel: &Kernel) -> Result<Self> {
-        let apt = Apt::update(kernel.suites)?;
+        let apt = Apt::update(kernel.architecture, kernel.suites)?;
         Ok(Self { apt })
     }
 
@@ -71,29 +70,13 @@ impl Archive {
 
     /// Downloads `package` and unpacks it, with its parts, into `folder`.
     pub fn unpack(&self, package: &Package, folder: &Path) -> Result<()> {
-        let debs = folder.join("debs");
-        workspace::fresh_dir(&debs)?;
         let wanted = package
             .parts()
             .into_iter()
             .map(|name| format!("{name}={}", package.version));
-        process::stdout(
-            self.apt
-                .command("apt-get")
-                .args(["download", "--quiet"])
-                .args(wanted)
-                .current_dir(&debs),
-        )
-        .with_context(|| format!("cannot download {}", package.name))?;
-        for deb in fs::read_dir(&debs)? {
-            process::stdout(
-                Command::new("dpkg-deb")
-                    .arg("--extract")
-                    .arg(deb?.path())
-                    .arg(folder),
-            )?;
-        }
-        fs::remove_dir_all(&debs).context("cannot remove the downloaded packages")
+        self.apt
+            .unpack(wanted, folder)
+            .with_context(|| format!("cannot download {}", package.name))
     }
 }
 

@@ -1,17 +1,19 @@
 //! The guest's first and only file system: a few programs of this machine with
 //! their libraries, the given ones, and a command. Boots nothing.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::cpio::Archive;
+use super::userland::Userland;
+use crate::architecture::Architecture;
 use crate::{process, workspace};
 
 const INIT: &str = include_str!("init.sh");
+const POWER_OFF: &[u8] = b"#!/bin/dash\nexec busybox poweroff -f\n";
 const EXIT_SOURCE: &str = include_str!("../bin/vm-exit.rs");
 
 /// What busybox lacks, has differently, or would run its own applets from: its
@@ -31,8 +33,9 @@ const PROGRAMS: &[&str] = &[
 ];
 
 /// What to run in a guest.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Guest {
+    pub architecture: Architecture,
     /// Further programs, which go to /bin.
     pub programs: Vec<PathBuf>,
     /// Folders of this machine, and where they go.
@@ -60,10 +63,15 @@ impl Guest {
         archive.file("init", INIT.as_bytes(), 0o755);
         archive.file("command", self.script().as_bytes(), 0o755);
 
-        archive.copy("bin/vm-exit", &exit_program()?, 0o755)?;
+        match self.architecture {
+            Architecture::X86_64 => archive.copy("bin/vm-exit", &exit_program()?, 0o755)?,
+            // Its board has no device that takes a status.
+            Architecture::Aarch64 => archive.file("bin/vm-exit", POWER_OFF, 0o755),
+        }
+        let userland = Userland::of(self.architecture)?;
         let given = self.programs.iter().map(PathBuf::as_path);
         for program in PROGRAMS.iter().map(Path::new).chain(given) {
-            add_program(&mut archive, program)?;
+            add_program(&mut archive, &userland, program)?;
         }
         for (folder, place) in &self.trees {
             add_tree(&mut archive, folder, place)?;
@@ -90,16 +98,15 @@ impl Guest {
     }
 }
 
-fn add_program(archive: &mut Archive, program: &Path) -> Result<()> {
+fn add_program(archive: &mut Archive, userland: &Userland, program: &Path) -> Result<()> {
     let name = program
         .file_name()
         .with_context(|| format!("{} is no program", program.display()))?;
-    archive.copy(&format!("bin/{}", name.display()), program, 0o755)?;
-    for library in libraries(program)? {
-        // /usr is / in the guest.
-        let path = library.strip_prefix("/usr").unwrap_or(&library).to_string();
-        if !archive.contains(&path) {
-            archive.copy(&path, Path::new(&library), 0o755)?;
+    let file = userland.program(program);
+    archive.copy(&format!("bin/{}", name.display()), &file, 0o755)?;
+    for (place, library) in userland.libraries(&file)? {
+        if !archive.contains(&place) {
+            archive.copy(&place, &library, 0o755)?;
         }
     }
     Ok(())
@@ -121,27 +128,6 @@ fn add_tree(archive: &mut Archive, folder: &Path, place: &str) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn libraries(program: &Path) -> Result<BTreeSet<String>> {
-    // It fails for static programs, and says so on stderr.
-    let listing = process::output(Command::new("ldd").arg(program))?;
-    let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
-    if let Some(line) = listing.lines().find(|line| line.contains("not found")) {
-        bail!(
-            "{} needs a library that is not here: {}",
-            program.display(),
-            line.trim()
-        );
-    }
-    Ok(linked(&listing).map(str::to_string).collect())
-}
-
-/// The paths in the output of `ldd`.
-fn linked(listing: &str) -> impl Iterator<Item = &str> {
-    listing
-        .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
 }
 
 /// `word` as one word of a shell script.
@@ -180,6 +166,7 @@ mod tests {
     #[test]
     fn the_script_keeps_words_as_they_are() {
         let guest = Guest {
+            architecture: Architecture::X86_64,
             programs: Vec::new(),
             trees: Vec::new(),
             environment: vec![("A".into(), "b c".into())],
@@ -189,18 +176,5 @@ mod tests {
             guest.script(),
             "export A='b c'\nexec 'sh' '-c' 'echo '\\''x'\\'' $A'\n"
         );
-    }
-
-    #[test]
-    fn ldd_lists_libraries_and_the_loader() {
-        let listing = "\tlinux-vdso.so.1 (0x7ffc)\n\
-                       \tlibmnl.so.0 => /usr/lib/x86_64-linux-gnu/libmnl.so.0 (0x7f)\n\
-                       \t/lib64/ld-linux-x86-64.so.2 (0x7f)\n";
-        let expected = [
-            "/usr/lib/x86_64-linux-gnu/libmnl.so.0",
-            "/lib64/ld-linux-x86-64.so.2",
-        ];
-        assert_eq!(linked(listing).collect::<Vec<_>>(), expected);
-        assert_eq!(linked("\tstatically linked\n").count(), 0);
     }
 }

@@ -4,6 +4,8 @@
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use crate::architecture::Architecture;
+
 /// How the tests make queue-trace attach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Attach {
@@ -29,6 +31,7 @@ impl Attach {
 #[derive(Debug, PartialEq)]
 pub struct Kernel {
     pub name: &'static str,
+    pub architecture: Architecture,
     /// What the package's version starts with.
     pub series: &'static str,
     pub suites: &'static [&'static str],
@@ -42,10 +45,18 @@ const ALL: &[Attach] = &[Attach::Fentry, Attach::Kprobe, Attach::Tracepoint];
 
 const CLOUD: Kernel = Kernel {
     name: "",
+    architecture: Architecture::X86_64,
     series: "",
     suites: &[],
     flavour: "cloud-amd64",
     attach: PROBES,
+};
+
+const CLOUD_ARM: Kernel = Kernel {
+    architecture: Architecture::Aarch64,
+    flavour: "cloud-arm64",
+    attach: ALL,
+    ..CLOUD
 };
 
 pub const KERNELS: &[Kernel] = &[
@@ -101,6 +112,34 @@ pub const KERNELS: &[Kernel] = &[
         suites: &["trixie-backports", "sid", "experimental"],
         attach: ALL,
         ..CLOUD
+    },
+    // Cannot call programs from ftrace directly, so it refuses fentry.
+    Kernel {
+        name: "6.1-arm64",
+        series: "6.1",
+        suites: &["bookworm", "bookworm-security"],
+        attach: &[Attach::Kprobe, Attach::Tracepoint],
+        ..CLOUD_ARM
+    },
+    Kernel {
+        name: "6.12-arm64",
+        series: "6.12",
+        suites: &["trixie", "trixie-security"],
+        ..CLOUD_ARM
+    },
+    // With pages of 16 KiB.
+    Kernel {
+        name: "6.12-arm64-16k",
+        series: "6.12",
+        suites: &["trixie", "trixie-security"],
+        flavour: "arm64-16k",
+        ..CLOUD_ARM
+    },
+    Kernel {
+        name: "7.3-arm64",
+        series: "7.3",
+        suites: &["trixie-backports", "sid", "experimental"],
+        ..CLOUD_ARM
     },
 ];
 

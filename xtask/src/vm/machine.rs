@@ -13,6 +13,7 @@ use super::cache::Image;
 use super::console;
 use super::guest::Guest;
 use super::qemu;
+use crate::architecture::Architecture;
 use crate::workspace;
 
 /// The machine's size and how long it may run.
@@ -46,8 +47,8 @@ impl Default for Size {
 
 impl Size {
     /// Refuses what this machine's QEMU cannot be trusted with.
-    pub fn check(&self) -> Result<()> {
-        let (version, oldest) = (qemu::installed()?, qemu::OLDEST);
+    pub fn check(&self, architecture: Architecture) -> Result<()> {
+        let (version, oldest) = (qemu::installed(architecture)?, qemu::OLDEST);
         if self.smp > 1 && version < oldest {
             bail!(
                 "guests of QEMU {version} crash with several CPUs, and those of {oldest} do not: \
@@ -113,7 +114,14 @@ pub fn run(image: &Image, guest: &Guest, size: &Size, name: &str, echo: bool) ->
     fs::write(&initrd, archive).with_context(|| format!("cannot write {}", initrd.display()))?;
 
     let started = Instant::now();
-    let ran = boot(&image.vmlinuz, &initrd, size, &log, echo);
+    let ran = boot(
+        guest.architecture,
+        &image.vmlinuz,
+        &initrd,
+        size,
+        &log,
+        echo,
+    );
     fs::remove_file(&initrd).with_context(|| format!("cannot remove {}", initrd.display()))?;
     let (end, console) = ran?;
     Ok(Run {
@@ -125,6 +133,7 @@ pub fn run(image: &Image, guest: &Guest, size: &Size, name: &str, echo: bool) ->
 }
 
 fn boot(
+    architecture: Architecture,
     vmlinuz: &Path,
     initrd: &Path,
     size: &Size,
@@ -137,6 +146,8 @@ fn boot(
     } else {
         &[]
     };
+    let (board, console) = qemu::board(architecture);
+    let command_line = format!("console={console} panic=-1 quiet");
     // `timeout` rather than a clock here: it stops QEMU even if this process is killed.
     let mut command = Command::new("timeout");
     command
@@ -144,11 +155,11 @@ fn boot(
             "--foreground",
             "--kill-after=5",
             &size.timeout.to_string(),
-            qemu::PROGRAM,
+            qemu::program(architecture),
         ])
         // Never KVM: it is not everywhere, and where it half works guests hang.
-        // Without cx16: QEMU 7.2 emulates that instruction wrongly.
-        .args(["-accel", "tcg", "-cpu", "max,-cx16", "-M", "q35"])
+        .args(["-accel", "tcg"])
+        .args(board)
         .args(["-smp", &size.smp.to_string(), "-m", &size.mem])
         .args([
             "-no-reboot",
@@ -159,8 +170,7 @@ fn boot(
             "stdio",
         ])
         .args(icount)
-        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
-        .args(["-append", "console=ttyS0 panic=-1 quiet", "-kernel"])
+        .args(["-append", &command_line, "-kernel"])
         .arg(vmlinuz)
         .arg("-initrd")
         .arg(initrd)
@@ -174,10 +184,14 @@ fn boot(
     let status = qemu.wait().context("cannot wait for QEMU")?;
     let console = console?;
 
+    // The debug-exit device makes the status odd; who has none powers off.
+    let ended_itself = |code: i32| match architecture {
+        Architecture::X86_64 => code & 1 == 1,
+        Architecture::Aarch64 => code == 0,
+    };
     let end = match (console::exit_status(&console), status.code()) {
         (_, Some(124 | 137)) => End::TimeOut,
-        // The debug-exit device makes the status odd.
-        (Some(exit), Some(code)) if code & 1 == 1 => End::Exit(exit),
+        (Some(exit), Some(code)) if ended_itself(code) => End::Exit(exit),
         _ => End::Died,
     };
     Ok((end, console))

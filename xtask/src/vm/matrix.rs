@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 
 use super::cache::{self, Image};
 use super::console;
 use super::guest::Guest;
 use super::kernels::{self, Attach, Kernel};
 use super::machine::{self, End, Run, Size};
+use crate::architecture::Architecture;
 use crate::artifacts::{self, For};
 use crate::live;
 
@@ -60,22 +61,46 @@ struct Outcome {
 /// What every machine gets.
 struct Plan<'a> {
     args: &'a Args,
+    /// The programs, for each architecture that is needed.
+    built: Vec<Built>,
+}
+
+/// What is tested, and the tests.
+struct Built {
+    architecture: Architecture,
     program: PathBuf,
     tests: PathBuf,
 }
 
+impl Built {
+    fn of(architecture: Architecture) -> Result<Self> {
+        let place = For::Guest(architecture);
+        Ok(Self {
+            architecture,
+            program: artifacts::program(place)?,
+            tests: artifacts::live_tests(place)?,
+        })
+    }
+}
+
 /// Whether all tests passed.
 pub fn run(args: &Args) -> Result<bool> {
-    args.size.check()?;
     let kernels = kernels::select(&args.kernels)?;
+    let needed = |architecture: &Architecture| {
+        let mut kernels = kernels.iter();
+        kernels.any(|kernel| kernel.architecture == *architecture)
+    };
+    let needed: Vec<_> = Architecture::ALL.into_iter().filter(needed).collect();
+    for architecture in &needed {
+        args.size.check(*architecture)?;
+    }
     for kernel in &kernels {
         // One after the other, before any machine waits for it.
         cache::cached_or_fetched(kernel)?;
     }
     let plan = Plan {
         args,
-        program: artifacts::program(For::Guest)?,
-        tests: artifacts::live_tests(For::Guest)?,
+        built: needed.into_iter().map(Built::of).collect::<Result<_>>()?,
     };
     let jobs: Vec<_> = kernels
         .into_iter()
@@ -84,7 +109,7 @@ pub fn run(args: &Args) -> Result<bool> {
     let outcomes = plan.run(&jobs)?;
 
     println!(
-        "\n{:<10} {:<20} {:<10} {:>6} {:>6} {:>7}",
+        "\n{:<15} {:<20} {:<10} {:>6} {:>6} {:>7}",
         "kernel", "version", "attach", "passed", "failed", "seconds"
     );
     for (Job { kernel, attach }, (image, outcome)) in jobs.iter().zip(&outcomes) {
@@ -97,7 +122,7 @@ pub fn run(args: &Args) -> Result<bool> {
         let (name, version, attach) = (kernel.name, &image.version, attach.name());
         let fault = fault.as_deref().unwrap_or_default();
         let row = format!(
-            "{name:<10} {version:<20} {attach:<10} {passed:>6} {failed:>6} {seconds:>7}  {fault}"
+            "{name:<15} {version:<20} {attach:<10} {passed:>6} {failed:>6} {seconds:>7}  {fault}"
         );
         println!("{}", row.trim_end());
     }
@@ -162,7 +187,7 @@ impl Plan<'_> {
         if self.args.size.smp > 1 {
             name += &format!("-{}cpu", self.args.size.smp);
         }
-        let run = machine::run(&image, &self.guest(job), &self.args.size, &name, false)?;
+        let run = machine::run(&image, &self.guest(job)?, &self.args.size, &name, false)?;
         let outcome = judge(&run);
 
         let Outcome {
@@ -186,20 +211,26 @@ impl Plan<'_> {
         Ok((image, outcome))
     }
 
-    fn guest(&self, job: &Job) -> Guest {
+    fn guest(&self, job: &Job) -> Result<Guest> {
+        let architecture = job.kernel.architecture;
+        let mut built = self.built.iter();
+        let built = built
+            .find(|built| built.architecture == architecture)
+            .with_context(|| format!("nothing was built for {}", architecture.name()))?;
         let in_guest =
             |path: &PathBuf| format!("/bin/{}", path.file_name().unwrap_or_default().display());
-        let environment = live::environment(&in_guest(&self.program), job.attach);
-        let mut command = vec![in_guest(&self.tests), "--test-threads=1".into()];
+        let environment = live::environment(&in_guest(&built.program), job.attach);
+        let mut command = vec![in_guest(&built.tests), "--test-threads=1".into()];
         command.extend(self.args.filters.iter().cloned());
         let skipped = job.left_out(self.args.size.smp);
         let skipped = skipped.flat_map(|group| ["--skip".into(), format!("{group}::")]);
         command.extend(skipped);
         let skipped = HERE_ONLY.iter().flat_map(|group| ["--skip", group]);
         command.extend(skipped.map(String::from));
-        Guest {
+        Ok(Guest {
+            architecture,
             trees: Vec::new(),
-            programs: [&self.program, &self.tests]
+            programs: [&built.program, &built.tests]
                 .into_iter()
                 .cloned()
                 .chain(SERVERS.map(PathBuf::from))
@@ -208,7 +239,7 @@ impl Plan<'_> {
                 .map(|(name, value)| (name.to_string(), value))
                 .to_vec(),
             command,
-        }
+        })
     }
 }
 

@@ -14,6 +14,7 @@ mod modules;
 mod page;
 pub mod qemu;
 mod survey;
+mod userland;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -74,7 +75,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
 fn fetch(names: &[String]) -> Result<()> {
     for kernel in kernels::select(names)? {
         let image = cache::fetch(kernel).with_context(|| format!("no kernel {}", kernel.name))?;
-        println!("{:<10} {}", kernel.name, image.version);
+        println!("{:<15} {}", kernel.name, image.version);
     }
     Ok(())
 }
@@ -83,7 +84,7 @@ fn list() -> Result<()> {
     for kernel in kernels::KERNELS {
         let version = cache::cached(kernel)?.map(|image| image.version);
         println!(
-            "{:<10} {:<12} {}",
+            "{:<15} {:<12} {}",
             kernel.name,
             kernel.flavour,
             version.as_deref().unwrap_or("-")
@@ -106,8 +107,9 @@ impl Run<'_> {
     pub fn boot(self) -> Result<bool> {
         let kernel = kernels::find(self.kernel)?;
         let image = cache::cached_or_fetched(kernel)?;
-        self.size.check()?;
+        self.size.check(kernel.architecture)?;
         let guest = Guest {
+            architecture: kernel.architecture,
             programs: self.programs,
             trees: self.trees,
             environment: Vec::new(),
@@ -126,8 +128,9 @@ impl Run<'_> {
 fn boot(args: RunArgs) -> Result<ExitCode> {
     let kernel = kernels::find(&args.kernel)?;
     let image = cache::cached_or_fetched(kernel)?;
-    args.size.check()?;
+    args.size.check(kernel.architecture)?;
     let guest = Guest {
+        architecture: kernel.architecture,
         programs: args.programs,
         trees: Vec::new(),
         environment: args.environment,

@@ -30,7 +30,12 @@ const MODULES: &[&str] = &[
 
 /// Changes with the list, so that a cache knows an archive of an older list.
 pub fn list_id() -> String {
-    Sha256::digest(MODULES.join(" "))
+    id_of(&MODULES.join(" "))
+}
+
+/// A short name for a list.
+pub fn id_of(list: &str) -> String {
+    Sha256::digest(list)
         .iter()
         .take(4)
         .map(|byte| format!("{byte:02x}"))

@@ -5,18 +5,50 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::architecture::Architecture;
 use crate::process;
 
-pub const PROGRAM: &str = "qemu-system-x86_64";
+/// The program that emulates machines of an architecture.
+pub fn program(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::X86_64 => "qemu-system-x86_64",
+        Architecture::Aarch64 => "qemu-system-aarch64",
+    }
+}
+
+/// Its options for a processor, a board and the console, and the kernel's name for the latter.
+pub fn board(architecture: Architecture) -> (&'static [&'static str], &'static str) {
+    match architecture {
+        Architecture::X86_64 => (
+            // Without cx16: QEMU 7.2 emulates that instruction wrongly.
+            &[
+                "-cpu",
+                "max,-cx16",
+                "-M",
+                "q35",
+                // Takes the exit status.
+                "-device",
+                "isa-debug-exit,iobase=0xf4,iosize=0x04",
+            ],
+            "ttyS0",
+        ),
+        Architecture::Aarch64 => (
+            // The real algorithm of pointer authentication is most of the time of a guest.
+            &["-cpu", "max,pauth-impdef=on", "-M", "virt"],
+            "ttyAMA0",
+        ),
+    }
+}
 
 /// The first version whose guests survive several CPUs: with older ones they
 /// crash when probes are attached under load.
 pub const OLDEST: u32 = 10;
 
 /// The version that is installed, without what comes after the first dot.
-pub fn installed() -> Result<u32> {
-    let version = process::stdout(Command::new(PROGRAM).arg("--version"))?;
-    major(&version).with_context(|| format!("`{PROGRAM} --version` gives no version: {version}"))
+pub fn installed(architecture: Architecture) -> Result<u32> {
+    let program = program(architecture);
+    let version = process::stdout(Command::new(program).arg("--version"))?;
+    major(&version).with_context(|| format!("`{program} --version` gives no version: {version}"))
 }
 
 fn major(version: &str) -> Option<u32> {

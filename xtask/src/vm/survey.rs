@@ -17,11 +17,11 @@ use crate::workspace;
 
 /// Boots every kernel once and writes the page.
 pub fn run() -> Result<()> {
-    let program = artifacts::program(For::Guest)?;
     let mut found = Vec::new();
     for kernel in KERNELS {
+        let program = artifacts::program(For::Guest(kernel.architecture))?;
         let on_kernel = ask(kernel, &program).with_context(|| format!("kernel {}", kernel.name))?;
-        println!("{:<10} {}", kernel.name, on_kernel.version);
+        println!("{:<15} {}", kernel.name, on_kernel.version);
         found.push(on_kernel);
     }
     let path = page_path();
@@ -63,6 +63,7 @@ fn guest(kernel: &Kernel, program: &Path) -> Guest {
         script += &format!("\necho '{ANSWER}{name}'\nqueue-trace check --attach {name}");
     }
     Guest {
+        architecture: kernel.architecture,
         trees: Vec::new(),
         programs: vec![program.to_path_buf()],
         environment: Vec::new(),

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, io};
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Map, lpm_trie},
+    maps::lpm_trie,
     programs::{FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
 use bytemuck::bytes_of;
@@ -21,7 +21,7 @@ use crate::kernel::{
     netns,
     netns::NetnsPath,
     plan::{Family, Plan},
-    probe::{functions, iterate, object},
+    probe::{functions, iterate, named::named, object},
     selection::Selection,
 };
 
@@ -159,7 +159,7 @@ fn attach_tracepoints(
     btf: &Result<Btf>,
 ) -> Result<Vec<String>, AttachError> {
     // Listeners first, then the packets that need them.
-    attach_tracepoint_twice(ebpf, "rx_state", "inet_sock_set_state")?;
+    attach_tracepoint_twice(ebpf, "socket_state", "inet_sock_set_state")?;
     let found = match btf {
         Ok(btf) => find_listeners(ebpf, &selection.namespaces(), btf),
         Err(error) => Err(anyhow!("{error:#}")),
@@ -170,9 +170,10 @@ fn attach_tracepoints(
             "listeners that existed before are known by their port only: {error:#}"
         )],
     };
-    attach_tracepoint_twice(ebpf, "rx_consume", "consume_skb")?;
-    attach_tracepoint_twice(ebpf, "rx_kfree", "kfree_skb")?;
-    attach_tracepoint(ebpf, "rx_receive", "netif_receive_skb")?;
+    // What sets baselines before what needs them.
+    attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
+    attach_tracepoint_twice(ebpf, "packet_consumed", "consume_skb")?;
+    attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")?;
     Ok(notes)
 }
 
@@ -201,7 +202,7 @@ fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), A
 /// Runs the iterator over the sockets of each namespace once. An iterator sees the
 /// namespace of the thread that opens it.
 fn find_listeners(ebpf: &mut Ebpf, namespaces: &BTreeMap<u32, NetnsPath>, btf: &Btf) -> Result<()> {
-    let program: &mut Iter = named(ebpf, "rx_listeners")?.try_into()?;
+    let program: &mut Iter = named(ebpf, "listeners_at_start")?.try_into()?;
     program.load("tcp", btf)?;
     for (id, way) in namespaces {
         let link = program.attach()?;
@@ -232,20 +233,6 @@ fn log_sizes(ebpf: &Ebpf) {
             );
         }
     }
-}
-
-pub(super) fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {
-    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)
-}
-
-pub(super) fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<T>
-where
-    T::Error: std::error::Error + Send + Sync + 'static,
-{
-    let map = ebpf
-        .take_map(name)
-        .with_context(|| format!("the kernel side has no map {name}"))?;
-    T::try_from(map).with_context(|| format!("the map {name} is not what it should be"))
 }
 
 /// Puts networks into a trie; IPv4 as `::ffff:a.b.c.d`.

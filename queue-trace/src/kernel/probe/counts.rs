@@ -14,13 +14,16 @@ use aya::{
     Ebpf,
     maps::{MapData, PerCpuHashMap},
 };
-use queue_trace_common::settings::{CountKey, Counted, Loss};
+use queue_trace_common::{
+    loss::Loss,
+    settings::{Baseline, CountKey, Counted},
+};
 
 use crate::{
     kernel::probe::{
-        Wire,
-        attach::take,
+        named::take,
         tallies::{Place, Tallies},
+        wire::Wire,
     },
     model::ledger::Counters,
 };
@@ -31,6 +34,8 @@ pub(super) struct Counts {
     map: PerCpuHashMap<MapData, Wire<CountKey>, Wire<Counted>>,
     /// Those that the kernel side found no room for by listener.
     unlisted: Option<PerCpuHashMap<MapData, Wire<CountKey>, Wire<Counted>>>,
+    /// Tracepoint mode: the counters of each namespace when last looked at.
+    baselines: PerCpuHashMap<MapData, u64, Wire<Baseline>>,
     tallies: Tallies,
     searched: Searched,
     /// What was counted of a namespace that is to be forgotten.
@@ -83,6 +88,7 @@ impl Counts {
         Ok(Self {
             map: take(ebpf, "COUNTS")?,
             unlisted: take(ebpf, "UNLISTED").ok(),
+            baselines: take(ebpf, "BASELINES")?,
             tallies: Tallies::of(ebpf, cpus)?,
             searched: Searched::default(),
             forgotten: HashMap::new(),
@@ -205,6 +211,23 @@ impl Counts {
                 counted.seen = counted.seen.saturating_sub(forgotten.seen);
                 counted.held = counted.held.saturating_sub(forgotten.held);
             }
+        }
+        Ok(())
+    }
+
+    /// Forgets the baselines of namespaces that are not `there` any more.
+    pub(super) fn forget_baselines(&mut self, there: impl Fn(u32) -> bool) -> Result<()> {
+        let mut stale = Vec::new();
+        for entry in self.baselines.iter() {
+            let (key, cpus) = entry.context("cannot read the baselines")?;
+            let known = cpus.iter().find(|Wire(cpu)| cpu.netns != 0);
+            if known.is_some_and(|Wire(cpu)| !there(cpu.netns)) {
+                stale.push(key);
+            }
+        }
+        for key in stale {
+            // It may have gone by itself.
+            let _ = self.baselines.remove(&key);
         }
         Ok(())
     }

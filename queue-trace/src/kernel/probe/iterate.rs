@@ -16,23 +16,17 @@ use queue_trace_common::queue::{Depths, Held};
 
 use crate::{
     kernel::{
-        btf::Types,
         decode::text,
         netns,
         netns::NetnsPath,
-        probe::{
-            attach::{load, named},
-            functions, lock,
-        },
-        selection::Selection,
+        probe::{lock::lock, named::named},
     },
-    listeners::owners::Owners,
     model::socket::Process,
 };
 
 /// (program, what it iterates over)
-const HELD: (&str, &str) = ("snapshot_held", "task_file");
-const DEPTHS: (&str, &str) = ("snapshot_depths", "tcp");
+const HELD: (&str, &str) = ("held_sockets", "task_file");
+const DEPTHS: (&str, &str) = ("queue_depths", "tcp");
 
 /// The iterators, ready to be run, from any thread. Once what they are part of is detached,
 /// running them is an error.
@@ -49,27 +43,17 @@ pub(super) fn prepare(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), ProgramError> {
 }
 
 impl Iterators {
+    /// Those of a kernel side that others use as well.
     pub(super) fn of(ebpf: Arc<Mutex<Option<Ebpf>>>) -> Self {
         Self(ebpf)
-    }
-
-    /// Loads them without anything attached.
-    ///
-    /// # Errors
-    /// If the kernel does not allow it, or lacks what they need.
-    pub fn load() -> Result<Self> {
-        let types = Types::read(None)?;
-        let mut ebpf = load(&types, 0, &Selection::default())?;
-        prepare(&mut ebpf, &functions::of(&types)?)?;
-        Ok(Self(Arc::new(Mutex::new(Some(ebpf)))))
     }
 
     /// The processes that hold each listening socket, by its inode number.
     ///
     /// # Errors
     /// If the iterator cannot be run.
-    pub fn owners(&self) -> Result<Owners> {
-        let mut owners = Owners::new();
+    pub fn owners(&self) -> Result<HashMap<u64, Vec<Process>>> {
+        let mut owners = HashMap::new();
         for held in self.run::<Held>(HELD.0, |read| read())? {
             let process = Process {
                 pid: held.pid,

@@ -1,32 +1,42 @@
 //! The kernel side at work: attached as planned, and its maps read. Only this file and its
 //! folder touch the BPF library.
 
+#![expect(
+    unsafe_code,
+    reason = "the ring is registered with the runtime by its descriptor"
+)]
+
 mod attach;
 mod counts;
 mod functions;
 mod iterate;
+mod lock;
+mod named;
 mod object;
 mod queues;
 mod tallies;
+mod unattached;
+mod wire;
 
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
     ops::Deref,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use anyhow::{Context, Result};
 use aya::{
-    Ebpf, Pod,
+    Ebpf,
     maps::{MapData, RingBuf},
 };
 use aya_log::EbpfLogger;
 use bytes::{Bytes, BytesMut};
 use queue_trace_common::{
+    loss::Loss,
     queue::{Queue, QueueKey},
-    settings::{CountKey, Counted, Loss},
+    settings::{CountKey, Counted},
 };
 use tokio::io::unix::AsyncFd;
 
@@ -35,10 +45,13 @@ pub use self::{
     counts::Seen,
     iterate::Iterators,
     queues::{Kept, Sums},
+    unattached::unattached,
 };
 use self::{
-    attach::{SECOND, cpus, take},
+    attach::{SECOND, cpus},
     counts::Counts,
+    lock::lock,
+    named::take,
     queues::Queues,
 };
 use crate::{
@@ -79,11 +92,6 @@ impl Drop for Probe {
     fn drop(&mut self) {
         self.detach();
     }
-}
-
-/// What a thread that panicked left behind is still good: nothing here is ever half done.
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Probe {
@@ -210,6 +218,14 @@ impl Reader {
     /// If the map of counts cannot be read.
     pub fn retire(&self, is_over: impl Fn(&CountKey) -> bool) -> Result<()> {
         lock(&self.0.counts).retire(is_over)
+    }
+
+    /// Gives back the kernel side's places of namespaces that are not `there` any more.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn forget_namespaces(&self, there: impl Fn(u32) -> bool) -> Result<()> {
+        lock(&self.0.counts).forget_baselines(there)
     }
 
     /// Lets go of the counts that were retired, and gives them.
@@ -339,15 +355,6 @@ fn info_value(info: &str, name: &str) -> Option<u64> {
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .and_then(|value| value.trim().parse().ok())
 }
-
-/// Data that travels between kernel and user side as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(transparent)]
-struct Wire<T>(T);
-
-// SAFETY: bytemuck's Pod is the stronger promise: any bytes are a value, and no byte
-// is padding. The wrapper adds nothing to the layout.
-unsafe impl<T: bytemuck::Pod> Pod for Wire<T> {}
 
 #[cfg(test)]
 mod tests {

@@ -6,8 +6,20 @@ use queue_trace_common::settings::CAST_MARK;
 
 use crate::kernel::btf::Types;
 
-/// The kernel side, built ahead from `queue-trace-ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/queue-trace.bpf.o");
+/// The kernel side, built ahead from `queue-trace-ebpf`. There is one for each architecture: the
+/// programs of kprobes read the registers of the kernel that they run on.
+#[cfg(all(target_arch = "x86_64", target_endian = "little"))]
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/queue-trace.x86_64.bpf.o");
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/queue-trace.aarch64.bpf.o");
+#[cfg(not(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    target_endian = "little"
+)))]
+compile_error!(
+    "queue-trace watches kernels of x86-64 and of little-endian arm64: its programs for the \
+     kernel are built for these two, and read other registers than this target's"
+);
 
 /// An instruction: its code, its registers, an offset of two bytes, four immediate bytes
 /// (Documentation/bpf/standardization/instruction-set.rst).

@@ -9,7 +9,7 @@ use aya::{
 };
 use queue_trace_common::queue::{BUCKETS, Entered, LISTENERS, Marks, Queue, QueueKey, WAITING};
 
-use crate::kernel::probe::{Wire, attach::take};
+use crate::kernel::probe::{named::take, wire::Wire};
 
 /// The maps.
 pub(super) struct Queues {
@@ -144,14 +144,14 @@ impl Sums {
             (self.syn_high, self.syn_high_ns),
             (cpu.syn_high, cpu.syn_high_ns),
         );
-        self.entered = self.entered.saturating_add(cpu.entered.into());
+        self.entered = self.entered.saturating_add(cpu.entered);
         self.waited_max_ns = self.waited_max_ns.max(cpu.waited_max_ns);
         self.handshake_max_us = self.handshake_max_us.max(cpu.handshake_max_us);
         for (place, more) in self.waited.iter_mut().zip(cpu.waited) {
-            *place = place.saturating_add(more.into());
+            *place = place.saturating_add(more);
         }
         for (place, more) in self.handshakes.iter_mut().zip(cpu.handshakes) {
-            *place = place.saturating_add(more.into());
+            *place = place.saturating_add(more);
         }
     }
 }

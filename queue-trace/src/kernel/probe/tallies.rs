@@ -1,6 +1,11 @@
 //! What the kernel side tells in memory that is mapped here: read without a system call,
 //! while the kernel writes it.
 
+#![expect(
+    unsafe_code,
+    reason = "counts are read where the kernel writes them, in a mapped array"
+)]
+
 use std::{
     os::fd::{AsFd, AsRawFd},
     sync::atomic::{AtomicU64, Ordering},
@@ -10,7 +15,10 @@ use anyhow::{Context, Result, bail};
 use aya::{Ebpf, maps::Map};
 use bytemuck::{Zeroable, bytes_of_mut, cast_slice_mut};
 use memmap2::{MmapOptions, MmapRaw};
-use queue_trace_common::settings::{CountKey, Counted, Loss, SLOTS, Slot, Tally};
+use queue_trace_common::{
+    loss::Loss,
+    settings::{CountKey, Counted, SLOTS, Slot, Tally},
+};
 
 /// The tallies of all CPUs.
 pub(super) struct Tallies {

@@ -1,0 +1,116 @@
+//! Whose listener it is: noted when listen() is called, which runs in the owner's own
+//! context (no packet does), and when it is closed.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_ktime_get_ns, generated},
+    macros::{fentry, kprobe},
+    programs::{FEntryContext, ProbeContext},
+};
+use queue_trace_common::field;
+
+use super::kept;
+use crate::{
+    filter,
+    read::memory::{self, Plain},
+    state::{
+        maps::{ASKED, QUEUES},
+        tally,
+    },
+};
+
+/// A socket begins to listen: the calling thread's process owns it.
+#[inline(never)]
+pub fn made(sk: u64, net: u64) {
+    if !filter::netns(Plain(net)) {
+        return;
+    }
+    let key = kept::key_of(Plain(sk));
+    let Some(queue) = kept::queue(&key) else {
+        return;
+    };
+    if let Ok(comm) = bpf_get_current_comm() {
+        queue.comm = comm;
+    }
+    let thread = bpf_get_current_pid_tgid();
+    queue.pid = (thread >> 32) as u32;
+    // SAFETY: only this thread writes its own entry; the value is copied out.
+    if let Some(asked) = unsafe { ASKED.get(thread) }.copied() {
+        queue.asked = asked;
+        // A listener that is made without the call has not asked for it.
+        let _ = ASKED.remove(thread);
+    }
+    // SAFETY: plain helpers without arguments.
+    unsafe {
+        queue.cgroup = generated::bpf_get_current_cgroup_id();
+        queue.made_ns = bpf_ktime_get_ns();
+    }
+    // It may be one that was shut down, and listens again.
+    queue.closed_ns = 0;
+    tally::listeners_changed();
+}
+
+/// A socket ends listening.
+#[inline(always)]
+pub fn closed(sk: u64) {
+    let key = kept::key_of(Plain(sk));
+    // SAFETY: as in `queue`.
+    let Some(queue) = QUEUES.get_ptr_mut(&key).map(|queue| unsafe { &mut *queue }) else {
+        return;
+    };
+    if queue.full_since_ns != 0 {
+        kept::no_longer_full(queue);
+    }
+    // close() says so before it ends listening (net/ipv4/tcp.c, `__tcp_close`); shutdown() and
+    // connect() to AF_UNSPEC do not.
+    let shutdown = memory::get::<u8>(sk, field::SK_SHUTDOWN).unwrap_or(1);
+    queue.released = u16::from(shutdown != 0);
+    // SAFETY: a plain helper without arguments.
+    queue.closed_ns = unsafe { bpf_ktime_get_ns() };
+    tally::listeners_changed();
+}
+
+// The system call listen(fd, backlog), which lowers the backlog to somaxconn before anybody
+// else sees it.
+
+#[inline(always)]
+fn call(backlog: i32) {
+    // The oldest makes room: not known is all that follows.
+    let _ = ASKED.insert(bpf_get_current_pid_tgid(), backlog, 0);
+}
+
+#[fentry]
+fn listen_call_enter(ctx: FEntryContext) -> i32 {
+    call(ctx.arg::<u64>(1) as i32);
+    0
+}
+
+#[kprobe]
+fn listen_call_enter_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(backlog) = ctx.arg::<u64>(1) {
+        call(backlog as i32);
+    }
+    0
+}
+
+// `inet_csk_listen_start` runs in listen(), with the socket's lock held.
+
+#[inline(always)]
+fn enter(sk: u64) {
+    if let Some(net) = memory::get::<u64>(sk, field::SK_NET) {
+        made(sk, net);
+    }
+}
+
+#[fentry]
+fn listen_enter(ctx: FEntryContext) -> i32 {
+    enter(memory::plain(ctx.arg(0)));
+    0
+}
+
+#[kprobe]
+fn listen_enter_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(sk) = ctx.arg(0) {
+        enter(sk);
+    }
+    0
+}

@@ -1,0 +1,232 @@
+//! How long connections are in an accept queue, each by itself: from right before it is
+//! put in, so that an accept() on another CPU finds it noted, until accept() has taken it.
+//!
+//! The kernel puts connections in by `inet_csk_complete_hashdance` (the final ACK) and by
+//! `inet_csk_reqsk_queue_add` (cookies, fast open). Old kernels call the second from the
+//! first; then a connection is noted twice, which does no harm. They leave by
+//! `inet_csk_accept`, or by `inet_child_forget` where the listener is closed.
+
+use aya_ebpf::{
+    helpers::bpf_ktime_get_ns,
+    macros::{fentry, fexit, kprobe, kretprobe},
+    programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
+};
+use queue_trace_common::{
+    field, hook,
+    queue::{Entered, QueueKey, bucket},
+};
+
+use super::{gauge, kept};
+use crate::{
+    filter,
+    read::memory::{self, Plain, Pointer, Typed},
+    state::{
+        maps::{ENTERING, WAITING},
+        tally,
+        types::Entering,
+    },
+};
+
+/// A connection is about to be put into the accept queue of a listener.
+#[inline(always)]
+fn entering(listener: QueueKey, child: u64, now: u64) {
+    let entered = Entered {
+        at_ns: now,
+        listener,
+    };
+    if WAITING.insert(child, entered, 0).is_err() {
+        tally::lost(|loss| &mut loss.untimed);
+    }
+    set_entering(Entering { child, listener });
+}
+
+/// One is about to be that is filtered out.
+#[inline(always)]
+fn skip() {
+    set_entering(Entering {
+        child: 0,
+        listener: QueueKey { sk: 0, inode: 0 },
+    });
+}
+
+#[inline(always)]
+fn set_entering(entering: Entering) {
+    if let Some(place) = ENTERING.get_ptr_mut(0) {
+        // SAFETY: this CPU's copy, used in softirq only.
+        unsafe { *place = entering };
+    }
+}
+
+/// Whether the listener passes the filters. Those on addresses are of packets.
+#[inline(always)]
+fn passes(sk: impl Pointer) -> bool {
+    filter::port(sk) && filter::netns_of(sk)
+}
+
+/// It was put in, or not (`returned` is 0). `sk` is the listener, where the program sees it.
+#[inline(always)]
+pub fn entered(sk: Option<Typed>, returned: u64) {
+    let Some(place) = ENTERING.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: as in `set_entering`.
+    let entering = unsafe { &mut *place };
+    if entering.child == 0 {
+        return;
+    }
+    if returned == 0 {
+        forget(entering.child);
+    } else {
+        let listener = entering.listener;
+        let (depth, limit) = match sk {
+            Some(sk) => gauge::accept_queue(sk),
+            None => gauge::accept_queue(Plain(listener.sk)),
+        };
+        gauge::accept_rose(&listener, depth, limit);
+    }
+    // Where one of the two functions calls the other, once is enough.
+    entering.child = 0;
+}
+
+/// It is not in a queue any more.
+#[inline(always)]
+fn forget(child: u64) {
+    // It may be gone already, or have found no room.
+    let _ = WAITING.remove(child);
+}
+
+/// accept() took a connection. How long it was in the queue, nanoseconds; 0 if it was in
+/// there before we attached.
+#[inline(always)]
+pub fn left(child: u64) -> u64 {
+    // SAFETY: copied out at once; nobody else writes the entry of a connection that left.
+    let Some(entered) = (unsafe { WAITING.get(child) }).copied() else {
+        return 0;
+    };
+    forget(child);
+    // SAFETY: a plain helper without arguments.
+    let waited = unsafe { bpf_ktime_get_ns() } - entered.at_ns;
+    note_wait(&entered.listener, waited);
+    waited
+}
+
+/// A function of its own, for the verifier's sake.
+#[inline(never)]
+fn note_wait(listener: &QueueKey, waited_ns: u64) {
+    let Some(marks) = kept::marks(listener) else {
+        return tally::lost(|loss| &mut loss.unlisted);
+    };
+    marks.waited[bucket(waited_ns / 1000)] += 1;
+    if waited_ns > marks.waited_max_ns {
+        marks.waited_max_ns = waited_ns;
+    }
+}
+
+/// How long the handshake took: since the first SYN-ACK, of which the kernel keeps the
+/// moment in microseconds (`tcp_request_sock.snt_synack`). A function of its own, for the
+/// verifier's sake.
+#[inline(never)]
+fn note_handshake(listener: &QueueKey, request: u64, now: u64) {
+    let sent: u64 = memory::value(request, field::REQ_SYNACK_US);
+    if sent == 0 {
+        return;
+    }
+    let Some(marks) = kept::marks(listener) else {
+        return tally::lost(|loss| &mut loss.unlisted);
+    };
+    let took = (now / 1000).saturating_sub(sent);
+    marks.handshakes[bucket(took)] += 1;
+    if took > marks.handshake_max_us {
+        marks.handshake_max_us = took;
+    }
+}
+
+/// The final ACK. That this CPU does not own the request means that another one completed it.
+#[inline(always)]
+fn hashdance(sk: impl Pointer, child: u64, request: u64, owned: bool) {
+    if !passes(sk) {
+        return skip();
+    }
+    let listener = kept::key_of(sk);
+    // SAFETY: a plain helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if owned {
+        note_handshake(&listener, request, now);
+    }
+    entering(listener, child, now);
+}
+
+// (sk, child, request, own_req). The exit is in `ack`.
+
+#[fentry]
+fn hashdance_enter(ctx: FEntryContext) -> i32 {
+    let owned = ctx.arg::<u64>(3) as u8 != 0;
+    hashdance(Typed(ctx.arg(0)), ctx.arg(1), ctx.arg(2), owned);
+    0
+}
+
+#[kprobe]
+fn hashdance_enter_kprobe(ctx: ProbeContext) -> u32 {
+    if let (Some(sk), Some(child), Some(request), Some(owned)) =
+        (ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg::<u64>(3))
+    {
+        hashdance(Plain(sk), child, request, owned as u8 != 0);
+    }
+    0
+}
+
+/// Cookies and fast open.
+#[inline(always)]
+fn queue_add(sk: impl Pointer, child: u64) {
+    if passes(sk) {
+        // SAFETY: a plain helper without arguments.
+        entering(kept::key_of(sk), child, unsafe { bpf_ktime_get_ns() });
+    } else {
+        skip();
+    }
+}
+
+// (sk, request, child).
+
+#[fentry]
+fn queue_add_enter(ctx: FEntryContext) -> i32 {
+    queue_add(Typed(ctx.arg(0)), ctx.arg(2));
+    0
+}
+
+#[fexit]
+fn queue_add_exit(ctx: FExitContext) -> i32 {
+    let returned = memory::return_value(&ctx, hook::QUEUE_ADD);
+    entered(Some(Typed(ctx.arg(0))), returned);
+    0
+}
+
+#[kprobe]
+fn queue_add_enter_kprobe(ctx: ProbeContext) -> u32 {
+    if let (Some(sk), Some(child)) = (ctx.arg(0), ctx.arg(2)) {
+        queue_add(Plain(sk), child);
+    }
+    0
+}
+
+#[kretprobe]
+fn queue_add_exit_kprobe(ctx: RetProbeContext) -> u32 {
+    entered(None, ctx.ret());
+    0
+}
+
+// A listener that is closed: (sk, request, child).
+
+#[fentry]
+fn forget_enter(ctx: FEntryContext) -> i32 {
+    forget(ctx.arg(2));
+    0
+}
+
+#[kprobe]
+fn forget_enter_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(child) = ctx.arg(2) {
+        forget(child);
+    }
+    0
+}

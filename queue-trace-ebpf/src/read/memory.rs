@@ -1,0 +1,255 @@
+//! The only file that reads kernel memory: fields through the table of offsets,
+//! and this CPU's copy of per-CPU data.
+
+use core::{ffi::c_void, ops::BitOr};
+
+use aya_ebpf::{EbpfContext, helpers::generated};
+use queue_trace_common::{field, settings};
+
+use crate::state::{config, maps::CPU, tally, types::Cpu};
+
+/// The outcome of one or more reads. Combined with `|` and asked once: a branch for
+/// each read would double the ways through the program that the verifier follows, and
+/// cost the hot path.
+#[derive(Clone, Copy)]
+#[must_use]
+pub struct Status(i64);
+
+impl Status {
+    /// A read that was not even tried.
+    pub const FAILED: Self = Self(1);
+
+    /// Whether all went well. If not, it is counted: the addresses came from the
+    /// kernel, so reads should not fail.
+    #[inline(always)]
+    pub fn ok(self) -> bool {
+        if self.0 != 0 {
+            read_failed();
+        }
+        self.0 == 0
+    }
+}
+
+impl BitOr for Status {
+    type Output = Self;
+
+    #[inline(always)]
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Counts a failed read. A function of its own, as there are many reads.
+#[inline(never)]
+fn read_failed() {
+    tally::lost(|loss| &mut loss.failed_reads);
+}
+
+/// A pointer to a struct of the kernel, of one of two kinds: one that the verifier knows
+/// the type of, through which fields are loaded, and a plain address, from which they
+/// are read by a helper. A field that this kernel lacks, or that cannot be read, is zero.
+pub trait Pointer: Copy {
+    /// Whether a load costs a few instructions, not a call.
+    const LOADS: bool;
+
+    /// A field that is a number.
+    fn load<T: Copy + Default>(self, index: usize) -> T;
+
+    /// The struct that a field points to.
+    fn follow(self, index: usize) -> Self;
+
+    /// The address. What the verifier knows as a pointer stays one to it until it has
+    /// been through a map.
+    fn address(self) -> u64;
+
+    /// A number whose width differs between kernels.
+    #[inline(always)]
+    fn load_uint(self, index: usize) -> u32 {
+        match config::field(index).size {
+            1 => u32::from(self.load::<u8>(index)),
+            2 => u32::from(self.load::<u16>(index)),
+            4 => self.load(index),
+            _ => 0,
+        }
+    }
+}
+
+/// An argument of a function that is watched by fentry or fexit, or what it leads to. The
+/// verifier has its type from the kernel's BTF, checks that a load is of a whole member, and
+/// lets it fail to zero where there is nothing.
+#[derive(Clone, Copy)]
+pub struct Typed(pub u64);
+
+impl Pointer for Typed {
+    const LOADS: bool = true;
+
+    #[inline(always)]
+    fn load<T: Copy + Default>(self, index: usize) -> T {
+        let field = config::field(index);
+        if !field::is_in_all(index) && usize::from(field.size) < size_of::<T>() {
+            return T::default();
+        }
+        let address = self.0 + u64::from(field.offset);
+        // SAFETY: the verifier refuses the program unless this is a load of the kernel's
+        // type of this size, and the kernel catches a fault.
+        unsafe { core::ptr::read_volatile(address as *const T) }
+    }
+
+    #[inline(always)]
+    fn follow(self, index: usize) -> Self {
+        Self(self.load(index))
+    }
+
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0
+    }
+}
+
+impl Typed {
+    /// An address of a struct, given its type; `None` where the kernel cannot do that.
+    /// `which`: a place in [`settings::TYPED`].
+    #[inline(always)]
+    pub fn cast(address: u64, which: usize) -> Option<Self> {
+        let number = config::type_of(which);
+        if number == 0 {
+            return None;
+        }
+        // SAFETY: the loader puts the kernel's function in place of this call. It takes any
+        // address, and what is loaded through it may fail, to zero.
+        let cast: unsafe extern "C" fn(u64, u32) -> u64 =
+            unsafe { core::mem::transmute(settings::CAST_MARK as usize) };
+        // SAFETY: as above.
+        Some(Self(unsafe { cast(address, number) }))
+    }
+
+    /// An element of an array of words with which the struct begins.
+    #[inline(always)]
+    pub fn word(self, index: u64) -> u64 {
+        // SAFETY: as in `load`.
+        unsafe { core::ptr::read_volatile((self.0 + 8 * index) as *const u64) }
+    }
+}
+
+/// An address that is only a number to the verifier.
+#[derive(Clone, Copy)]
+pub struct Plain(pub u64);
+
+impl Pointer for Plain {
+    const LOADS: bool = false;
+
+    #[inline(always)]
+    fn load<T: Copy + Default>(self, index: usize) -> T {
+        value(self.0, index)
+    }
+
+    #[inline(always)]
+    fn follow(self, index: usize) -> Self {
+        Self(value(self.0, index))
+    }
+
+    #[inline(always)]
+    fn address(self) -> u64 {
+        self.0
+    }
+}
+
+/// Reads a value of kernel memory into a place.
+#[inline(always)]
+pub fn fetch<T: Copy>(place: &mut T, address: u64) -> Status {
+    fetch_bytes(place, address, size_of::<T>() as u32)
+}
+
+/// The one call of the helper: reads `size` bytes, no more than the place has.
+#[inline(always)]
+fn fetch_bytes<T: Copy>(place: &mut T, address: u64, size: u32) -> Status {
+    // SAFETY: the helper writes `size` bytes, or fails and fills them with zeros; the
+    // callers see to it that the place has them, and every T used is plain data.
+    Status(unsafe {
+        generated::bpf_probe_read_kernel((&raw mut *place).cast(), size, address as *const c_void)
+    })
+}
+
+/// Reads a field of the struct at `base` into a place, which is left alone if this
+/// kernel has no such field.
+#[inline(always)]
+pub fn fetch_field<T: Copy>(place: &mut T, base: u64, index: usize) -> Status {
+    let field = config::field(index);
+    if !field::is_in_all(index) && field.size == 0 {
+        return Status::FAILED;
+    }
+    fetch(place, base + u64::from(field.offset))
+}
+
+/// Reads an unsigned integer whose width differs between kernels (a sysctl that
+/// was an int and is a u8) into a place that holds zero.
+#[inline(always)]
+pub fn fetch_uint(place: &mut u32, base: u64, index: usize) -> Status {
+    // The low bytes come first, as on every architecture this was built for.
+    const { assert!(cfg!(target_endian = "little")) };
+    let field = config::field(index);
+    let size = u32::from(field.size);
+    if size == 0 || size > size_of::<u32>() as u32 {
+        return Status::FAILED;
+    }
+    fetch_bytes(place, base + u64::from(field.offset), size)
+}
+
+/// Reads a value of kernel memory.
+#[inline(always)]
+pub fn read<T: Copy + Default>(address: u64) -> Option<T> {
+    let mut value = T::default();
+    fetch(&mut value, address).ok().then_some(value)
+}
+
+/// Reads a field of the struct at `base`; `None` if this kernel has no such field, or
+/// if there is no struct.
+#[inline(always)]
+pub fn get<T: Copy + Default>(base: u64, index: usize) -> Option<T> {
+    let field = config::field(index);
+    if field.size == 0 || base == 0 {
+        return None;
+    }
+    read(base + u64::from(field.offset))
+}
+
+/// The value of a field, or zero where it cannot be read. Without a branch.
+#[inline(always)]
+pub fn value<T: Copy + Default>(base: u64, index: usize) -> T {
+    let mut value = T::default();
+    let _ = fetch_field(&mut value, base, index);
+    value
+}
+
+/// The value that the traced function returned. It sits behind the last argument,
+/// and the number of arguments differs between kernels; a read of the context at
+/// an index known only at load is refused by the verifier, so it is read as memory.
+#[inline(always)]
+pub fn return_value(ctx: &impl EbpfContext, hook: usize) -> u64 {
+    read(ctx.as_ptr() as u64 + 8 * config::arity(hook) as u64).unwrap_or(0)
+}
+
+/// What to add to a per-CPU address to reach this CPU's copy.
+///
+/// `__per_cpu_offset` is not in every kernel's symbols. But a lookup in a per-CPU
+/// array returns the address of this CPU's copy of the value, and the map itself
+/// (`bpf_array.pptrs[0]`) holds the per-CPU address; their difference is the offset.
+#[inline(always)]
+pub fn per_cpu_offset(here: *const Cpu) -> u64 {
+    // The verifier allows no arithmetic on these pointers, but on plain numbers.
+    let map = plain(&raw const CPU as u64);
+    let slot: u64 = get(map, field::PERCPU_SLOTS).unwrap_or(0);
+    plain(here as u64).wrapping_sub(slot)
+}
+
+/// Turns a pointer into a plain number, by reading it as memory.
+#[inline(always)]
+pub fn plain(pointer: u64) -> u64 {
+    let spilled = pointer;
+    let mut value = 0u64;
+    // SAFETY: reads eight bytes of this program's own stack.
+    unsafe {
+        generated::bpf_probe_read_kernel((&raw mut value).cast(), 8, (&raw const spilled).cast());
+    }
+    value
+}

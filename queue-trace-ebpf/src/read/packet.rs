@@ -1,0 +1,130 @@
+//! The headers of a packet that the kernel is handling: who sent it to whom.
+//!
+//! The offsets inside the headers are the protocols' own (RFC 791, 8200, 9293), not
+//! the kernel's.
+
+use queue_trace_common::{field, settings::Address};
+
+use super::memory;
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const IPPROTO_ICMP: u8 = 1;
+const IPPROTO_ICMPV6: u8 = 58;
+
+/// Addresses and ports of a packet from a client to us.
+pub struct Packet {
+    /// The address it was sent to.
+    pub local: Address,
+    /// The port it was sent to.
+    pub local_port: u16,
+    /// The client's address.
+    pub client: Address,
+    /// The client's port.
+    pub client_port: u16,
+    /// TCP flags.
+    pub flags: u8,
+    /// Whether it is an ICMP error rather than TCP: then ports and flags say nothing.
+    pub icmp: bool,
+    /// Whether TCP has had the packet: it strips the headers before its own, and a
+    /// packet that only passed by a packet socket keeps them.
+    pub at_tcp: bool,
+}
+
+/// The other side of the connection.
+pub struct Peer {
+    /// The address that the client talks to.
+    pub local: Address,
+    /// The client's address.
+    pub client: Address,
+    /// The client's port.
+    pub client_port: u16,
+}
+
+impl From<Packet> for Peer {
+    #[inline(always)]
+    fn from(packet: Packet) -> Self {
+        Self {
+            local: packet.local,
+            client: packet.client,
+            client_port: packet.client_port,
+        }
+    }
+}
+
+/// TCP flag bits.
+pub mod flag {
+    /// SYN.
+    pub const SYN: u8 = 1 << 1;
+    /// RST.
+    pub const RST: u8 = 1 << 2;
+    /// ACK.
+    pub const ACK: u8 = 1 << 4;
+}
+
+/// An IPv4 address as IPv6 writes it: `::ffff:a.b.c.d`.
+#[inline(always)]
+pub fn mapped(v4: u32) -> Address {
+    let [a, b, c, d] = v4.to_ne_bytes();
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+impl Packet {
+    /// Reads the headers of a TCP packet whose network and transport header the
+    /// stack has found. The family is the packet's, not the socket's: an IPv6
+    /// listener may be talking to an IPv4 client.
+    #[inline(always)]
+    pub fn of(skb: u64) -> Option<Self> {
+        let mut packet = Self {
+            local: [0; 16],
+            local_port: 0,
+            client: [0; 16],
+            client_port: 0,
+            flags: 0,
+            at_tcp: false,
+            icmp: false,
+        };
+        packet.read(skb).then_some(packet)
+    }
+
+    #[inline(always)]
+    fn read(&mut self, skb: u64) -> bool {
+        let mut data = 0u64;
+        let (mut head, mut network, mut transport, mut protocol) = (0u64, 0u16, 0u16, 0u16);
+        let found = memory::fetch_field(&mut head, skb, field::SKB_HEAD)
+            | memory::fetch_field(&mut network, skb, field::SKB_NETWORK)
+            | memory::fetch_field(&mut transport, skb, field::SKB_TRANSPORT)
+            | memory::fetch_field(&mut data, skb, field::SKB_DATA)
+            | memory::fetch_field(&mut protocol, skb, field::SKB_PROTOCOL);
+        let ip = head + u64::from(network);
+        let mut carried = 0u8;
+        let addresses = match u16::from_be(protocol) {
+            ETH_P_IP => {
+                let (mut from, mut to) = (0u32, 0u32);
+                let status = memory::fetch(&mut carried, ip + 9)
+                    | memory::fetch(&mut from, ip + 12)
+                    | memory::fetch(&mut to, ip + 16);
+                self.client = mapped(from);
+                self.local = mapped(to);
+                status
+            }
+            ETH_P_IPV6 => {
+                // An extension header may come first; then it is taken for TCP.
+                memory::fetch(&mut carried, ip + 6)
+                    | memory::fetch(&mut self.client, ip + 8)
+                    | memory::fetch(&mut self.local, ip + 24)
+            }
+            _ => return false,
+        };
+        let tcp = head + u64::from(transport);
+        self.icmp = carried == IPPROTO_ICMP || carried == IPPROTO_ICMPV6;
+        self.at_tcp = data == tcp && !self.icmp;
+        let (mut from, mut to) = (0u16, 0u16);
+        let ports = memory::fetch(&mut from, tcp)
+            | memory::fetch(&mut to, tcp + 2)
+            | memory::fetch(&mut self.flags, tcp + 13);
+        self.client_port = u16::from_be(from);
+        self.local_port = u16::from_be(to);
+        (found | addresses | ports).ok()
+    }
+}

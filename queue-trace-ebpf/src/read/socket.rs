@@ -1,0 +1,147 @@
+//! What a record says of the listener: identity, gauges, the sysctls in force.
+
+use queue_trace_common::{
+    field,
+    record::{self, Record},
+    settings::Address,
+};
+
+use super::{
+    memory::{self, Plain, Pointer, Status},
+    packet::{self, Peer},
+};
+
+/// AF_INET6 (include/linux/socket.h), part of the system call interface.
+const AF_INET6: u16 = 10;
+
+/// Whether the socket is an IPv6 one (which may serve IPv4 clients as well).
+#[inline(always)]
+pub fn is_v6(sk: impl Pointer) -> bool {
+    sk.load::<u16>(field::SK_FAMILY) == AF_INET6
+}
+
+/// The address a socket is bound to.
+#[inline(always)]
+pub fn fetch_bound_addr(place: &mut Address, sk: u64) -> Status {
+    fetch_addr(place, sk, field::SK_ADDR4, field::SK_ADDR6)
+}
+
+/// The address of a socket's peer.
+#[inline(always)]
+pub fn fetch_peer_addr(place: &mut Address, sk: u64) -> Status {
+    fetch_addr(place, sk, field::SK_PEER_ADDR4, field::SK_PEER_ADDR6)
+}
+
+#[inline(always)]
+fn fetch_addr(place: &mut Address, sk: u64, v4: usize, v6: usize) -> Status {
+    if is_v6(Plain(sk)) {
+        return memory::fetch_field(place, sk, v6);
+    }
+    let mut address = 0u32;
+    let status = memory::fetch_field(&mut address, sk, v4);
+    *place = packet::mapped(address);
+    status
+}
+
+/// The two ends of a connection, from its socket or its request: both begin with a
+/// `struct sock_common`.
+#[inline(always)]
+pub fn peer_of(sk: u64) -> Option<Peer> {
+    let mut peer = Peer {
+        local: [0; 16],
+        client: [0; 16],
+        client_port: 0,
+    };
+    let mut port = 0;
+    let status = fetch_bound_addr(&mut peer.local, sk)
+        | fetch_peer_addr(&mut peer.client, sk)
+        | memory::fetch_field(&mut port, sk, field::SK_PEER_PORT);
+    peer.client_port = u16::from_be(port);
+    status.ok().then_some(peer)
+}
+
+/// The inode number of a socket, as `ss -e` shows it; 0 if it has none (any more).
+#[inline(always)]
+pub fn inode<P: Pointer>(sk: P) -> u64 {
+    // A listener being closed has no struct socket; then all that follows gives zero.
+    let socket = sk.follow(field::SK_SOCKET);
+    if P::LOADS {
+        let file = socket.follow(field::SOCKET_FILE);
+        let inode = file.follow(field::FILE_INODE).load(field::INODE_NUMBER);
+        if inode != 0 {
+            return inode;
+        }
+    }
+    // Sockets of the kernel's own have no file. But the file system's inode encloses the
+    // `struct socket` (`struct socket_alloc`, include/net/sock.h).
+    memory::value(socket.address(), field::SOCKET_INODE)
+}
+
+/// What tells a listener from all others, for the key of its counts.
+#[derive(Clone, Copy, Default)]
+pub struct Identity {
+    /// Its inode number.
+    pub inode: u64,
+    /// What tells its namespace from an earlier one of its number.
+    pub netns_cookie: u64,
+    /// Inode number of its namespace.
+    pub netns: u32,
+    /// The port.
+    pub port: u16,
+}
+
+impl Identity {
+    /// Of a listener in a namespace. To be asked before a verdict is decided on, while the
+    /// verifier has one way to follow.
+    #[inline(always)]
+    pub fn of(sk: impl Pointer, net: impl Pointer) -> Self {
+        Self {
+            inode: inode(sk),
+            ..Self::at_port(net, sk.load(field::SK_PORT))
+        }
+    }
+
+    /// Of a listener that could not be told: its namespace and its port.
+    #[inline(always)]
+    pub fn at_port(net: impl Pointer, port: u16) -> Self {
+        Self {
+            inode: 0,
+            netns_cookie: net.load(field::NET_COOKIE),
+            netns: net.load(field::NET_ID),
+            port,
+        }
+    }
+}
+
+/// Identity and gauges.
+#[inline(always)]
+pub fn describe(out: &mut Record, sk: u64) {
+    out.sk = sk;
+    if fetch_bound_addr(&mut out.listener_addr, sk).ok() {
+        out.present |= record::LISTENER;
+    }
+    // Zero until somebody asks for it.
+    out.cookie = memory::value(sk, field::SK_COOKIE);
+    if out.cookie != 0 {
+        out.present |= record::COOKIE;
+    }
+    let gauges = memory::fetch_field(&mut out.accept_depth, sk, field::SK_DEPTH)
+        | memory::fetch_field(&mut out.accept_limit, sk, field::SK_LIMIT)
+        | memory::fetch_field(&mut out.syn_depth, sk, field::SYN_DEPTH)
+        | memory::fetch_field(&mut out.syn_young, sk, field::SYN_YOUNG);
+    if gauges.ok() {
+        out.present |= record::QUEUES;
+    }
+}
+
+/// The sysctls of the namespace.
+#[inline(always)]
+pub fn sysctls(out: &mut Record, net: u64) {
+    let sysctls = memory::fetch_uint(&mut out.syncookies, net, field::NET_SYNCOOKIES)
+        | memory::fetch_uint(&mut out.abort_on_overflow, net, field::NET_ABORT)
+        | memory::fetch_uint(&mut out.max_syn_backlog, net, field::NET_MAX_SYN)
+        | memory::fetch_uint(&mut out.somaxconn, net, field::NET_SOMAXCONN);
+    if sysctls.ok() {
+        out.present |= record::SYSCTLS;
+    }
+}

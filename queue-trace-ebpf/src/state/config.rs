@@ -1,0 +1,160 @@
+//! The read-only globals that user space fills before load: what is wanted, and what this
+//! kernel looks like.
+
+use queue_trace_common::{
+    counter, field,
+    field::Field,
+    hook, outcome,
+    settings::{Filter, Kernel, PORT_WORDS},
+};
+
+// The loader replaces the bytes behind these names. Volatile reads keep the
+// compiler from folding the zeros; the verifier knows the real values, as the
+// section is frozen before the programs load.
+
+#[unsafe(no_mangle)]
+static FIELDS: [Field; field::COUNT] = [Field { offset: 0, size: 0 }; field::COUNT];
+
+#[unsafe(no_mangle)]
+static FILTER: Filter = Filter {
+    outcomes: 0,
+    record_cost_ns: 0,
+    slow_ns: 0,
+    netns: [0; _],
+    netns_count: 0,
+    ports: 0,
+    addrs: 0,
+    clients: 0,
+    _pad: 0,
+};
+
+#[unsafe(no_mangle)]
+static PORTS: [u64; PORT_WORDS] = [0; PORT_WORDS];
+
+#[unsafe(no_mangle)]
+static KERNEL: Kernel = Kernel {
+    counters: [0; _],
+    types: [0; _],
+    arity: [0; _],
+    hash_add_tells: 0,
+    kfree_has_sk: 0,
+    tcp_established: 0,
+    tcp_syn_recv: 0,
+    tcp_listen: 0,
+    attached: 0,
+    _pad: [0; _],
+};
+
+/// Reads one member of a read-only global.
+macro_rules! global {
+    ($place:expr) => {{
+        // SAFETY: a static that nobody writes after load, read whole.
+        unsafe { core::ptr::read_volatile(&raw const $place) }
+    }};
+}
+
+/// Where a field is.
+#[inline(always)]
+pub fn field(index: usize) -> Field {
+    Field {
+        offset: global!(FIELDS[index].offset),
+        size: global!(FIELDS[index].size),
+    }
+}
+
+/// The outcomes for which records are wanted.
+#[inline(always)]
+pub fn wanted() -> outcome::Set {
+    global!(FILTER.outcomes)
+}
+
+/// What a record costs of its CPU's allowance, nanoseconds; 0: no limit.
+#[inline(always)]
+pub fn record_cost_ns() -> u64 {
+    global!(FILTER.record_cost_ns)
+}
+
+/// Below what time in the accept queue an accepted connection is not told, nanoseconds.
+#[inline(always)]
+pub fn slow_ns() -> u64 {
+    global!(FILTER.slow_ns)
+}
+
+/// Which filters are on: ports, addresses, clients.
+#[inline(always)]
+pub fn filters() -> (bool, bool, bool) {
+    (
+        global!(FILTER.ports) != 0,
+        global!(FILTER.addrs) != 0,
+        global!(FILTER.clients) != 0,
+    )
+}
+
+/// The namespaces asked for, and how many there are.
+#[inline(always)]
+pub fn netns_filter(index: usize) -> u32 {
+    global!(FILTER.netns[index])
+}
+
+/// How many namespaces were asked for; 0: all.
+#[inline(always)]
+pub fn netns_count() -> u32 {
+    global!(FILTER.netns_count)
+}
+
+/// Whether the port bitmap holds a port.
+#[inline(always)]
+pub fn port_wanted(port: u16) -> bool {
+    let word = global!(PORTS[usize::from(port >> 6)]);
+    word >> (port & 63) & 1 != 0
+}
+
+/// First place of a group of counters in the kernel's array.
+#[inline(always)]
+pub fn counter_place(group: usize) -> u64 {
+    u64::from(global!(KERNEL.counters[group]))
+}
+
+/// The number of a struct of [`TYPED`](queue_trace_common::settings::TYPED) among the kernel's
+/// types, 0 if its address cannot be given its type.
+#[inline(always)]
+pub fn type_of(index: usize) -> u32 {
+    global!(KERNEL.types[index])
+}
+
+/// Number of arguments of a hook's function.
+#[inline(always)]
+pub fn arity(hook: usize) -> usize {
+    usize::from(global!(KERNEL.arity[hook]))
+}
+
+/// Whether `inet_csk_reqsk_queue_hash_add` tells whether it added.
+#[inline(always)]
+pub fn hash_add_tells() -> bool {
+    global!(KERNEL.hash_add_tells) != 0
+}
+
+/// Whether the tracepoint `kfree_skb` carries the receiving socket.
+#[inline(always)]
+pub fn kfree_has_sk() -> bool {
+    global!(KERNEL.kfree_has_sk) != 0
+}
+
+/// Whether a nested hook would have been seen: it is attached, or this kernel has
+/// nothing there to attach to.
+#[inline(always)]
+pub fn attached(hook: usize) -> bool {
+    global!(KERNEL.attached) & (1 << hook) != 0
+}
+
+/// TCP states, as this kernel numbers them: (established, syn_recv, listen).
+#[inline(always)]
+pub fn tcp_states() -> (u8, u8, u8) {
+    (
+        global!(KERNEL.tcp_established),
+        global!(KERNEL.tcp_syn_recv),
+        global!(KERNEL.tcp_listen),
+    )
+}
+
+const _: () = assert!(counter::GROUPS.len() == 3 && hook::COUNT <= 32);

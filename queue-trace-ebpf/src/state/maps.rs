@@ -1,0 +1,84 @@
+//! The maps.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+};
+use queue_trace_common::{
+    queue::{self, Entered, Marks, Queue, QueueKey},
+    settings::{Address, Baseline, CountKey, Counted, Tally},
+};
+
+use super::types::{Cpu, Entering, ListenerKey};
+
+/// BPF_NOEXIST (include/uapi/linux/bpf.h): another CPU may have made it meanwhile.
+pub const IF_MISSING: u64 = 1;
+
+/// What each CPU remembers from the entry of a function to its return.
+#[map]
+pub static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
+
+/// Exact counts by listener and outcome, as far as they have no slot in `TALLIES`.
+#[map]
+pub static COUNTS: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(8192, 0);
+
+/// Counts by port, of those that found no room in `COUNTS`.
+#[map]
+pub static UNLISTED: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(4096, 0);
+
+/// What each CPU has to tell, by its number. The loader makes it as long as there are CPUs.
+#[map]
+pub static TALLIES: Array<Tally> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// Records.
+#[map]
+pub static RECORDS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// `--addr`.
+#[map]
+pub static ADDRS: LpmTrie<Address, u8> =
+    LpmTrie::with_max_entries(1024, 1 /* BPF_F_NO_PREALLOC */);
+
+/// `--client`.
+#[map]
+pub static CLIENTS: LpmTrie<Address, u8> = LpmTrie::with_max_entries(1024, 1);
+
+/// The listener on which a thread is in accept(), for kprobes, whose exit does not
+/// see the arguments.
+#[map]
+pub static ACCEPTING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
+
+/// The backlog that each thread gave to listen() last.
+#[map]
+pub static ASKED: LruHashMap<u64, i32> = LruHashMap::with_max_entries(1024, 0);
+
+/// What all CPUs share of a listener's queues.
+#[map]
+pub static QUEUES: HashMap<QueueKey, Queue> = HashMap::with_max_entries(queue::LISTENERS, 0);
+
+/// What each CPU keeps of a listener's queues.
+#[map]
+pub static MARKS: PerCpuHashMap<QueueKey, Marks> =
+    PerCpuHashMap::with_max_entries(queue::LISTENERS, 0);
+
+/// The connections in accept queues, by the address of their `struct sock`.
+#[map]
+pub static WAITING: HashMap<u64, Entered> = HashMap::with_max_entries(queue::WAITING, 0);
+
+/// The connection that is entering an accept queue on each CPU.
+#[map]
+pub static ENTERING: PerCpuArray<Entering> = PerCpuArray::with_max_entries(1, 0);
+
+/// Tracepoint mode: each namespace's counters on this CPU when last looked at.
+#[map]
+pub static BASELINES: PerCpuHashMap<u64, Baseline> = PerCpuHashMap::with_max_entries(1024, 0);
+
+/// Tracepoint mode: what the first program of each tracepoint saw last.
+#[map]
+pub static LATEST: PerCpuArray<u64> = PerCpuArray::with_max_entries(3, 0);
+
+/// Tracepoint mode: listeners by namespace, port and address.
+#[map]
+pub static LISTENERS: HashMap<ListenerKey, u64> = HashMap::with_max_entries(16384, 0);

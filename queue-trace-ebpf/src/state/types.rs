@@ -1,0 +1,164 @@
+//! What the maps hold that only the kernel side sees.
+
+use queue_trace_common::{
+    counter::{self, Moved},
+    outcome::{self, OUTCOMES, Step},
+    queue::QueueKey,
+    settings::Address,
+};
+
+/// Values of the counters, in the order of [`counter::COUNTERS`].
+pub type Counters = [u64; counter::COUNT];
+
+/// What a frame was opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Call {
+    /// Nothing: no frame is open, or the packet is filtered out.
+    None = 0,
+    /// `tcp_v4_conn_request` and its relatives.
+    Syn,
+    /// `tcp_check_req`.
+    Ack,
+    /// `cookie_v4_check`, `cookie_v6_check`.
+    Cookie,
+    /// `reqsk_timer_handler`.
+    Timer,
+    /// `tcp_req_err`.
+    Icmp,
+}
+
+impl Call {
+    /// The counters that its outcomes move, or may move.
+    #[inline(always)]
+    pub const fn counters(self) -> Moved {
+        match self {
+            Self::None => 0,
+            Self::Syn => counters_of_step(Step::Syn),
+            Self::Ack | Self::Cookie => counters_of_step(Step::Ack),
+            Self::Timer => counters_of_step(Step::Timer),
+            Self::Icmp => counters_of_step(Step::Icmp),
+        }
+    }
+}
+
+const fn counters_of_step(step: Step) -> Moved {
+    let mut counters = 0;
+    let mut tag = 0;
+    while tag < outcome::COUNT {
+        let outcome = &OUTCOMES[tag];
+        if outcome.step as u8 == step as u8 {
+            counters |= outcome.moves | outcome.may_move;
+        }
+        tag += 1;
+    }
+    counters
+}
+
+/// A nested function that was called, or what it returned.
+pub mod saw {
+    /// `inet_reqsk_alloc` was called.
+    pub const ALLOC: u32 = 1 << 0;
+    /// and returned NULL.
+    pub const ALLOC_FAILED: u32 = 1 << 1;
+    /// A security module refused.
+    pub const REFUSED: u32 = 1 << 2;
+    /// `tcp_peer_is_proven` was asked, which only the last-quarter rule does.
+    pub const PROVEN_ASKED: u32 = 1 << 3;
+    /// The request entered the SYN queue.
+    pub const QUEUED: u32 = 1 << 4;
+    /// The request was in the SYN queue already.
+    pub const DUPLICATE: u32 = 1 << 5;
+    /// The connection could not be allocated.
+    pub const NO_CHILD: u32 = 1 << 6;
+    /// It was made.
+    pub const CHILD: u32 = 1 << 9;
+    /// `inet_csk_complete_hashdance` gave nothing back.
+    pub const NOT_ADDED: u32 = 1 << 7;
+    /// The SYN-ACK was sent again.
+    pub const RETRANSMITTED: u32 = 1 << 8;
+}
+
+/// What is remembered of the packet in hand.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Frame {
+    /// What the frame was opened for; a [`Call`].
+    pub call: u32,
+    /// The verdict; see [`forget_range`](crate::frame::forget_range).
+    pub verdict: u32,
+    /// Nested functions seen; [`saw`].
+    pub saw: u32,
+    /// The hook that opened it.
+    pub hook: u32,
+    /// The listener.
+    pub sk: u64,
+    /// The packet.
+    pub skb: u64,
+    /// The half-open request, where there is one.
+    pub request: u64,
+    /// The network namespace.
+    pub net: u64,
+    /// This CPU's counters of that namespace.
+    pub counters: u64,
+    /// Their values at entry.
+    pub before: Counters,
+    /// Their values at the return.
+    pub after: Counters,
+}
+
+/// One CPU's memory.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Cpu {
+    /// See [`per_cpu_offset`](crate::read::memory::per_cpu_offset); kept, as it never changes.
+    pub offset: u64,
+    /// Until when the records sent so far use up the allowance.
+    pub account_ns: u64,
+    /// The kernel's tick at which it was found used up.
+    pub used_up_at: u64,
+    /// The packet in hand.
+    pub frame: Frame,
+    /// The half-open request whose timer fired: it may be gone when the timer ends.
+    pub request: Request,
+}
+
+/// A half-open request, copied.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Request {
+    /// The address that the client talks to.
+    pub local: Address,
+    /// The client's address.
+    pub client: Address,
+    /// The client's port.
+    pub client_port: u16,
+    /// SYN-ACKs retransmitted so far.
+    pub retransmits: u8,
+    /// Padding.
+    pub _pad: [u8; 5],
+}
+
+/// The connection that is entering a queue on this CPU.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Entering {
+    /// Its `struct sock`; 0: filtered out.
+    pub child: u64,
+    /// The listener.
+    pub listener: QueueKey,
+}
+
+/// Where a listener is looked up by a packet's destination.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ListenerKey {
+    /// The address it is bound to; `0.0.0.0` and `::` take what is sent to any.
+    pub addr: Address,
+    /// `struct net`.
+    pub net: u64,
+    /// Host order.
+    pub port: u16,
+    /// Padding.
+    pub _pad: [u16; 3],
+}

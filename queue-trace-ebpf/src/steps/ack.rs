@@ -1,0 +1,211 @@
+//! Step ACK: `tcp_check_req`, which completes a half-open request, and
+//! `cookie_v4_check` / `cookie_v6_check`, which make a connection of a cookie that
+//! came back.
+
+use aya_ebpf::{
+    macros::{fentry, fexit, kprobe, kretprobe},
+    programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
+};
+use queue_trace_common::{
+    counter::{COOKIE_FAILED, COOKIE_RECV, DROP, EMBRYONIC_RST, Moved, OVERFLOW},
+    field, hook, outcome,
+};
+
+use super::shells::{decides, nested_exit};
+use crate::{
+    emit, filter, frame,
+    queues::wait,
+    read::{
+        memory::{self, Plain, Pointer, Typed},
+        socket::Identity,
+    },
+    state::{
+        config,
+        types::{Call, Frame, saw},
+    },
+};
+
+/// A packet enters, of a port that is wanted.
+#[inline(always)]
+fn enter(call: Call, hook: usize, sk: impl Pointer, skb: u64, request: u64) {
+    if !filter::netns_of(sk) || !filter::addresses(skb) {
+        return frame::skip();
+    }
+    frame::open(call, hook, sk, skb, request);
+}
+
+/// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked
+/// of the frame.
+#[inline(always)]
+fn exit<P: Pointer>(
+    call: Call,
+    hook: usize,
+    skb: u64,
+    returned: u64,
+    listener: impl FnOnce(&Frame) -> P,
+) {
+    let Some((frame, moved)) = frame::close(call, hook, skb) else {
+        return;
+    };
+    let sk = listener(frame);
+    let identity = Identity::of(sk, sk.follow(field::SK_NET));
+    let outcome = if call == Call::Cookie {
+        decide_cookie(frame, moved, returned)
+    } else {
+        decide(frame, moved, returned)
+    };
+    if let Some(outcome) = outcome {
+        let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
+        emit::packet(frame, outcome, moved, identity);
+    }
+}
+
+/// `tcp_check_req` returns the new connection, the listener itself (an ACK that
+/// does not belong to the request; a reset follows), or NULL.
+#[inline(always)]
+fn decide(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
+    if returned == frame.sk {
+        return None;
+    }
+    if returned != 0 {
+        return Some(outcome::ESTABLISHED_HANDSHAKE);
+    }
+    if moved & OVERFLOW != 0 {
+        return Some(if moved & EMBRYONIC_RST != 0 {
+            outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET
+        } else {
+            outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL
+        });
+    }
+    let dropped = moved & DROP != 0;
+    if dropped && frame.saw & saw::NO_CHILD != 0 {
+        return Some(outcome::ACK_DROPPED_NO_MEMORY);
+    }
+    // The connection was made, and either dropped, as the listener had given back its
+    // port, or not added: then the listener left LISTEN, or another CPU completed the
+    // same request (the packet is looked up again).
+    let unwanted = frame.saw & saw::NOT_ADDED != 0 || dropped && frame.saw & saw::CHILD != 0;
+    if unwanted && !is_listening(frame.sk) {
+        return Some(outcome::ACK_DROPPED_LISTENER_CLOSING);
+    }
+    if dropped {
+        return Some(outcome::ACK_DROPPED_OTHER);
+    }
+    // A retransmitted SYN, a bare ACK under TCP_DEFER_ACCEPT, a packet out of
+    // window, a reset: no verdict on the handshake.
+    None
+}
+
+#[inline(always)]
+fn is_listening(sk: u64) -> bool {
+    let (_, _, listen) = config::tcp_states();
+    memory::value::<u8>(sk, field::SK_STATE) == listen
+}
+
+/// `cookie_v[46]_check` returns the new connection, NULL, or the listener itself
+/// (no cookie, or one that does not validate; a reset follows).
+#[inline(always)]
+fn decide_cookie(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
+    if returned == frame.sk {
+        if moved & COOKIE_FAILED != 0 {
+            return Some(outcome::COOKIE_FAILED_INVALID);
+        }
+        return (moved & COOKIE_RECV != 0).then_some(outcome::COOKIE_FAILED_OPTIONS);
+    }
+    if returned != 0 {
+        return Some(outcome::ESTABLISHED_COOKIE);
+    }
+    if moved & OVERFLOW != 0 {
+        return Some(outcome::COOKIE_DROPPED_ACCEPT_QUEUE_FULL);
+    }
+    (moved & (COOKIE_RECV | DROP) != 0).then_some(outcome::COOKIE_DROPPED_OTHER)
+}
+
+#[inline(always)]
+fn enter_cookie(hook: usize, sk: impl Pointer, skb: u64) {
+    enter(Call::Cookie, hook, sk, skb, 0);
+}
+
+#[inline(always)]
+fn exit_cookie<P: Pointer>(
+    hook: usize,
+    skb: u64,
+    returned: impl FnOnce() -> u64,
+    listener: impl FnOnce(&Frame) -> P,
+) {
+    exit(Call::Cookie, hook, skb, returned(), listener);
+}
+
+// The fourth argument says that `sk` is a fast-open connection, not a listener.
+
+#[fentry]
+fn ack_enter(ctx: FEntryContext) -> i32 {
+    let sk = Typed(ctx.arg(0));
+    if ctx.arg::<u64>(3) as u8 == 0 && filter::port(sk) {
+        enter(Call::Ack, hook::ACK, sk, ctx.arg(1), ctx.arg(2));
+    }
+    0
+}
+
+#[fexit]
+fn ack_exit(ctx: FExitContext) -> i32 {
+    let sk = Typed(ctx.arg(0));
+    if ctx.arg::<u64>(3) as u8 == 0 && filter::port(sk) {
+        let returned = memory::return_value(&ctx, hook::ACK);
+        exit(Call::Ack, hook::ACK, ctx.arg(1), returned, |_| sk);
+    }
+    0
+}
+
+#[kprobe]
+fn ack_enter_kprobe(ctx: ProbeContext) -> u32 {
+    if let (Some(sk), Some(skb), Some(request), Some(fast_open)) =
+        (ctx.arg(0), ctx.arg(1), ctx.arg(2), ctx.arg::<u64>(3))
+        && fast_open as u8 == 0
+    {
+        let sk = Plain(sk);
+        if filter::port(sk) {
+            enter(Call::Ack, hook::ACK, sk, skb, request);
+        } else {
+            // Its exit will not see the listener.
+            frame::skip();
+        }
+    }
+    0
+}
+
+#[kretprobe]
+fn ack_exit_kprobe(ctx: RetProbeContext) -> u32 {
+    exit(Call::Ack, hook::ACK, 0, ctx.ret(), |frame| Plain(frame.sk));
+    0
+}
+
+decides!(enter_cookie exit_cookie, COOKIE_V4 cookie_v4_enter cookie_v4_exit cookie_v4_enter_kprobe cookie_v4_exit_kprobe);
+decides!(enter_cookie exit_cookie, COOKIE_V6 cookie_v6_enter cookie_v6_exit cookie_v6_enter_kprobe cookie_v6_exit_kprobe);
+
+nested_exit!(CHILD child_exit child_exit_kprobe |returned| {
+    if returned == 0 { saw::NO_CHILD } else { saw::CHILD }
+});
+
+/// `inet_csk_complete_hashdance` ends. It puts the connection into the accept queue, too:
+/// its entry is in `wait`.
+#[inline(always)]
+fn hashdance(sk: Option<Typed>, returned: u64) {
+    wait::entered(sk, returned);
+    if returned == 0 {
+        frame::note(saw::NOT_ADDED);
+    }
+}
+
+#[fexit]
+fn hashdance_exit(ctx: FExitContext) -> i32 {
+    let returned = memory::return_value(&ctx, hook::HASHDANCE);
+    hashdance(Some(Typed(ctx.arg(0))), returned);
+    0
+}
+
+#[kretprobe]
+fn hashdance_exit_kprobe(ctx: RetProbeContext) -> u32 {
+    hashdance(None, ctx.ret());
+    0
+}

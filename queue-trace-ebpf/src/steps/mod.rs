@@ -1,0 +1,11 @@
+//! The steps of a handshake, a file for each: the programs are shells (`shells`) around a body
+//! that fentry and kprobe share.
+
+mod accept;
+mod ack;
+mod close;
+mod icmp;
+mod request;
+mod shells;
+pub mod syn;
+mod timer;

@@ -1,0 +1,71 @@
+//! The programs that several hooks have alike: shells, without logic.
+//!
+//! A filter on ports comes before anything else. Where the exit does not see the listener, which
+//! is so by kretprobe, the entry forgets the frame of a port that is not wanted.
+
+/// Declares the four programs of a function `f(sk, skb)` that decides on a packet. `$open` is
+/// given the hook, the listener and the packet; `$close` the hook, the packet (0 where the
+/// program does not see it), what gives the returned value, and what gives the listener.
+macro_rules! decides {
+    ($open:ident $close:ident, $hook:ident $enter:ident $exit:ident $enter_kprobe:ident $exit_kprobe:ident) => {
+        #[fentry]
+        fn $enter(ctx: FEntryContext) -> i32 {
+            let sk = Typed(ctx.arg(0));
+            if filter::port(sk) {
+                $open(hook::$hook, sk, ctx.arg(1));
+            }
+            0
+        }
+
+        #[fexit]
+        fn $exit(ctx: FExitContext) -> i32 {
+            let sk = Typed(ctx.arg(0));
+            if filter::port(sk) {
+                let returned = || memory::return_value(&ctx, hook::$hook);
+                $close(hook::$hook, ctx.arg(1), returned, |_| sk);
+            }
+            0
+        }
+
+        #[kprobe]
+        fn $enter_kprobe(ctx: ProbeContext) -> u32 {
+            if let (Some(sk), Some(skb)) = (ctx.arg(0), ctx.arg(1)) {
+                let sk = Plain(sk);
+                if filter::port(sk) {
+                    $open(hook::$hook, sk, skb);
+                } else {
+                    frame::skip();
+                }
+            }
+            0
+        }
+
+        #[kretprobe]
+        fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
+            $close(hook::$hook, 0, || ctx.ret(), |frame| Plain(frame.sk));
+            0
+        }
+    };
+}
+pub(super) use decides;
+
+/// Declares the two programs of a nested hook that only notes what its function
+/// returned.
+macro_rules! nested_exit {
+    ($hook:ident $exit:ident $exit_kprobe:ident |$returned:ident| $what:expr) => {
+        #[fexit]
+        fn $exit(ctx: FExitContext) -> i32 {
+            let $returned = memory::return_value(&ctx, hook::$hook);
+            frame::note($what);
+            0
+        }
+
+        #[kretprobe]
+        fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
+            let $returned: u64 = ctx.ret();
+            frame::note($what);
+            0
+        }
+    };
+}
+pub(super) use nested_exit;

@@ -1,0 +1,153 @@
+//! Step SYN: `tcp_v4_conn_request` and its relatives, which decide what becomes of
+//! a SYN that reached a listener. They return 0 whatever happened, and the packet is
+//! freed as if all were well, so the counters and the nested calls are the evidence.
+
+use aya_ebpf::{
+    macros::{fentry, fexit, kprobe, kretprobe},
+    programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
+};
+use queue_trace_common::{
+    counter::{COOKIE_SENT, DO_COOKIES, DROP, Moved, OVERFLOW, QUEUE_DROP},
+    field, hook, outcome,
+    queue::QueueKey,
+};
+
+use super::shells::{decides, nested_exit};
+use crate::{
+    emit, filter, frame,
+    queues::gauge,
+    read::{
+        memory::{self, Plain, Pointer, Typed},
+        socket::{self, Identity},
+    },
+    state::{
+        config,
+        types::{Call, Frame, saw},
+    },
+};
+
+/// A SYN enters, of a port that is wanted. The IPv6 functions hand IPv4 packets to the IPv4
+/// ones, which then run nested, on an IPv6 socket: the outer call is the one that counts.
+#[inline(always)]
+fn enter(hook: usize, sk: impl Pointer, skb: u64) {
+    if hook != hook::SYN_V6 && hook != hook::SYN_MPTCP6 && socket::is_v6(sk) {
+        return;
+    }
+    if !filter::netns_of(sk) || !filter::addresses(skb) {
+        return frame::skip();
+    }
+    frame::open(Call::Syn, hook, sk, skb, 0);
+}
+
+/// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked
+/// of the frame. What is returned says nothing.
+#[inline(always)]
+fn exit<P: Pointer>(
+    hook: usize,
+    skb: u64,
+    _returned: impl FnOnce() -> u64,
+    listener: impl FnOnce(&Frame) -> P,
+) {
+    let Some((frame, moved)) = frame::close(Call::Syn, hook, skb) else {
+        return;
+    };
+    let sk = listener(frame);
+    let net = sk.follow(field::SK_NET);
+    let identity = Identity::of(sk, net);
+    let outcome = decide(frame, moved, net);
+    let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
+    if outcome == outcome::QUEUED {
+        gauge::syn_rose(&QueueKey {
+            sk: frame.sk,
+            inode: identity.inode,
+        });
+    }
+    emit::packet(frame, outcome, moved, identity);
+}
+
+/// The verdict. The order is that of the evidence's strength: a request that was
+/// queued was queued, even if a fast-open attempt inside moved the drop counters.
+#[inline(always)]
+fn decide(frame: &Frame, moved: Moved, net: impl Pointer) -> u8 {
+    if frame.saw & saw::QUEUED != 0 {
+        return outcome::QUEUED;
+    }
+    if frame.saw & saw::DUPLICATE != 0 {
+        return outcome::SYN_DROPPED_DUPLICATE;
+    }
+    if moved & OVERFLOW != 0 {
+        return outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL;
+    }
+    if moved & QUEUE_DROP != 0 {
+        return outcome::SYN_DROPPED_SYN_QUEUE_FULL;
+    }
+    if moved & COOKIE_SENT != 0 && moved & DROP == 0 {
+        return cookie_cause(net);
+    }
+    if moved & DROP == 0 {
+        // After the request is allocated every end but one moves a counter or is
+        // seen in hash_add: a fast-open connection was made.
+        return if frame.saw & saw::ALLOC != 0 && config::attached(hook::HASH_ADD) {
+            outcome::ESTABLISHED_FAST_OPEN
+        } else {
+            outcome::SYN_DROPPED_OTHER
+        };
+    }
+    if frame.saw & saw::PROVEN_ASKED != 0 {
+        return outcome::SYN_DROPPED_LAST_QUARTER;
+    }
+    if frame.saw & saw::ALLOC_FAILED != 0 {
+        return outcome::SYN_DROPPED_NO_MEMORY;
+    }
+    if frame.saw & saw::REFUSED != 0 {
+        return outcome::SYN_DROPPED_SECURITY;
+    }
+    if !config::attached(hook::ALLOC)
+        || !config::attached(hook::PROVEN)
+        || !config::attached(hook::SECURITY)
+    {
+        return outcome::SYN_DROPPED_OTHER;
+    }
+    if frame.saw & saw::ALLOC == 0 && moved & DO_COOKIES == 0 {
+        return outcome::SYN_DROPPED_NOT_UNICAST;
+    }
+    outcome::SYN_DROPPED_NO_ROUTE
+}
+
+/// Why a cookie was sent: tcp_syncookies=2 sends one whatever the queue.
+#[inline(always)]
+pub fn cookie_cause(net: impl Pointer) -> u8 {
+    if net.load_uint(field::NET_SYNCOOKIES) == 2 {
+        outcome::COOKIE_SENT_ALWAYS
+    } else {
+        outcome::COOKIE_SENT_FULL
+    }
+}
+
+decides!(enter exit, SYN_V4 syn_v4_enter syn_v4_exit syn_v4_enter_kprobe syn_v4_exit_kprobe);
+decides!(enter exit, SYN_V6 syn_v6_enter syn_v6_exit syn_v6_enter_kprobe syn_v6_exit_kprobe);
+decides!(enter exit, SYN_MPTCP4 syn_mptcp4_enter syn_mptcp4_exit syn_mptcp4_enter_kprobe syn_mptcp4_exit_kprobe);
+decides!(enter exit, SYN_MPTCP6 syn_mptcp6_enter syn_mptcp6_exit syn_mptcp6_enter_kprobe syn_mptcp6_exit_kprobe);
+
+nested_exit!(ALLOC alloc_exit alloc_exit_kprobe |returned| {
+    if returned == 0 { saw::ALLOC | saw::ALLOC_FAILED } else { saw::ALLOC }
+});
+nested_exit!(SECURITY security_exit security_exit_kprobe |returned| {
+    if returned as u32 == 0 { 0 } else { saw::REFUSED }
+});
+// void on some kernels, where it always adds; a bool is only the low byte.
+nested_exit!(HASH_ADD hash_add_exit hash_add_exit_kprobe |returned| {
+    if config::hash_add_tells() && returned as u8 == 0 { saw::DUPLICATE } else { saw::QUEUED }
+});
+
+#[fentry]
+fn proven_enter(_: FEntryContext) -> i32 {
+    frame::note(saw::PROVEN_ASKED);
+    0
+}
+
+#[kprobe]
+fn proven_enter_kprobe(_: ProbeContext) -> u32 {
+    frame::note(saw::PROVEN_ASKED);
+    0
+}

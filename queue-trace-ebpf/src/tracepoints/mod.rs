@@ -1,0 +1,4 @@
+//! The verdicts from tracepoints alone.
+
+mod listeners;
+mod packets;

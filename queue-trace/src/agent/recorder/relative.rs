@@ -1,0 +1,145 @@
+//! What the kernel side counted since the recording began, from what it counted since it was
+//! attached.
+
+use std::collections::{BTreeMap, HashMap};
+
+use queue_trace_common::queue::BUCKETS;
+
+use crate::{
+    agent::series::{Seen, SocketKey, key_of},
+    model::{Latency, Ledger, Line, Snapshot},
+};
+
+/// What had been counted when a recording begins.
+#[derive(Debug, Clone, Default)]
+pub struct Base {
+    listeners: HashMap<SocketKey, Counted>,
+    /// The ledger of each namespace.
+    pub ledgers: BTreeMap<u32, Ledger>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counted {
+    full_us: u64,
+    full_times: u64,
+    accept_high: u32,
+    syn_high: u32,
+    waits: [u64; BUCKETS],
+}
+
+impl Base {
+    /// Of all listeners at a moment.
+    pub fn of(listeners: &[Seen]) -> Self {
+        let counted = |seen: &Seen| {
+            let accept = seen.snapshot.accept_queue.as_ref();
+            let syn = seen.snapshot.syn_queue.as_ref();
+            Counted {
+                full_us: accept.and_then(|queue| queue.full_us).unwrap_or(0),
+                full_times: accept.and_then(|queue| queue.full_times).unwrap_or(0),
+                accept_high: accept.and_then(|queue| queue.high_water).unwrap_or(0),
+                syn_high: syn.and_then(|queue| queue.high_water).unwrap_or(0),
+                waits: seen.waits.unwrap_or_default(),
+            }
+        };
+        let key = |seen: &Seen| key_of(seen.snapshot.netns, &seen.snapshot.listener);
+        Self {
+            listeners: listeners.iter().map(|seen| (key(seen), counted(seen))).collect(),
+            ledgers: BTreeMap::new(),
+        }
+    }
+
+    /// The ledgers of the time since another base.
+    pub fn ledgers_since(&self, base: &Self) -> Vec<Ledger> {
+        let ledgers = self.ledgers.values();
+        ledgers.map(|now| ledger_since(now, base.ledgers.get(&now.netns))).collect()
+    }
+}
+
+fn ledger_since(now: &Ledger, before: Option<&Ledger>) -> Ledger {
+    let mut ledger = now.clone();
+    let Some(before) = before else {
+        return ledger;
+    };
+    let mut unexplained = 0;
+    for (counter, line) in &mut ledger.counters {
+        let Some(old) = before.counters.get(counter) else {
+            continue;
+        };
+        let since = Line {
+            kernel: line.kernel.zip(old.kernel).map(|(now, old)| now.saturating_sub(old)),
+            seen: line.seen.saturating_sub(old.seen),
+        };
+        // Packets that were on the way at one of the two looks are not missing.
+        unexplained += since.kernel.map_or(0, |kernel| kernel.abs_diff(since.seen));
+        *line = since;
+    }
+    ledger.lost = ledger.lost.saturating_sub(before.lost);
+    ledger.unexplained = ledger.unexplained.map(|_| unexplained);
+    ledger
+}
+
+/// A listener, with what was counted since the base. Without a base nothing is told of that.
+pub fn since(seen: &Seen, base: Option<&Base>) -> Snapshot {
+    let mut snapshot = seen.snapshot.clone();
+    // The lines `counts` of the recording have them.
+    snapshot.drops = None;
+    snapshot.counts = None;
+    snapshot.handshake_us = None;
+    snapshot.accept_latency_us = None;
+    let key = key_of(snapshot.netns, &snapshot.listener);
+    // One that was not there then began with nothing.
+    let before = base.map(|base| base.listeners.get(&key).copied().unwrap_or_default());
+    if let Some(queue) = &mut snapshot.accept_queue {
+        let (full_us, times) = (queue.full_us.take(), queue.full_times.take());
+        match before {
+            Some(before) => {
+                queue.full_us = full_us.map(|us| us.saturating_sub(before.full_us));
+                queue.full_times = times.map(|times| times.saturating_sub(before.full_times));
+            }
+            None => {}
+        }
+        if before.is_none_or(|before| queue.high_water <= Some(before.accept_high)) {
+            queue.high_water = None;
+            queue.high_water_time = None;
+        }
+    }
+    if let Some(queue) = &mut snapshot.syn_queue
+        && before.is_none_or(|before| queue.high_water <= Some(before.syn_high))
+    {
+        queue.high_water = None;
+        queue.high_water_time = None;
+    }
+    if let (Some(before), Some(waits)) = (before, seen.waits) {
+        let mut more = waits;
+        for (more, before) in more.iter_mut().zip(before.waits) {
+            *more = more.saturating_sub(before);
+        }
+        let longest = seen.snapshot.accept_latency_us.and_then(|latency| latency.max);
+        snapshot.accept_latency_us = latency(&more, longest);
+    }
+    snapshot
+}
+
+/// How a time was spread: each of the numbers is the end of its power of two.
+fn latency(places: &[u64; BUCKETS], longest: Option<u64>) -> Option<Latency> {
+    let count: u64 = places.iter().sum();
+    let most = longest.unwrap_or(u64::MAX);
+    let end = |wanted: u64| {
+        let mut sum = 0;
+        let place = places.iter().position(|count| {
+            sum += count;
+            sum >= wanted
+        });
+        match place {
+            Some(0) => 0,
+            Some(place) if place < BUCKETS - 1 => most.min(1 << place),
+            _ => most,
+        }
+    };
+    (count > 0).then(|| Latency {
+        p50: Some(end(count.div_ceil(2))),
+        p99: Some(end((count * 99).div_ceil(100))),
+        max: Some(end(count)),
+        count: Some(count),
+    })
+}

@@ -1,0 +1,115 @@
+//! What live tests do not prove, where, and why: the one list of it. A test asks it before it
+//! leaves something out, and fails if the list does not say so. `cargo xtask lint` finds tests
+//! that end early without asking; `environment` checks that the list names tests that exist.
+
+use std::path::Path;
+
+use crate::setting::{Attach, attach, kernel};
+
+/// One thing that one test does not prove.
+#[derive(Debug)]
+pub struct Unproven {
+    /// The test, as the test program lists it.
+    pub test: &'static str,
+    /// What of it; [`ALL`] if the test proves nothing there.
+    pub part: &'static str,
+    /// On which kernels, attached how.
+    pub place: Place,
+    /// Why it cannot be proved there.
+    pub why: &'static str,
+}
+
+/// A kernel, and a way to attach.
+#[derive(Clone, Copy, Debug)]
+pub enum Place {
+    /// Attached that way, on every kernel.
+    By(Attach),
+    /// Attached that way, on kernels before that version.
+    Before(Attach, (u32, u32)),
+    /// However it attaches, on kernels that lack this file.
+    Without(&'static str),
+}
+
+impl Place {
+    fn is_here(self) -> bool {
+        match self {
+            Self::By(way) => attach() == way,
+            Self::Before(way, version) => attach() == way && kernel() < version,
+            Self::Without(file) => !Path::new(file).exists(),
+        }
+    }
+}
+
+/// The whole test.
+pub const ALL: &str = "all";
+
+/// In the order of the tests' files.
+pub const UNPROVEN: &[Unproven] = &[
+    Unproven {
+        test: "bad_input::types_from_a_file",
+        part: ALL,
+        place: Place::By(Attach::Fentry),
+        why: "fentry takes the kernel's own types; that a file is refused is tested beside it",
+    },
+    Unproven {
+        test: "diagnose::one_stuck_worker_of_a_group",
+        part: "the finding",
+        place: Place::By(Attach::Tracepoint),
+        why: "tracepoints alone do not show which socket of a group took a connection",
+    },
+    Unproven {
+        test: "guide::sessions_in_the_documentation_are_real",
+        part: ALL,
+        place: Place::Without(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/guide.md")),
+        why: "the pages are with the sources, which a guest does not have",
+    },
+    Unproven {
+        test: "handshakes::a_silent_client_is_asked_again",
+        part: ALL,
+        place: Place::By(Attach::Tracepoint),
+        why: "no packet is received when a timer fires; `check` lists it as not observable",
+    },
+    Unproven {
+        test: "listeners::one_full_listener_of_a_group",
+        part: "the totals of each socket",
+        place: Place::By(Attach::Tracepoint),
+        why: "tracepoints alone do not show which socket of a group the kernel chose",
+    },
+    Unproven {
+        test: "listeners::a_multipath_listener",
+        part: ALL,
+        place: Place::Without("/proc/sys/net/mptcp/enabled"),
+        why: "this kernel has no Multipath TCP",
+    },
+    Unproven {
+        test: "listeners::requests_move_to_another_listener",
+        part: "the sums",
+        place: Place::Before(Attach::Tracepoint, (5, 14)),
+        why: "the requests of a closed listener are forgotten, and nothing shows which had chosen it",
+    },
+    Unproven {
+        test: "listeners::requests_move_to_another_listener",
+        part: "the totals of each socket",
+        place: Place::By(Attach::Tracepoint),
+        why: "tracepoints alone do not show which socket of a group the kernel chose",
+    },
+];
+
+/// Whether that part of that test is left out here. Fails if nobody ever said that it may be.
+#[must_use]
+#[track_caller]
+pub fn unproven(test: &str, part: &str) -> bool {
+    let rows: Vec<_> = UNPROVEN
+        .iter()
+        .filter(|row| (row.test, row.part) == (test, part))
+        .collect();
+    assert!(
+        !rows.is_empty(),
+        "{test}, {part}: not in tests/src/unproven.rs"
+    );
+    let here = rows.into_iter().find(|row| row.place.is_here());
+    if let Some(row) = here {
+        println!("not proved here: {part} of {test}, as {}", row.why);
+    }
+    here.is_some()
+}

@@ -1,0 +1,117 @@
+//! `cargo xtask package`: the static program with its manual pages, completions and licences as
+//! a tarball, for one architecture. The same source gives the same bytes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::architecture::Architecture;
+use crate::artifacts::{self, For};
+use crate::{process, workspace};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Rust's name of the target: x86_64-unknown-linux-gnu or aarch64-unknown-linux-gnu; this
+    /// machine's by default.
+    #[arg(long, value_name = "TARGET", value_parser = Architecture::of_target, default_value = Architecture::HERE.target())]
+    pub target: Architecture,
+    /// Where the tarball goes; target/package by default.
+    #[arg(long, value_name = "FOLDER")]
+    pub output: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let folder = match &args.output {
+        Some(folder) => folder.clone(),
+        None => workspace::target().join("package"),
+    };
+    let tarball = tarball(args.target, &folder)?;
+    println!("{}", tarball.display());
+    Ok(())
+}
+
+/// Files of the checkout that go along, if it has them.
+const ALONG: [&str; 5] = [
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+];
+
+/// Builds the program and packs it.
+pub fn tarball(architecture: Architecture, folder: &Path) -> Result<PathBuf> {
+    let program = artifacts::program(For::Guest(architecture))?;
+    is_static(&program)?;
+    let name = format!("queue-trace-{}-{}", version()?, architecture.target());
+    let content = folder.join(&name);
+    workspace::fresh_dir(&content)?;
+    copy(&program, &content.join("queue-trace"))?;
+    for file in ALONG {
+        let from = workspace::root().join(file);
+        if from.exists() {
+            copy(&from, &content.join(file))?;
+        }
+    }
+    let tarball = folder.join(format!("{name}.tar.gz"));
+    // Nothing of this machine and of now: not times, owners, or the order of a listing.
+    let mut tar = Command::new("tar");
+    tar.current_dir(folder)
+        .args(["--create", "--sort=name", "--mtime=@0", "--format=ustar"])
+        .args(["--owner=0", "--group=0", "--numeric-owner"])
+        .args([
+            "--mode=go=rX,u+rw,a-s",
+            "--use-compress-program=gzip --no-name -9",
+        ])
+        .arg("--file")
+        .args([&tarball, Path::new(&name)]);
+    process::run(&mut tar)?;
+    fs::remove_dir_all(&content).with_context(|| format!("cannot remove {}", content.display()))?;
+    Ok(tarball)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to)
+        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+/// It must run wherever it is put, whatever libraries are there.
+fn is_static(program: &Path) -> Result<()> {
+    let headers = process::stdout(
+        Command::new("readelf")
+            .args(["--program-headers", "--wide"])
+            .arg(program)
+            .env("LC_ALL", "C"),
+    )?;
+    if headers.contains("INTERP") {
+        bail!("{} is not static", program.display());
+    }
+    Ok(())
+}
+
+/// The workspace's.
+fn version() -> Result<String> {
+    let manifest = workspace::root().join("Cargo.toml");
+    let text = fs::read_to_string(&manifest)
+        .with_context(|| format!("cannot read {}", manifest.display()))?;
+    let manifest: toml::Table = text.parse()?;
+    let version = manifest
+        .get("workspace")
+        .and_then(|workspace| workspace.get("package")?.get("version")?.as_str());
+    Ok(version
+        .context("the workspace's Cargo.toml has no version")?
+        .to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_workspaces() {
+        assert_eq!(version().unwrap(), env!("CARGO_PKG_VERSION"));
+    }
+}
