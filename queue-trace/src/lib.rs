@@ -22,6 +22,8 @@ pub mod recording;
 pub mod report;
 pub mod sink;
 pub mod stop;
+#[cfg(target_os = "linux")]
+pub mod stopping;
 pub mod top;
 
 #[cfg(target_os = "linux")]

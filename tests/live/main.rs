@@ -13,6 +13,7 @@ mod audit;
 mod bad_input;
 mod bench;
 mod check;
+mod churn;
 mod concurrency;
 mod demo;
 mod diagnose;

@@ -5,6 +5,8 @@ mod output;
 mod paint;
 mod rotate;
 mod rows;
+#[cfg(target_os = "linux")]
+mod standard;
 mod text;
 
 use std::io;

@@ -60,7 +60,7 @@ impl Output {
     pub fn open(path: Option<&Path>) -> Result<Self> {
         let (form, terminal) = match path {
             None => (
-                Form::plain(Box::new(io::stdout())),
+                Form::plain(standard()),
                 io::stdout().is_terminal(),
             ),
             Some(path) => {
@@ -101,6 +101,16 @@ impl Output {
             Form::Gzip(writer) => writer.get_ref().bytes,
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+fn standard() -> Box<dyn Write> {
+    Box::new(super::standard::Standard::default())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn standard() -> Box<dyn Write> {
+    Box::new(io::stdout())
 }
 
 impl Form {

@@ -46,6 +46,8 @@ pub struct Audited {
     pub ledgers: Vec<Ledger>,
     /// Namespaces of which there are counts, and which are not to be found any more.
     pub gone: HashSet<Seen>,
+    /// The numbers of all namespaces, if all of this machine were looked at.
+    pub there: Option<HashSet<u32>>,
 }
 
 /// A namespace and not another one that had its number before.
@@ -89,6 +91,8 @@ struct Looked {
     failed: BTreeMap<u32, io::Error>,
     /// Our side.
     sides: HashMap<Seen, Counters>,
+    /// The numbers of those that were found.
+    there: HashSet<u32>,
     /// Whether all were looked at.
     whole: bool,
 }
@@ -148,6 +152,7 @@ impl Audit {
         let before = Sides::of(&self.reader.sides()?);
         let mut looked = Looked {
             whole: true,
+            there: listed.keys().copied().collect(),
             ..Looked::default()
         };
         let mut kernel = BTreeMap::new();
@@ -299,7 +304,12 @@ impl Audit {
             .iter()
             .filter_map(|seen| Some((*seen, *end.sides.get(seen)?)));
         ledgers.extend(ledgers_of_gone(of_gone.collect(), lost));
-        Ok(Audited { ledgers, gone })
+        let all = end.whole && self.selection.netns.is_empty();
+        Ok(Audited {
+            ledgers,
+            gone,
+            there: all.then_some(end.there),
+        })
     }
 }
 

@@ -312,6 +312,10 @@ impl Live {
     /// the kernel.
     fn print_audited(&mut self, sink: &mut dyn Sink, audited: Result<Audited>) -> io::Result<()> {
         let audited = audited.map_err(io::Error::other)?;
+        if let Some(there) = &audited.there {
+            let forgotten = self.probe.forget_namespaces(|netns| there.contains(&netns));
+            forgotten.map_err(io::Error::other)?;
+        }
         for ledger in &audited.ledgers {
             sink.ledger(ledger)?;
             eprintln!(
