@@ -19,7 +19,7 @@ use queue_trace::{
         event::{Event, Name},
         ledger::{Ledger, Look},
         lines::{AttachPlan, Counts, End, Header, LossNote, SCHEMA, Total},
-        snapshot::{Gauge, Group, Snapshot},
+        snapshot::{Descriptors, Gauge, Group, Snapshot},
         socket::{Listener, Process},
     },
     options::Attach,
@@ -388,6 +388,11 @@ fn full_row(limit_from: LimitFrom) -> Snapshot {
         oldest_waiting_us: Some(1),
         default_of: Some("Java".to_owned()),
         threads: Some([("S futex_do_wait".to_owned(), 3)].into()),
+        descriptors: Some(Descriptors {
+            pid: 812,
+            open: 1024,
+            limit: 1024,
+        }),
         closed: Some(true),
         ..Snapshot::default()
     }
@@ -469,6 +474,7 @@ fn full_lines() -> Vec<Value> {
         LimitFrom::Backlog,
         LimitFrom::Somaxconn,
         LimitFrom::EarlierSomaxconn,
+        LimitFrom::BacklogOrEarlierSomaxconn,
     ] {
         lines.push(json!(full_row(from)));
     }

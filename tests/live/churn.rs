@@ -85,10 +85,14 @@ fn hundreds_of_namespaces_come_and_go() {
         ids.insert(room.netns.id());
     }
     let recording = tracer.stop();
-    let of_them = recording.totals().filter(|total| ids.contains(&total.netns));
+    let of_them = recording
+        .totals()
+        .filter(|total| ids.contains(&total.netns));
     let cookies = of_them.filter(|total| total.verdict == "cookie_sent");
     assert_eq!(cookies.map(|total| total.count).sum::<u64>(), sent);
-    let ledgers = recording.ledgers().filter(|ledger| ids.contains(&ledger.netns));
+    let ledgers = recording
+        .ledgers()
+        .filter(|ledger| ids.contains(&ledger.netns));
     for ledger in ledgers {
         assert!(matches!(ledger.unexplained, None | Some(0)), "{ledger:?}");
     }
@@ -116,7 +120,13 @@ fn a_crowd_of_listeners_keeps_nobody_waiting() {
     let asked = Instant::now();
     let recording = tracer.stop();
     assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
-    assert_eq!(recording.rows().filter(|row| row.netns == netns.id()).count(), 2 * usize::from(MANY));
+    assert_eq!(
+        recording
+            .rows()
+            .filter(|row| row.netns == netns.id())
+            .count(),
+        2 * usize::from(MANY)
+    );
     for (listener, _) in &crowd {
         let row = recording.row(inode(listener));
         assert_eq!(row.accept_queue.depth, 2);

@@ -16,13 +16,14 @@ use crate::{
         LimitFrom,
         cgroup::{Cgroup, Folders},
         diag::{self, Listening},
-        group, language, owners, runtime,
+        group, language, owners,
         takers::Takers,
     },
     model::{
         clock::wall_now,
         event::rfc3339,
-        snapshot::{Gauge, Snapshot},
+        runtime,
+        snapshot::{Descriptors, Gauge, Snapshot},
         socket::{Listener, Process},
     },
 };
@@ -295,6 +296,7 @@ fn own(rows: &mut [Snapshot], how: How<'_>) {
         // While nobody accepts it is of interest what they do instead.
         if row.is_full() && !processes.is_empty() {
             row.threads = Some(known.threads(&processes));
+            row.descriptors = known.descriptors(&processes);
         }
         row.processes = Some(processes);
     }
@@ -306,6 +308,7 @@ struct Known {
     programs: HashMap<u32, Vec<String>>,
     cgroups: HashMap<u32, Option<Cgroup>>,
     threads: HashMap<u32, BTreeMap<String, u32>>,
+    descriptors: HashMap<u32, Option<Descriptors>>,
 }
 
 impl Known {
@@ -329,6 +332,16 @@ impl Known {
             names.push(process.comm.clone());
         }
         names
+    }
+
+    /// Those of the process that has least room for more.
+    fn descriptors(&mut self, processes: &[Process]) -> Option<Descriptors> {
+        let all = processes.iter().take(owners::PROCESSES);
+        let all = all.filter_map(|process| {
+            let known = self.descriptors.entry(process.pid);
+            *known.or_insert_with_key(|pid| owners::descriptors(*pid))
+        });
+        all.min_by_key(|one| one.limit.saturating_sub(one.open))
     }
 
     fn threads(&mut self, processes: &[Process]) -> BTreeMap<String, u32> {

@@ -13,7 +13,6 @@ pub mod group;
 pub mod language;
 pub mod look;
 pub mod owners;
-pub mod runtime;
 pub mod stats;
 pub mod table;
 mod takers;
@@ -26,6 +25,8 @@ pub use self::{
     watch::{News, Watch},
 };
 
+use crate::model::runtime::is_default_somaxconn;
+
 /// What set the limit of an accept queue, as far as can be told afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitFrom {
@@ -35,6 +36,9 @@ pub enum LimitFrom {
     Somaxconn,
     /// An earlier `net.core.somaxconn` or a backlog below it: the setting is lower now.
     EarlierSomaxconn,
+    /// The backlog that the application asked for, or an earlier `net.core.somaxconn`: the limit
+    /// is a kernel's default of it.
+    BacklogOrEarlierSomaxconn,
 }
 
 impl LimitFrom {
@@ -45,6 +49,7 @@ impl LimitFrom {
             Self::Backlog => "backlog",
             Self::Somaxconn => "somaxconn",
             Self::EarlierSomaxconn => "earlier_somaxconn",
+            Self::BacklogOrEarlierSomaxconn => "backlog_or_earlier_somaxconn",
         }
     }
 
@@ -53,6 +58,9 @@ impl LimitFrom {
     #[must_use]
     pub fn of(limit: u32, somaxconn: u32) -> Self {
         match limit.cmp(&somaxconn) {
+            std::cmp::Ordering::Less if is_default_somaxconn(limit) => {
+                Self::BacklogOrEarlierSomaxconn
+            }
             std::cmp::Ordering::Less => Self::Backlog,
             std::cmp::Ordering::Equal => Self::Somaxconn,
             std::cmp::Ordering::Greater => Self::EarlierSomaxconn,

@@ -15,11 +15,12 @@ use crate::{
         plan::Family,
         probe::{Kept, Sums},
     },
-    listeners::{cgroup::Folders, group, look},
+    listeners::{LimitFrom, cgroup::Folders, group, look},
     model::{
         clock::{monotonic_now, wall_now},
         event::{Name, rfc3339},
         latency::Distribution,
+        runtime,
         snapshot::{Gauge, Snapshot, drops},
         socket::{Listener, Process},
     },
@@ -113,6 +114,18 @@ impl Stats<'_> {
         let limit = row.limit();
         let accept_queue = row.accept_queue.get_or_insert_default();
         accept_queue.asked = asked(queue, limit.unwrap_or(0));
+        if let Some(asked) = accept_queue.asked {
+            // What was asked for is known, so it need not be guessed from the limit.
+            let names = row.processes.iter().flatten();
+            let names = names.map(|process| process.comm.as_str());
+            let default = runtime::asked_for(asked, names);
+            let default = default.map(|default| default.name.to_owned());
+            row.default_of = default.or_else(|| row.default_of.take());
+            let either = LimitFrom::BacklogOrEarlierSomaxconn.name();
+            if accept_queue.limit_from.as_deref() == Some(either) && limit == Some(asked as u32) {
+                accept_queue.limit_from = Some(LimitFrom::Backlog.name().to_owned());
+            }
+        }
         let by_tracepoints = self.family == Family::Tracepoint;
         if by_tracepoints && row.group.is_some() {
             // Which socket of a group it was is not known.

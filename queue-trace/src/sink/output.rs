@@ -59,10 +59,7 @@ impl Output {
     /// If the file cannot be made.
     pub fn open(path: Option<&Path>) -> Result<Self> {
         let (form, terminal) = match path {
-            None => (
-                Form::plain(standard()),
-                io::stdout().is_terminal(),
-            ),
+            None => (Form::plain(standard()), io::stdout().is_terminal()),
             Some(path) => {
                 let cannot = || format!("cannot write to {}", path.display());
                 let file = File::create(path).with_context(cannot)?;

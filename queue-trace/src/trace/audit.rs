@@ -126,7 +126,7 @@ impl Audit {
             reported: BTreeMap::new(),
             given_up: Arc::default(),
         };
-        let looked = audit.look()?;
+        let looked = audit.look(true)?;
         audit.unread = looked.failed;
         audit.start = looked.looks;
         Ok(audit)
@@ -147,7 +147,8 @@ impl Audit {
         self.given_up.load(Ordering::Relaxed)
     }
 
-    fn look(&self) -> Result<Looked> {
+    /// Both sides now. One that is given up may end before it is `whole`.
+    fn look(&self, whole: bool) -> Result<Looked> {
         let listed = self.selection.namespaces();
         let before = Sides::of(&self.reader.sides()?);
         let mut looked = Looked {
@@ -171,7 +172,7 @@ impl Audit {
                 }
             };
         for (id, path) in &listed {
-            if self.is_given_up() {
+            if !whole && self.is_given_up() {
                 looked.whole = false;
                 break;
             }
@@ -210,7 +211,11 @@ impl Audit {
     /// # Errors
     /// If the kernel side's counts cannot be read.
     pub fn close(&self) -> Result<Audited> {
-        let mut audited = self.compare()?;
+        self.compare_again(true)
+    }
+
+    fn compare_again(&self, whole: bool) -> Result<Audited> {
+        let mut audited = self.compare(whole)?;
         for _ in 1..TRIES {
             let differs = |ledger: &Ledger| ledger.unexplained.is_some_and(|count| count > 0);
             if !audited.ledgers.iter().any(differs) || self.partial.is_some() || self.is_given_up()
@@ -218,7 +223,7 @@ impl Audit {
                 break;
             }
             thread::sleep(BETWEEN);
-            audited = self.compare()?;
+            audited = self.compare(whole)?;
         }
         let ledgers = &mut audited.ledgers;
         if self.reader.loss().uncounted > 0 {
@@ -241,7 +246,7 @@ impl Audit {
     /// # Errors
     /// If the kernel side's counts cannot be read.
     pub fn news(&mut self) -> Result<Audited> {
-        let mut audited = self.close()?;
+        let mut audited = self.compare_again(false)?;
         let mut reported = BTreeMap::new();
         audited.ledgers.retain(|ledger| {
             let unexplained = ledger.unexplained.unwrap_or(0);
@@ -254,9 +259,9 @@ impl Audit {
         Ok(audited)
     }
 
-    fn compare(&self) -> Result<Audited> {
+    fn compare(&self, whole: bool) -> Result<Audited> {
         let lost = self.reader.loss().records;
-        let end = self.look()?;
+        let end = self.look(whole)?;
         let own = netns::own().ok();
         let sides = Sides::of(&end.sides);
         let ledger = |(identity, look): (&Identity, &Look)| {

@@ -468,11 +468,7 @@ impl Live {
         most: Option<u64>,
         ended: Ended,
     ) -> io::Result<()> {
-        let patience = match ended {
-            Ended::Enough => PATIENCE,
-            Ended::BySignal => SHORT_PATIENCE,
-        };
-        let (audited, look) = self.last_looks(Instant::now() + patience).await?;
+        let (audited, look) = self.last_looks(ended).await?;
         self.note_loss(sink)?;
         // From here on nothing more comes, and what is counted is what is printed.
         self.probe.detach();
@@ -495,16 +491,12 @@ impl Live {
         sink.end(&rfc3339(wall_now()))
     }
 
-    /// Closes the books, and looks at the listeners once more, both until then at the latest.
-    /// A signal makes it short.
-    async fn last_looks(&mut self, mut until: Instant) -> io::Result<(Audited, Look)> {
-        let give_up = |flags: [&AtomicBool; 2], yes| {
-            for flag in flags {
-                flag.store(yes, Ordering::Relaxed);
-            }
-        };
+    /// Closes the books, and looks at the listeners once more. A signal makes it short: a
+    /// difference is not looked at again, and listeners may be left out.
+    async fn last_looks(&mut self, ended: Ended) -> io::Result<(Audited, Look)> {
         // What is under way is of no interest any more.
-        give_up([&self.give_up_audit, &self.give_up_look], true);
+        self.give_up(true);
+        let mut until = Instant::now() + PATIENCE;
         while self.audit.is_busy() || self.watch.is_busy() {
             tokio::select! {
                 audited = self.audit.done() => drop(audited?),
@@ -512,22 +504,34 @@ impl Live {
                 () = tokio::time::sleep_until(until) => break,
             }
         }
-        give_up([&self.give_up_audit, &self.give_up_look], false);
+        self.give_up(false);
         let (mut audited, mut look) = (None, None);
         let auditing = self.audit.begin(|audit| audit.close())?;
         let looking = self.watch.begin(|watch| Ok(News::from(watch.look())))?;
+        let mut hurry = Instant::now()
+            + match ended {
+                Ended::Enough => PATIENCE,
+                Ended::BySignal => SHORT_PATIENCE,
+            };
+        let mut hurried = false;
+        until = Instant::now() + PATIENCE;
         while auditing && audited.is_none() || looking && look.is_none() {
             tokio::select! {
                 biased;
                 done = self.audit.done() => audited = Some(done?),
                 done = self.watch.done() => look = Some(done?),
                 () = self.signals.any() => {
-                    until = until.min(Instant::now() + SHORT_PATIENCE);
+                    // Who asks once more does not want to wait for what is left.
+                    if ended == Ended::BySignal || hurried {
+                        break;
+                    }
+                    hurry = Instant::now();
                 }
-                () = tokio::time::sleep_until(until) => {
-                    give_up([&self.give_up_audit, &self.give_up_look], true);
-                    break;
+                () = tokio::time::sleep_until(hurry), if !hurried => {
+                    hurried = true;
+                    self.give_up(true);
                 }
+                () = tokio::time::sleep_until(until) => break,
             }
         }
         if audited.is_none() {
@@ -542,6 +546,12 @@ impl Live {
             audited.unwrap_or_default(),
             look.map(Look::from).unwrap_or_default(),
         ))
+    }
+
+    fn give_up(&self, yes: bool) {
+        for flag in [&self.give_up_audit, &self.give_up_look] {
+            flag.store(yes, Ordering::Relaxed);
+        }
     }
 
     /// The exact counts of the outcomes that were asked for, by listener.
@@ -583,9 +593,9 @@ const AUDIT: Duration = Duration::from_secs(10);
 const CHURN: Duration = Duration::from_millis(100);
 const MANY: u64 = 256;
 
-/// How long the last looks may take, if nobody waits for the end, and if somebody does.
+/// How long the last looks may take, and when they are hurried if somebody waits for the end.
 const PATIENCE: Duration = Duration::from_secs(30);
-const SHORT_PATIENCE: Duration = Duration::from_millis(600);
+const SHORT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Longer than any incident.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
