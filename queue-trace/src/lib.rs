@@ -27,6 +27,8 @@ pub mod stopping;
 pub mod top;
 
 #[cfg(target_os = "linux")]
+pub mod agent;
+#[cfg(target_os = "linux")]
 pub mod kernel;
 #[cfg(target_os = "linux")]
 pub mod lab;

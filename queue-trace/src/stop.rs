@@ -3,6 +3,8 @@
 use std::io;
 #[cfg(target_os = "linux")]
 use std::os::fd::AsFd;
+#[cfg(unix)]
+use std::{future::poll_fn, task::Poll};
 
 #[cfg(target_os = "linux")]
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// The signals that end a run in good order.
 #[cfg(unix)]
 #[derive(Debug)]
-pub struct StopSignals([Signal; 3]);
+pub struct StopSignals(Vec<Signal>);
 
 #[cfg(unix)]
 impl StopSignals {
@@ -21,21 +23,32 @@ impl StopSignals {
     /// # Errors
     /// If the process cannot.
     pub fn listen() -> io::Result<Self> {
-        Ok(Self([
+        let mut signals = Self::but_hangup()?;
+        signals.0.push(signal(SignalKind::hangup())?);
+        Ok(signals)
+    }
+
+    /// Begins to handle all but SIGHUP, which means something else to the agent.
+    ///
+    /// # Errors
+    /// If the process cannot.
+    pub fn but_hangup() -> io::Result<Self> {
+        Ok(Self(vec![
             signal(SignalKind::interrupt())?,
             signal(SignalKind::terminate())?,
-            signal(SignalKind::hangup())?,
         ]))
     }
 
     /// Waits for one.
     pub async fn any(&mut self) {
-        let Self([interrupt, terminate, hangup]) = self;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
+        poll_fn(|context| {
+            let came = self
+                .0
+                .iter_mut()
+                .any(|signal| signal.poll_recv(context).is_ready());
+            if came { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 }
 

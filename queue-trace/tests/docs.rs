@@ -255,6 +255,8 @@ fn links_between_pages_lead_somewhere() {
         ("docs/", "reference.md"),
         ("docs/", "guide.md"),
         ("docs/", "troubleshooting.md"),
+        ("docs/", "agent.md"),
+        ("docs/", "metrics.md"),
     ] {
         let text = page(&format!("{folder}{name}"));
         for link in text.split("](").skip(1) {

@@ -106,12 +106,9 @@ impl Timeline {
 
     /// The moment of a line that has the wall clock alone. `counts` follow their events at once.
     pub fn wall(&mut self, time: &str, counts: bool) -> Option<i128> {
-        let wall = match from_rfc3339(time) {
-            Ok(wall) => wall,
-            Err(_) => {
-                self.nonsense += 1;
-                return self.span.map(|(_, last)| last);
-            }
+        let Ok(wall) = from_rfc3339(time) else {
+            self.nonsense += 1;
+            return self.span.map(|(_, last)| last);
         };
         let drift = self.ahead.map_or(0, |(first, last)| last - first);
         let at = wall.saturating_sub(drift);

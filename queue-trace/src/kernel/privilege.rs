@@ -33,3 +33,21 @@ pub fn keep_only_what_is_needed() -> Result<()> {
     .map_err(io::Error::from)
     .context("cannot drop privileges")
 }
+
+/// Drops every capability from this thread, for good.
+///
+/// # Errors
+/// If the kernel will not take what we give up.
+pub fn keep_nothing() -> Result<()> {
+    let none = CapabilitySet::empty();
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        },
+    )
+    .map_err(io::Error::from)
+    .context("cannot drop privileges")
+}

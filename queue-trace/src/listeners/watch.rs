@@ -47,6 +47,8 @@ pub struct News {
     pub rows: Vec<Snapshot>,
     /// What could not be looked at, and why, a sentence each.
     pub notes: Vec<String>,
+    /// How long it took to look at all listeners, if they are all.
+    pub took: Option<Duration>,
     /// Sockets, closed for a while, to which nothing can come any more.
     pub over: HashSet<QueueKey>,
     /// Counts of sockets that are no listeners any more, whose end was not noticed.
@@ -131,8 +133,12 @@ impl Watch {
     /// # Errors
     /// If what the kernel side keeps cannot be read.
     pub fn all(&mut self) -> Result<News> {
+        let began = Instant::now();
         let look = self.look();
-        self.add_to(look)
+        Ok(News {
+            took: Some(began.elapsed()),
+            ..self.add_to(look)?
+        })
     }
 
     /// All listeners as they are.

@@ -83,6 +83,9 @@ pub struct Snapshot {
     /// How many accepted connections had waited how long: a histogram.
     #[serde(skip)]
     pub waits: Option<[u64; BUCKETS]>,
+    /// How long they had waited, all together, nanoseconds.
+    #[serde(skip)]
+    pub waited_sum_ns: Option<u64>,
     /// Place in its `SO_REUSEPORT` group, and how many are in it, as the kernel has it.
     #[serde(skip)]
     pub place: Option<(u32, u32)>,

@@ -44,6 +44,8 @@ pub struct Audit {
 pub struct Audited {
     /// Ledgers, of namespaces in which something moved.
     pub ledgers: Vec<Ledger>,
+    /// Those among them that have a difference that is new.
+    pub news: Vec<Ledger>,
     /// Namespaces of which there are counts, and which are not to be found any more.
     pub gone: HashSet<Seen>,
     /// The numbers of all namespaces, if all of this machine were looked at.
@@ -241,20 +243,21 @@ impl Audit {
         Ok(audited)
     }
 
-    /// Audits while running: the ledgers with a difference that is new.
+    /// Audits while running, and says which differences are new.
     ///
     /// # Errors
     /// If the kernel side's counts cannot be read.
     pub fn news(&mut self) -> Result<Audited> {
         let mut audited = self.compare_again(false)?;
         let mut reported = BTreeMap::new();
-        audited.ledgers.retain(|ledger| {
+        let news = audited.ledgers.iter().filter(|ledger| {
             let unexplained = ledger.unexplained.unwrap_or(0);
             let before = self.reported.get(&ledger.netns);
             let before = before.copied().unwrap_or(0);
             reported.insert(ledger.netns, unexplained.max(before));
             unexplained > before
         });
+        audited.news = news.cloned().collect();
         self.reported = reported;
         Ok(audited)
     }
@@ -312,6 +315,7 @@ impl Audit {
         let all = end.whole && self.selection.netns.is_empty();
         Ok(Audited {
             ledgers,
+            news: Vec::new(),
             gone,
             there: all.then_some(end.there),
         })

@@ -114,6 +114,18 @@ impl Live {
     pub fn begin(kernel: &Kernel, selection: Selection) -> Result<Self> {
         // From here on a signal ends the run in good order.
         let signals = StopSignals::listen().context("cannot handle signals")?;
+        Self::begin_until(kernel, selection, signals)
+    }
+
+    /// The same, until one of these signals comes.
+    ///
+    /// # Errors
+    /// Whatever keeps it from attaching, with what to do about it.
+    pub fn begin_until(
+        kernel: &Kernel,
+        selection: Selection,
+        signals: StopSignals,
+    ) -> Result<Self> {
         let began_ns = wall_now();
         let session = Session::begin(kernel, &selection)?;
         let audit = Audit::open(session.probe.reader(), &selection)?;
@@ -155,6 +167,18 @@ impl Live {
             signals,
             began_ns,
         })
+    }
+
+    /// How it is attached, and what can be seen.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The machine.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     fn header(&self) -> Header {
@@ -227,6 +251,7 @@ impl Live {
         }
         let mut rested = Instant::now();
         let mut more = false;
+        let mut all = false;
         let mut audit = tokio::time::interval(AUDIT);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         audit.reset();
@@ -253,7 +278,13 @@ impl Live {
                     if until.reader_is_gone && reader_is_gone() {
                         return Err(ErrorKind::BrokenPipe.into());
                     }
-                    self.begin_look(1)?;
+                    all |= sink.second()?;
+                    if all {
+                        // If somebody is looking for news, a second later.
+                        all = !self.watch.begin(Watch::all)?;
+                    } else {
+                        self.begin_look(1)?;
+                    }
                 }
                 // Listeners that come and go by the hundred fill the kernel side's tables.
                 _ = churn.tick() => self.begin_look(MANY)?,
@@ -300,7 +331,10 @@ impl Live {
         for note in &news.notes {
             log::info!("{note}");
         }
-        print_rows(sink, &news.rows)?;
+        match news.took {
+            Some(took) => sink.look(&news.rows, took)?,
+            None => print_rows(sink, &news.rows)?,
+        }
         if !news.over.is_empty() || !news.counts_over.is_empty() {
             let retired = self.probe.retire(|key| news.is_over(key));
             retired.map_err(io::Error::other)?;
@@ -316,7 +350,8 @@ impl Live {
             let forgotten = self.probe.forget_namespaces(|netns| there.contains(&netns));
             forgotten.map_err(io::Error::other)?;
         }
-        for ledger in &audited.ledgers {
+        sink.books(&audited.ledgers)?;
+        for ledger in &audited.news {
             sink.ledger(ledger)?;
             eprintln!(
                 "warning: {} movements of the kernel's counters in netns {} are unexplained",
