@@ -16,6 +16,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 #[derive(Debug)]
 pub struct StopSignals(Vec<Signal>);
 
+/// Handles a signal, and notes it for work that cannot wait for one.
+#[cfg(unix)]
+fn heard(kind: SignalKind) -> io::Result<Signal> {
+    #[cfg(target_os = "linux")]
+    crate::stopping::note(kind.as_raw_value())?;
+    signal(kind)
+}
+
 #[cfg(unix)]
 impl StopSignals {
     /// Begins to handle them.
@@ -24,7 +32,7 @@ impl StopSignals {
     /// If the process cannot.
     pub fn listen() -> io::Result<Self> {
         let mut signals = Self::but_hangup()?;
-        signals.0.push(signal(SignalKind::hangup())?);
+        signals.0.push(heard(SignalKind::hangup())?);
         Ok(signals)
     }
 
@@ -34,8 +42,8 @@ impl StopSignals {
     /// If the process cannot.
     pub fn but_hangup() -> io::Result<Self> {
         Ok(Self(vec![
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
+            heard(SignalKind::interrupt())?,
+            heard(SignalKind::terminate())?,
         ]))
     }
 

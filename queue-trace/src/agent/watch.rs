@@ -30,7 +30,6 @@ use crate::{
         event::{Event, outcome_named},
         ledger::Ledger,
         lines::{Counts, Header, LossNote, Total},
-        
         snapshot::Snapshot,
     },
     sink::Sink,
@@ -393,7 +392,7 @@ impl Sink for Watcher {
             state.fleet.look(listeners, now);
             state.host.look = Some(took.as_secs_f64());
             let open = listeners.iter().filter(|one| !one.is_closed());
-            state.listeners = open.map(|one| one.clone()).collect();
+            state.listeners = open.cloned().collect();
         }
         for one in listeners {
             self.feed(|case| case.listener(&recorder::alone(one)));

@@ -28,7 +28,6 @@ use crate::model::{
     event::rfc3339,
     ledger::Ledger,
     lines::{End, Header},
-    
     snapshot::Snapshot,
 };
 

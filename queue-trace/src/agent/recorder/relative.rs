@@ -9,7 +9,6 @@ use crate::{
     agent::series::{SocketKey, key_of},
     model::{
         ledger::{Ledger, Line},
-        
         snapshot::{Latency, Snapshot},
     },
 };
@@ -45,7 +44,7 @@ impl Base {
                 waits: one.waits.unwrap_or_default(),
             }
         };
-        let key = |one: &Snapshot| key_of(one.netns, one.listener);
+        let key = |one: &Snapshot| key_of(one.netns, &one.listener);
         Self {
             listeners: listeners
                 .iter()
@@ -123,9 +122,7 @@ pub fn since(one: &Snapshot, base: Option<&Base>) -> Snapshot {
         for (more, before) in more.iter_mut().zip(before.waits) {
             *more = more.saturating_sub(before);
         }
-        let longest = one
-            .accept_latency_us
-            .and_then(|latency| latency.max);
+        let longest = one.accept_latency_us.and_then(|latency| latency.max);
         snapshot.accept_latency_us = latency(&more, longest);
     }
     snapshot

@@ -33,19 +33,19 @@ fn listener(port: u16, inode: u64) -> Listener {
 
 fn seen(port: u16, inode: u64, comm: &str) -> Snapshot {
     Snapshot {
-            netns: 1,
-            listener: listener(port, inode),
-            processes: Some(vec![Process {
-                pid: 7,
-                comm: comm.to_owned(),
-            }]),
-            accept_queue: Some(Gauge {
-                depth: Some(2),
-                limit: Some(4),
-                full_us: Some(0),
-                full_times: Some(0),
-                ..Gauge::default()
-            }),
+        netns: 1,
+        listener: listener(port, inode),
+        processes: Some(vec![Process {
+            pid: 7,
+            comm: comm.to_owned(),
+        }]),
+        accept_queue: Some(Gauge {
+            depth: Some(2),
+            limit: Some(4),
+            full_us: Some(0),
+            full_times: Some(0),
+            ..Gauge::default()
+        }),
         waits: Some([0; BUCKETS]),
         waited_sum_ns: Some(0),
         ..Snapshot::default()
