@@ -21,6 +21,7 @@ pub mod options;
 pub mod recording;
 pub mod report;
 pub mod sink;
+pub mod stderr;
 pub mod stop;
 #[cfg(target_os = "linux")]
 pub mod stopping;

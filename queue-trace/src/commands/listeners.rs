@@ -23,6 +23,7 @@ use crate::{
     model::{lines::LossNote, snapshot::Snapshot},
     options::{Which, duration},
     sink::Output,
+    stderr::say,
     stop::{StopSignals, reader_is_gone},
     trace::losses::Losses,
 };
@@ -58,7 +59,7 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
         let how = How::all(&selection, iterators.as_ref());
         let look = look(how, &mut Folders::default());
         for note in &look.notes {
-            eprintln!("note: {note}");
+            say!("note: {note}");
         }
         return written(print(&mut out, &look.rows, args.json));
     };
@@ -68,16 +69,16 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
     let (mut session, watch) = match begin(&args.which, &selection) {
         Ok((session, watch)) => {
             for limit in session.plan.limits() {
-                eprintln!("note: {limit}");
+                say!("note: {limit}");
             }
             (Some(session), watch)
         }
         Err(error) => {
-            eprintln!("note: not attached, so what happens is not shown: {error:#}");
+            say!("note: not attached, so what happens is not shown: {error:#}");
             (None, Watch::unattached(selection))
         }
     };
-    eprintln!("ready: watching");
+    say!("ready: watching");
     let mut notes = Vec::new();
     let mut losses = Losses::default();
     let mut lost = LossNote::default();
@@ -100,7 +101,7 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
         if news.notes != notes {
             notes.clone_from(&news.notes);
             for note in &notes {
-                eprintln!("note: {note}");
+                say!("note: {note}");
             }
         }
         if let Some(Session { probe, .. }) = &mut session {

@@ -127,8 +127,8 @@ impl Stats<'_> {
             }
         }
         let by_tracepoints = self.family == Family::Tracepoint;
-        if by_tracepoints && row.group.is_some() {
-            // Which socket of a group it was is not known.
+        if by_tracepoints && row.group.is_some() && sums.entered == 0 {
+            // Where packets are not seen at delivery it is not known which socket of a group it was.
             return;
         }
         row.entered = Some(sums.entered);

@@ -15,6 +15,7 @@ use crate::{
         clients::Clients,
         clock::NS_PER_SECOND,
         event::Name,
+        printable::printable,
         snapshot::{Latency, Snapshot},
         words::short_time,
     },
@@ -320,7 +321,7 @@ fn fact_lines<'a>(top: &Top, row: &Snapshot, area: Rect) -> Vec<Line<'a>> {
     }
     lines.push(Line::raw(owner(row)));
     if let Some(path) = &snapshot.cgroup {
-        lines.push(Line::styled(path.clone(), DIM));
+        lines.push(Line::styled(printable(path).into_owned(), DIM));
     }
     if let Some(threads) = snapshot.thread_words() {
         lines.push(Line::raw(format!("threads: {threads}")));

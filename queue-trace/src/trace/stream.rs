@@ -41,6 +41,7 @@ use crate::{
     },
     options::Kernel,
     sink::Sink,
+    stderr::say,
     stop::{StopSignals, reader_is_gone},
     trace::{
         audit::{Audit, Audited},
@@ -57,7 +58,7 @@ pub struct Until {
     pub count: Option<u64>,
     /// After this time.
     pub duration: Option<Duration>,
-    /// Once nobody reads standard output any more, even if there is nothing to write.
+    /// When nobody reads standard output any more, as it goes there.
     pub reader_is_gone: bool,
 }
 
@@ -195,13 +196,13 @@ impl Live {
     /// Says on standard error what cannot be told here, and that it is attached.
     pub fn announce(&self) {
         for note in self.plan.limits().iter().chain(&self.notes) {
-            eprintln!("note: {note}");
+            say!("note: {note}");
         }
         let what = match self.plan.family {
             Family::Tracepoint => "tracepoints",
             Family::Fentry | Family::Kprobe => "kernel functions",
         };
-        eprintln!(
+        say!(
             "ready: attached by {} to {} {what}",
             self.plan.family.name(),
             self.plan.attached_to().len()
@@ -353,7 +354,7 @@ impl Live {
         sink.books(&audited.ledgers)?;
         for ledger in &audited.news {
             sink.ledger(ledger)?;
-            eprintln!(
+            say!(
                 "warning: {} movements of the kernel's counters in netns {} are unexplained",
                 ledger.unexplained.unwrap_or(0),
                 ledger.netns
@@ -570,10 +571,10 @@ impl Live {
             }
         }
         if audited.is_none() {
-            eprintln!("warning: the kernel's counters were not read in time: there is no ledger");
+            say!("warning: the kernel's counters were not read in time: there is no ledger");
         }
         if look.is_none() {
-            eprintln!("warning: the last look at the listeners did not end in time");
+            say!("warning: the last look at the listeners did not end in time");
         }
         let audited = audited.transpose().map_err(io::Error::other)?;
         let look = look.transpose().map_err(io::Error::other)?;
@@ -638,6 +639,10 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Why the stream ended badly, with what to do. `output` is its name.
 #[must_use]
 pub fn write_error(error: io::Error, output: &str) -> anyhow::Error {
+    // The kernel side's errors come wrapped, with words of their own.
+    if error.kind() == ErrorKind::Other && error.get_ref().is_some() {
+        return anyhow::Error::new(error);
+    }
     let remedy = match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             " (make room and start again; all lines that are whole in it are good)"

@@ -8,6 +8,7 @@
 
 mod attach;
 mod counts;
+mod delivery;
 mod functions;
 mod iterate;
 mod lock;
