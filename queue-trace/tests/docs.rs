@@ -256,6 +256,8 @@ fn links_between_pages_lead_somewhere() {
         ("docs/", "reference.md"),
         ("docs/", "guide.md"),
         ("docs/", "troubleshooting.md"),
+        ("docs/", "agent.md"),
+        ("docs/", "metrics.md"),
     ] {
         let text = page(&format!("{folder}{name}"));
         for link in text.split("](").skip(1) {
@@ -394,6 +396,7 @@ fn full_row(limit_from: LimitFrom) -> Row {
         }),
         entered: None,
         waits: None,
+        waited_sum_ns: None,
         place: None,
         device: 0,
         closed: true,

@@ -9,6 +9,7 @@
     reason = "what is not there is a failure, in helpers of tests as in tests"
 )]
 
+mod agent;
 mod audit;
 mod bad_input;
 mod bench;

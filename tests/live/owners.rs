@@ -173,8 +173,6 @@ fn one_port_on_two_devices() {
     }
 }
 
-const MEMBERS: usize = 4;
-
 /// A group of listeners that share a port by `SO_REUSEPORT`: two of them older than the tracer,
 /// two younger.
 fn group(netns: &Netns, between: impl FnOnce()) -> Vec<TcpListener> {

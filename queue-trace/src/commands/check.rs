@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use self::report::Mode;
@@ -133,11 +133,16 @@ fn look(kernel: &Kernel) -> Report {
 /// If the report cannot be written.
 pub fn run(args: &CheckArgs) -> Result<u8> {
     let report = check(args);
-    let out = &mut io::stdout().lock();
+    // Whole before it is written: who reads the first lines only is told the rest by the status.
+    let mut written = Vec::new();
     match args.json {
-        true => report.json(out)?,
-        false => report.text(out)?,
+        true => report.json(&mut written)?,
+        false => report.text(&mut written)?,
     }
-    out.flush()?;
-    Ok(report.verdict as u8)
+    match io::stdout().write_all(&written) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(report.verdict as u8),
+    }
 }

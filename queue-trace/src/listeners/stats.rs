@@ -215,6 +215,7 @@ fn closed(key: &QueueKey, queue: &Queue) -> Row {
         descriptors: None,
         entered: None,
         waits: None,
+        waited_sum_ns: None,
         place: None,
         device: 0,
         closed: true,
