@@ -39,4 +39,5 @@ mod recordings;
 mod records;
 mod scenarios;
 mod servers;
+mod switches;
 mod top;
