@@ -64,6 +64,7 @@ fields! {
     SK_COOKIE        "sock.__sk_common.skc_cookie" without "the listener's socket cookie";
     SK_DEPTH         "sock.sk_ack_backlog";
     SK_LIMIT         "sock.sk_max_ack_backlog";
+    SK_SHUTDOWN      "sock.sk_shutdown" without "telling a listener that was shut down from one that was closed";
     SK_SOCKET        "sock.sk_socket" without "the listener's inode";
     SOCKET_INODE     "socket_alloc.vfs_inode.i_ino" without "the listener's inode";
     SOCKET_FILE      "socket.file" without "the listener's inode";

@@ -45,10 +45,11 @@ pub struct Queue {
     pub pid: u32,
     /// The backlog that listen() was given, if it was seen; else 0.
     pub asked: i32,
+    /// Not 0: it was closed by close(), so it does not listen again. A listener that was shut
+    /// down may.
+    pub released: u16,
     /// The port.
     pub port: u16,
-    /// Padding.
-    pub _pad: u16,
 }
 
 /// What each CPU keeps of a listener by itself, so that no two write the same.
@@ -68,13 +69,11 @@ pub struct Marks {
     /// The deepest SYN queue.
     pub syn_high: u32,
     /// Connections that entered the accept queue.
-    pub entered: u32,
-    /// Padding.
-    pub _pad: u32,
+    pub entered: u64,
     /// Connections by the time that they were in the accept queue, see [`bucket`].
-    pub waited: [u32; BUCKETS],
+    pub waited: [u64; BUCKETS],
     /// Handshakes by the time that they took, see [`bucket`].
-    pub handshakes: [u32; BUCKETS],
+    pub handshakes: [u64; BUCKETS],
 }
 
 /// A connection in an accept queue.

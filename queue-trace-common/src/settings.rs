@@ -3,10 +3,27 @@
 //!
 //! The verifier knows these values, so a filter that is off and a branch for
 //! another kernel cost nothing.
+//!
+//! Below them, the exact counts. Their tables are of a fixed size and the tracer runs for
+//! months, so user space gives places back:
+//!
+//! - The kernel side counts under a listener's key (`sk` and `inode`, both not 0) while the
+//!   socket has an inode. What comes after it lost it (late timers of its requests) is counted
+//!   under the key of the port (`sk` and `inode` 0).
+//! - A [`Queue`](crate::queue::Queue) with `closed_ns` and `released` was closed by close().
+//!   Its key is not counted under again, once the programs that ran meanwhile have ended (a
+//!   second is ample; `membarrier(MEMBARRIER_CMD_GLOBAL)` waits for just that). Then its
+//!   counts are added to sums of user space's own and deleted.
+//! - With `closed_ns` alone it was shut down, and may listen again: then `closed_ns` becomes 0.
+//! - Keys of ports, and [`Baseline`]s, are deleted when their namespace is gone.
+//! - A [`Slot`] is given back in two steps, with a second between them: `counted` is set to 0,
+//!   then `key.netns`.
+//! - A key that finds no room in `COUNTS` is counted by its port in `UNLISTED`, so that the sums
+//!   by namespace stay exact.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{counter, hook};
+use crate::{counter, hook, loss::Loss};
 
 /// Namespaces that `--netns` can name.
 pub const MAX_NETNS: usize = 8;
@@ -105,30 +122,6 @@ pub struct Kernel {
     pub _pad: [u8; (4 - (hook::COUNT + 5) % 4) % 4],
 }
 
-/// Loss counters, kept per CPU by the kernel side.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Loss {
-    /// Records that found the ring buffer full: held back, that is, not lost to the
-    /// counts.
-    pub ring_full: u64,
-    /// Counts that found the map of counts full, and are in no sum.
-    pub map_full: u64,
-    /// Reads of kernel memory that failed.
-    pub read_failed: u64,
-    /// Exits without their entry, or the other way round.
-    pub unpaired: u64,
-    /// Calls during which a counter moved more than one packet can move it.
-    pub ambiguous: u64,
-    /// First packet of a namespace on a CPU, its counters not known before it.
-    pub no_baseline: u64,
-    /// Listeners that found the table of queues full: nothing is kept of them.
-    pub unlisted: u64,
-    /// Connections that found the table of those in accept queues full: how long they
-    /// wait is not known.
-    pub untimed: u64,
-}
-
 /// Key of the exact counts.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -213,6 +206,25 @@ const _: () = assert!(size_of::<Tally>().is_multiple_of(8 * LINE));
 /// How far a CPU may get ahead of its allowance, nanoseconds: a burst of a second's
 /// worth of records passes whole.
 pub const RECORD_BURST_NS: u64 = 1_000_000_000;
+
+/// Tracepoint mode: one namespace's counters on one CPU, when last looked at. The key is the
+/// namespace's cookie, or on kernels without it the address of its `struct net`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Baseline {
+    /// The namespace.
+    pub net: u64,
+    /// This CPU's counters of the namespace; 0 where another CPU made the entry.
+    pub address: u64,
+    /// Their values.
+    pub values: [u64; counter::COUNT],
+    /// Their values now, while a packet is looked at.
+    pub now: [u64; counter::COUNT],
+    /// Inode number of the namespace.
+    pub netns: u32,
+    /// The verdict, while the kernel side passes it through a map.
+    pub verdict: u32,
+}
 
 /// Key of a prefix of the tries `ADDRS` and `CLIENTS`; IPv4 as `::ffff:a.b.c.d`.
 pub type Address = [u8; 16];

@@ -15,7 +15,7 @@ use crate::{
     },
     state::{
         config,
-        maps::{COUNTS, CPU, IF_MISSING, RECORDS},
+        maps::{COUNTS, CPU, IF_MISSING, RECORDS, UNLISTED},
         tally,
         types::Frame,
     },
@@ -88,7 +88,9 @@ pub fn verdict_with(
     } = verdict.listener;
     let key = CountKey {
         netns_cookie,
-        sk: verdict.sk,
+        // A socket without an inode is closed: what still comes of it is counted by its port, as
+        // nobody would know when the place can be given back.
+        sk: if inode == 0 { 0 } else { verdict.sk },
         inode,
         netns,
         port,
@@ -110,7 +112,7 @@ pub fn verdict_with(
         return hold(counted, verdict.count);
     };
     let Some(mut entry) = RECORDS.reserve::<Record>(0) else {
-        tally::lost(|loss| &mut loss.ring_full);
+        tally::lost(|loss| &mut loss.records);
         return hold(counted, verdict.count);
     };
     // SAFETY: reserved for a Record and ours until submitted; plain data, for which
@@ -199,8 +201,35 @@ fn count(key: &CountKey, by: u64, by_softirq: bool) -> Option<Place> {
             in_slot: false,
         });
     }
-    tally::lost(|loss| &mut loss.map_full);
-    None
+    by_port(key, by)
+}
+
+/// Counts what found no room by listener by its port. Rare, so a function of its own.
+#[inline(never)]
+fn by_port(key: &CountKey, by: u64) -> Option<Place> {
+    let key = CountKey {
+        sk: 0,
+        inode: 0,
+        ..*key
+    };
+    let mut place = UNLISTED.get_ptr_mut(&key);
+    if place.is_none() {
+        // If there is no room, nothing is found below.
+        let _ = UNLISTED.insert(&key, Counted::default(), IF_MISSING);
+        place = UNLISTED.get_ptr_mut(&key);
+    }
+    let Some(counted) = place else {
+        tally::lost_many(by, |loss| &mut loss.uncounted);
+        return None;
+    };
+    // SAFETY: as in `count`.
+    unsafe { (*counted).seen += by };
+    tally::lost_many(by, |loss| &mut loss.by_port);
+    tally::counts_changed();
+    Some(Place {
+        counted,
+        in_slot: false,
+    })
 }
 
 /// The slot of a key, if it has it or can have it.

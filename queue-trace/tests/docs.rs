@@ -19,7 +19,7 @@ use queue_trace::{
         event::{Event, Name},
         ledger::{Ledger, Look},
         lines::{AttachPlan, Counts, End, Header, LossNote, SCHEMA, Total},
-        snapshot::Snapshot,
+        snapshot::{Descriptors, Snapshot},
         socket::{Listener, Process},
     },
     options::Attach,
@@ -27,9 +27,9 @@ use queue_trace::{
 use queue_trace_common::{
     counter::{COUNTERS, Moved},
     hook,
+    loss::Loss,
     outcome::{self, Kind, OUTCOMES, Outcome},
     record::{self, Record},
-    settings::Loss,
 };
 use serde_json::{Value, json};
 
@@ -185,9 +185,9 @@ fn what_event_takes_is_documented() {
     }
 }
 
-/// Every long option is in the README, and every option in the README exists.
+/// Every long option is in docs/reference.md, and every option there exists.
 #[test]
-fn the_options_in_the_readme_are_those_of_the_program() {
+fn the_options_in_the_reference_are_those_of_the_program() {
     let mut options: BTreeSet<String> = BTreeSet::new();
     let command = Cli::command();
     for command in std::iter::once(&command).chain(command.get_subcommands()) {
@@ -198,10 +198,10 @@ fn the_options_in_the_readme_are_those_of_the_program() {
                 .map(Into::into),
         );
     }
-    let readme = page("README.md");
-    let (_, after) = readme
+    let reference = page("docs/reference.md");
+    let (_, after) = reference
         .split_once("\n## Options\n")
-        .expect("README has no Options");
+        .expect("the reference has no Options");
     let (text, _) = after.split_once("\n## ").unwrap();
     let written: BTreeSet<String> = text
         .split("`--")
@@ -252,6 +252,9 @@ fn links_between_pages_lead_somewhere() {
         ("docs/", "verdicts.md"),
         ("docs/", "diagnose.md"),
         ("docs/", "events.md"),
+        ("docs/", "reference.md"),
+        ("docs/", "guide.md"),
+        ("docs/", "troubleshooting.md"),
         ("docs/", "agent.md"),
         ("docs/", "metrics.md"),
     ] {
@@ -385,6 +388,11 @@ fn full_row(limit_from: LimitFrom) -> Row {
         oldest_waiting_us: Some(1),
         default_of: Some("Java"),
         threads: Some([("S futex_do_wait".to_owned(), 3)].into()),
+        descriptors: Some(Descriptors {
+            pid: 812,
+            open: 1024,
+            limit: 1024,
+        }),
         entered: None,
         waits: None,
         waited_sum_ns: None,
@@ -444,7 +452,7 @@ fn full_lines() -> Vec<Value> {
         outcomes: [(Name(&OUTCOMES[0]).to_string(), 1)].into(),
     }));
     lines.push(json!(End {
-        time: header.time.clone(),
+        time: header.time,
         lines: 1,
         rotated: false,
     }));
@@ -470,6 +478,7 @@ fn full_lines() -> Vec<Value> {
         LimitFrom::Backlog,
         LimitFrom::Somaxconn,
         LimitFrom::EarlierSomaxconn,
+        LimitFrom::BacklogOrEarlierSomaxconn,
     ] {
         lines.push(json!(Snapshot::from(&full_row(from))));
     }

@@ -6,8 +6,10 @@
 //! with. Where the machine is emulated with a clock that counts instructions, times are
 //! counts of instructions.
 
-// As in tests: what is not there is a failure, and says so.
-#![allow(clippy::unwrap_used)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "as in tests: what is not there is a failure, and says so"
+)]
 
 mod contender;
 mod load;

@@ -4,8 +4,10 @@
 //! A file for each subject. [`environment`] comes first: it proves that the kernel
 //! does what the other tests impose on it.
 
-// What is not there is a failure, and says so; in helpers of tests as in tests.
-#![expect(clippy::unwrap_used)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what is not there is a failure, in helpers of tests as in tests"
+)]
 
 mod agent;
 mod audit;

@@ -2,8 +2,10 @@
 //! of its terminal, the report as a browser shows it. `cargo xtask pictures` runs this with the
 //! program and the folder of the pictures.
 
-// Without the program or the browser there is no picture, and that is an error.
-#![allow(clippy::unwrap_used)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "without the program or the browser there is no picture"
+)]
 
 use std::{
     env,

@@ -1,6 +1,8 @@
 //! Mounts that one test alone sees: files of the machine hidden, or a disk that is
 //! full.
 
+#![expect(unsafe_code, reason = "unshare changes the calling thread")]
+
 use std::{fs, panic::resume_unwind, path::Path, thread};
 
 use rustix::{

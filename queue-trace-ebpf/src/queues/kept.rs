@@ -25,7 +25,6 @@ static NO_MARKS: Marks = Marks {
     accept_high: 0,
     syn_high: 0,
     entered: 0,
-    _pad: 0,
     waited: [0; _],
     handshakes: [0; _],
 };
@@ -42,8 +41,8 @@ static NO_QUEUE: Queue = Queue {
     netns: 0,
     pid: 0,
     asked: 0,
+    released: 0,
     port: 0,
-    _pad: 0,
 };
 
 /// The listener's key. A socket that has lost its file has none: it is being closed.

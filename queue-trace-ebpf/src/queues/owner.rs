@@ -44,6 +44,8 @@ pub fn made(sk: u64, net: u64) {
         queue.cgroup = generated::bpf_get_current_cgroup_id();
         queue.made_ns = bpf_ktime_get_ns();
     }
+    // It may be one that was shut down, and listens again.
+    queue.closed_ns = 0;
     tally::listeners_changed();
 }
 
@@ -58,6 +60,10 @@ pub fn closed(sk: u64) {
     if queue.full_since_ns != 0 {
         kept::no_longer_full(queue);
     }
+    // close() says so before it ends listening (net/ipv4/tcp.c, `__tcp_close`); shutdown() and
+    // connect() to AF_UNSPEC do not.
+    let shutdown = memory::get::<u8>(sk, field::SK_SHUTDOWN).unwrap_or(1);
+    queue.released = u16::from(shutdown != 0);
     // SAFETY: a plain helper without arguments.
     queue.closed_ns = unsafe { bpf_ktime_get_ns() };
     tally::listeners_changed();

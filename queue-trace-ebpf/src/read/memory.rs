@@ -42,7 +42,7 @@ impl BitOr for Status {
 /// Counts a failed read. A function of its own, as there are many reads.
 #[inline(never)]
 fn read_failed() {
-    tally::lost(|loss| &mut loss.read_failed);
+    tally::lost(|loss| &mut loss.failed_reads);
 }
 
 /// A pointer to a struct of the kernel, of one of two kinds: one that the verifier knows

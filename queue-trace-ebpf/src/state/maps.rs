@@ -6,10 +6,10 @@ use aya_ebpf::{
 };
 use queue_trace_common::{
     queue::{self, Entered, Marks, Queue, QueueKey},
-    settings::{Address, CountKey, Counted, Tally},
+    settings::{Address, Baseline, CountKey, Counted, Tally},
 };
 
-use super::types::{Baseline, Cpu, Entering, ListenerKey};
+use super::types::{Cpu, Entering, ListenerKey};
 
 /// BPF_NOEXIST (include/uapi/linux/bpf.h): another CPU may have made it meanwhile.
 pub const IF_MISSING: u64 = 1;
@@ -21,6 +21,10 @@ pub static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
 /// Exact counts by listener and outcome, as far as they have no slot in `TALLIES`.
 #[map]
 pub static COUNTS: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(8192, 0);
+
+/// Counts by port, of those that found no room in `COUNTS`.
+#[map]
+pub static UNLISTED: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(4096, 0);
 
 /// What each CPU has to tell, by its number. The loader makes it as long as there are CPUs.
 #[map]

@@ -2,15 +2,21 @@
 //! without a system call.
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
-use queue_trace_common::settings::{Loss, Tally};
+use queue_trace_common::{loss::Loss, settings::Tally};
 
 use super::maps::TALLIES;
 
 /// Adds one to a loss counter.
 #[inline(always)]
 pub fn lost(which: impl FnOnce(&mut Loss) -> &mut u64) {
+    lost_many(1, which);
+}
+
+/// Adds to a loss counter.
+#[inline(always)]
+pub fn lost_many(many: u64, which: impl FnOnce(&mut Loss) -> &mut u64) {
     if let Some(tally) = of_this_cpu() {
-        *which(&mut tally.loss) += 1;
+        *which(&mut tally.loss) += many;
     }
 }
 

@@ -149,24 +149,6 @@ pub struct Entering {
     pub listener: QueueKey,
 }
 
-/// One namespace's counters on this CPU, when last looked at.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Baseline {
-    /// The namespace.
-    pub net: u64,
-    /// This CPU's counters of the namespace.
-    pub address: u64,
-    /// Their values.
-    pub values: Counters,
-    /// Their values now, while a packet is looked at.
-    pub now: Counters,
-    /// The verdict; see [`forget_range`](crate::frame::forget_range).
-    pub verdict: u32,
-    /// Padding.
-    pub _pad: u32,
-}
-
 /// Where a listener is looked up by a packet's destination.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -81,9 +81,8 @@ fn accept_exit(ctx: FExitContext) -> i32 {
 fn accept_enter_kprobe(ctx: ProbeContext) -> u32 {
     if let Some(sk) = ctx.arg::<u64>(0) {
         let thread = bpf_get_current_pid_tgid();
-        if ACCEPTING.insert(thread, sk, 0).is_err() {
-            tally::lost(|loss| &mut loss.map_full);
-        }
+        // If there is no room, the exit is counted as unpaired.
+        let _ = ACCEPTING.insert(thread, sk, 0);
     }
     0
 }
@@ -96,6 +95,8 @@ fn accept_exit_kprobe(ctx: RetProbeContext) -> u32 {
         tally::lost(|loss| &mut loss.unpaired);
         return 0;
     };
+    // Or an exit whose entry is missed would find the listener of an earlier call.
+    let _ = ACCEPTING.remove(thread);
     exit(Plain(sk), ctx.ret());
     0
 }

@@ -56,7 +56,7 @@ pub fn remember(sk: u64, net: u64) {
     if let Some(key) = key_of(sk, net)
         && LISTENERS.insert(key, sk, 0).is_err()
     {
-        tally::lost(|loss| &mut loss.map_full);
+        tally::lost(|loss| &mut loss.unknown_listeners);
     }
 }
 

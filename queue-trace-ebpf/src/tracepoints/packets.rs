@@ -21,7 +21,7 @@ use queue_trace_common::{
     },
     field, outcome,
     queue::QueueKey,
-    settings::typed,
+    settings::{Baseline, typed},
 };
 
 use super::listeners;
@@ -39,7 +39,7 @@ use crate::{
         config,
         maps::{BASELINES, LATEST},
         tally,
-        types::{Baseline, Counters},
+        types::Counters,
     },
     steps::syn,
 };
@@ -80,16 +80,15 @@ fn prime(net: impl Pointer) {
         address,
         values: [0; counter::COUNT],
         now: [0; counter::COUNT],
+        netns: net.load(field::NET_ID),
         verdict: 0,
-        _pad: 0,
     };
     if !counters::read(&mut baseline.values, address, ALL) {
         return;
     }
-    // Sets this CPU's copy alone, also where the entry exists.
-    if BASELINES.insert(identity, baseline, 0).is_err() {
-        tally::lost(|loss| &mut loss.map_full);
-    }
+    // Sets this CPU's copy alone, also where the entry exists. Where there is no room, each
+    // packet that ends is counted as one without a baseline.
+    let _ = BASELINES.insert(identity, &baseline, 0);
 }
 
 /// The identity of the namespace of a packet that was delivered to this host: that of the
@@ -135,7 +134,7 @@ fn freed(skb: u64, how: Freed) {
         return;
     }
     let Some(baseline) = baseline_of(identity) else {
-        return;
+        return without_baseline(skb);
     };
     let net = baseline.net;
     if !counters::read(&mut baseline.now, baseline.address, ALL) {
@@ -200,6 +199,15 @@ fn freed(skb: u64, how: Freed) {
         },
         || (!packet.icmp).then(|| Peer::from(packet)),
     );
+}
+
+/// A packet ended before its namespace's counters were known on this CPU. What is only sent has
+/// not been to TCP, and is no loss. Rare, so a function of its own.
+#[inline(never)]
+fn without_baseline(skb: u64) {
+    if Packet::of(skb).is_some_and(|packet| packet.at_tcp) {
+        tally::lost(|loss| &mut loss.no_baseline);
+    }
 }
 
 /// The farthest that a deciding counter moved: how many packets the movement stands

@@ -20,7 +20,7 @@ pub mod incidents;
 pub mod listeners;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use self::trace::TraceArgs;
 
@@ -124,8 +124,8 @@ pub fn run(cli: &Cli) -> Result<u8> {
         Some(Command::Report(args)) => report::run(args).map(|()| 0),
         #[cfg(target_os = "linux")]
         Some(Command::Incidents(args)) => incidents::run(args).map(|()| 0),
-        Some(Command::Completions(args)) => manual::completions(args).map(|()| 0),
-        Some(Command::Man(args)) => manual::man(args).map(|()| 0),
+        Some(Command::Completions(args)) => manual::completions(args, Cli::command()).map(|()| 0),
+        Some(Command::Man(args)) => manual::man(args, Cli::command()).map(|()| 0),
         command => watch(command.as_ref(), cli),
     }
 }
@@ -181,7 +181,6 @@ fn log_to_stderr(verbose: u8) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use queue_trace_common::outcome::{self, Kind};
 
     use super::*;

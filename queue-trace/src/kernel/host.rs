@@ -1,7 +1,7 @@
 //! Facts about this machine: which kernel, which privileges, which ways to attach it
 //! shows. Only looks; nothing is loaded or attached here.
 
-use std::{fs, path::Path};
+use std::{fmt, fs, path::Path};
 
 use rustix::{
     system::uname,
@@ -63,6 +63,23 @@ impl Privileges {
     }
 }
 
+impl fmt::Display for Privileges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.sys_admin {
+            return f.write_str("CAP_SYS_ADMIN");
+        }
+        let held = [("CAP_BPF", self.bpf), ("CAP_PERFMON", self.perfmon)];
+        let held = held
+            .into_iter()
+            .filter_map(|(name, held)| held.then_some(name));
+        let held: Vec<_> = held.collect();
+        match held[..] {
+            [] => f.write_str("none of CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN"),
+            _ => f.write_str(&held.join(", ")),
+        }
+    }
+}
+
 impl Host {
     /// Looks around.
     #[must_use]
@@ -86,8 +103,14 @@ impl Host {
     /// Whether the kernel is too old to try.
     #[must_use]
     pub fn too_old(&self) -> bool {
-        version(&self.release).is_some_and(|version| version < OLDEST)
+        is_too_old(&self.release)
     }
+}
+
+/// Whether a release is older than [`OLDEST`]. One that is no number is not.
+#[must_use]
+pub fn is_too_old(release: &str) -> bool {
+    version(release).is_some_and(|version| version < OLDEST)
 }
 
 /// The mode in brackets, unless it is `none`.

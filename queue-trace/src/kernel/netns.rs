@@ -1,6 +1,8 @@
 //! Network namespaces of this machine: which there are, and their counters. Holds
 //! none of them open, so it keeps none alive.
 
+#![expect(unsafe_code, reason = "an ioctl and a socket option that no crate has")]
+
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -205,7 +207,7 @@ mod tests {
     fn mounts_of_namespaces_are_recognised() {
         let line = "370 25 0:4 net:[4026532177] /run/netns/blue rw shared:210 - nsfs nsfs rw";
         let way = NetnsPath::Path("/run/netns/blue".into());
-        assert_eq!(mounted(line), Some((4026532177, way)));
+        assert_eq!(mounted(line), Some((4_026_532_177, way)));
         let other = "28 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw";
         assert_eq!(mounted(other), None);
     }

@@ -10,7 +10,10 @@ use queue_trace_common::{
 
 pub use crate::model::event::Name;
 use crate::{
-    kernel::{btf::Types, host::Host},
+    kernel::{
+        btf::{TRACEPOINTS, Types},
+        host::Host,
+    },
     model::lines::AttachPlan,
     options::Attach,
 };
@@ -77,11 +80,25 @@ impl Offers {
         };
         Self {
             families: [fentry, host.kprobes.clone(), Ok(())],
-            hooks: HOOKS
-                .iter()
-                .map(|hook| types.fits(hook).map(|_| ()).map_err(Without::Absent))
-                .collect(),
+            hooks: Self::fitting(types),
         }
+    }
+
+    /// No way at all, for one reason.
+    #[must_use]
+    pub fn none(why: &str) -> Self {
+        Self {
+            families: [(); 3].map(|()| Err(why.to_owned())),
+            hooks: HOOKS.iter().map(|_| Ok(())).collect(),
+        }
+    }
+
+    /// For each hook, whether the kernel's function is there as it is known.
+    pub(super) fn fitting(types: &Types) -> Vec<Result<(), Without>> {
+        let hooks = HOOKS.iter();
+        hooks
+            .map(|hook| types.fits(hook).map(|_| ()).map_err(Without::Absent))
+            .collect()
     }
 
     fn family(&self, family: Family) -> &Result<(), String> {
@@ -115,6 +132,15 @@ pub enum PlanError {
     None(String),
 }
 
+impl PlanError {
+    /// Why, without the option that asked for it.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        let (Self::Refused { why, .. } | Self::None(why)) = self;
+        why
+    }
+}
+
 /// The plan.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -133,14 +159,6 @@ pub struct Plan {
     /// What the self-test found warnings, a sentence each.
     pub warnings: Vec<String>,
 }
-
-/// The tracepoints of that mode.
-pub const TRACEPOINTS: [&str; 4] = [
-    "inet_sock_set_state",
-    "consume_skb",
-    "kfree_skb",
-    "netif_receive_skb",
-];
 
 /// What tracepoints alone can tell.
 const BY_TRACEPOINTS: [u8; 15] = [

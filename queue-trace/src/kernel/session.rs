@@ -1,6 +1,11 @@
 //! The one way to attach: refuses where it cannot go well, tries the best plan first, learns
 //! from what the kernel refuses, and tests itself.
 
+#![cfg_attr(
+    target_env = "gnu",
+    expect(unsafe_code, reason = "giving memory back is a call of the C library")
+)]
+
 use anyhow::{Result, bail};
 use bytes::Bytes;
 

@@ -4,6 +4,8 @@
 //! where it is. The namespace lives as long as its handle, the sockets made
 //! inside it and the threads inside it.
 
+#![expect(unsafe_code, reason = "unshare changes the calling thread")]
+
 use std::{
     fs::{self, File},
     os::{

@@ -15,9 +15,9 @@ use crate::{
     listeners::{
         AcceptGauge, Cgroup, LimitFrom, Row, SynGauge, diag,
         diag::{Listening, takes},
-        group, language, owners, runtime,
+        group, language, owners,
     },
-    model::{clock::wall_now, socket::Listener},
+    model::{clock::wall_now, runtime, socket::Listener},
 };
 
 /// The listeners of a moment.
@@ -170,6 +170,7 @@ fn rows(netns: u32, found: &Found) -> impl Iterator<Item = Row> {
         oldest_waiting_us: oldest(listening, found),
         default_of: None,
         threads: None,
+        descriptors: None,
         entered: None,
         waits: None,
         waited_sum_ns: None,
@@ -276,6 +277,7 @@ fn own(rows: &mut [Row], iterators: Option<Iterators<'_>>) {
         // While nobody accepts it is of interest what they do instead.
         if row.accept_queue.is_full() && !row.processes.is_empty() {
             row.threads = Some(owners::threads(&row.processes));
+            row.descriptors = owners::descriptors(&row.processes);
         }
     }
 }

@@ -10,8 +10,8 @@ pub mod cgroup;
 pub mod diag;
 pub mod group;
 pub mod language;
+pub mod member;
 pub mod owners;
-pub mod runtime;
 pub mod stats;
 pub mod table;
 pub mod watch;
@@ -30,9 +30,10 @@ pub use self::{
 use crate::model::{
     event::rfc3339,
     latency::Distribution,
+    runtime::is_default_somaxconn,
     sight::Sight,
     snapshot,
-    snapshot::{Gauge, Snapshot},
+    snapshot::{Descriptors, Gauge, Snapshot},
     socket::{Listener, Process},
 };
 
@@ -71,10 +72,12 @@ pub struct Row {
     pub default_of: Option<&'static str>,
     /// What the owners' threads do, how many each; of a full accept queue only.
     pub threads: Option<BTreeMap<String, u32>>,
+    /// The file descriptors of the owner that has least room for more; of a full accept queue only.
+    pub descriptors: Option<Descriptors>,
     /// How many connections entered its accept queue, since attached.
     pub entered: Option<u64>,
     /// How many accepted connections had waited how long: a histogram.
-    pub waits: Option<[u32; BUCKETS]>,
+    pub waits: Option<[u64; BUCKETS]>,
     /// How long they had waited, all together, nanoseconds.
     pub waited_sum_ns: Option<u64>,
     /// Place in its `SO_REUSEPORT` group, and how many are in it, as the kernel has it.
@@ -125,6 +128,9 @@ pub enum LimitFrom {
     Somaxconn,
     /// An earlier `net.core.somaxconn` or a backlog below it: the setting is lower now.
     EarlierSomaxconn,
+    /// The backlog that the application asked for, or an earlier `net.core.somaxconn`: the limit is a kernel's
+    /// default of it.
+    BacklogOrEarlierSomaxconn,
 }
 
 impl LimitFrom {
@@ -135,6 +141,7 @@ impl LimitFrom {
             Self::Backlog => "backlog",
             Self::Somaxconn => "somaxconn",
             Self::EarlierSomaxconn => "earlier_somaxconn",
+            Self::BacklogOrEarlierSomaxconn => "backlog_or_earlier_somaxconn",
         }
     }
 
@@ -143,6 +150,9 @@ impl LimitFrom {
     #[must_use]
     pub fn of(limit: u32, somaxconn: u32) -> Self {
         match limit.cmp(&somaxconn) {
+            std::cmp::Ordering::Less if is_default_somaxconn(limit) => {
+                Self::BacklogOrEarlierSomaxconn
+            }
             std::cmp::Ordering::Less => Self::Backlog,
             std::cmp::Ordering::Equal => Self::Somaxconn,
             std::cmp::Ordering::Greater => Self::EarlierSomaxconn,
@@ -199,7 +209,7 @@ impl From<&Row> for Sight {
     fn from(row: &Row) -> Self {
         Self {
             snapshot: Snapshot::from(row),
-            waits: row.waits.map(|waits| waits.map(u64::from)),
+            waits: row.waits,
             waited_sum_ns: row.waited_sum_ns,
         }
     }
@@ -231,6 +241,7 @@ impl From<&Row> for Snapshot {
             oldest_waiting_us: row.oldest_waiting_us,
             default_of: row.default_of.map(str::to_owned),
             threads: row.threads.clone(),
+            descriptors: row.descriptors,
             closed: row.closed.then_some(true),
         }
     }

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use crate::model::socket::Process;
+use crate::model::{snapshot::Descriptors, socket::Process};
 
 /// Processes by the inode number of a socket that they hold.
 pub type Owners = HashMap<u64, Vec<Process>>;
@@ -93,6 +93,30 @@ pub fn threads(processes: &[Process]) -> BTreeMap<String, u32> {
         }
     }
     doing
+}
+
+/// The file descriptors of the process that has least room for more, if that may be seen.
+#[must_use]
+pub fn descriptors(processes: &[Process]) -> Option<Descriptors> {
+    let of = |process: &Process| {
+        let folder = format!("/proc/{}", process.pid);
+        let limits = fs::read_to_string(format!("{folder}/limits")).ok()?;
+        Some(Descriptors {
+            pid: process.pid,
+            open: fs::read_dir(format!("{folder}/fd")).ok()?.count() as u64,
+            limit: limit_of_files(&limits)?,
+        })
+    };
+    let all = processes.iter().take(PROCESSES).filter_map(of);
+    all.min_by_key(|one| one.limit.saturating_sub(one.open))
+}
+
+/// The soft limit of open files, from the text of `/proc/PID/limits`.
+fn limit_of_files(limits: &str) -> Option<u64> {
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Of so many processes and of so many threads of each it is looked what they do.

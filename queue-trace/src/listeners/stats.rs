@@ -11,11 +11,12 @@ use queue_trace_common::{
 
 use crate::{
     kernel::{decode::text, plan::Family, probe::Kept},
-    listeners::{AcceptGauge, Cgroup, Row, group, look},
+    listeners::{AcceptGauge, Cgroup, LimitFrom, Row, group, look},
     model::{
         clock::{monotonic_now, wall_now},
         event::Name,
         latency::Distribution,
+        runtime,
         snapshot::drops,
         socket::{Listener, Process},
     },
@@ -93,12 +94,19 @@ impl Stats<'_> {
             row.cgroup = Cgroup::of_number(queue.cgroup).unwrap_or_default();
         }
         row.accept_queue.asked = asked(queue, row.accept_queue.limit);
+        if let Some(asked) = row.accept_queue.asked {
+            // What was asked for is known, so it need not be guessed from the limit.
+            let names = row.processes.iter().map(|process| process.comm.as_str());
+            let default = runtime::asked_for(asked, names);
+            row.default_of = default.map(|default| default.name).or(row.default_of);
+            row.accept_queue.limit_from = limit_from(&row.accept_queue, asked);
+        }
         let by_tracepoints = self.family == Family::Tracepoint;
         if by_tracepoints && row.group.is_some() {
             // Which socket of a group it was is not known.
             return;
         }
-        row.entered = Some(marks.entered.into());
+        row.entered = Some(marks.entered);
         if marks.accept_high > 0 {
             row.accept_queue.high_water = Some(marks.accept_high);
             row.accept_queue.high_water_time = Some(clock.wall(marks.accept_high_ns));
@@ -128,6 +136,16 @@ impl Stats<'_> {
 /// gives no more than was asked for: otherwise listen() was called again since.
 fn asked(queue: &Queue, limit: u32) -> Option<i32> {
     (queue.asked != 0 && queue.asked as u32 >= limit).then_some(queue.asked)
+}
+
+/// What set the limit, where it is known what was asked for.
+fn limit_from(queue: &AcceptGauge, asked: i32) -> Option<LimitFrom> {
+    match queue.limit_from {
+        Some(LimitFrom::BacklogOrEarlierSomaxconn) if asked as u32 == queue.limit => {
+            Some(LimitFrom::Backlog)
+        }
+        from => from,
+    }
 }
 
 /// The two clocks, at one moment.
@@ -194,6 +212,7 @@ fn closed(key: &QueueKey, queue: &Queue) -> Row {
         oldest_waiting_us: None,
         default_of: None,
         threads: None,
+        descriptors: None,
         entered: None,
         waits: None,
         waited_sum_ns: None,

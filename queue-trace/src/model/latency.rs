@@ -11,7 +11,7 @@ use crate::model::{snapshot::Latency, words::short_time};
 #[derive(Debug, Clone, Default)]
 pub struct Histogram {
     /// See [`bucket`].
-    pub places: [u32; BUCKETS],
+    pub places: [u64; BUCKETS],
     longest: u64,
 }
 
@@ -55,13 +55,13 @@ pub struct Distribution {
 impl Distribution {
     /// From the places of a histogram, and the longest. `None` if it is empty.
     #[must_use]
-    pub fn of(places: &[u32; BUCKETS], max: u64) -> Option<Self> {
-        let count: u64 = places.iter().copied().map(u64::from).sum();
+    pub fn of(places: &[u64; BUCKETS], max: u64) -> Option<Self> {
+        let count: u64 = places.iter().sum();
         let percentile = |percent: u64| {
             let wanted = (count * percent).div_ceil(100);
             let mut sum = 0;
             let place = places.iter().position(|count| {
-                sum += u64::from(*count);
+                sum += count;
                 sum >= wanted
             });
             match place {

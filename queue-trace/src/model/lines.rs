@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use queue_trace_common::{outcome::Outcome, settings::Loss};
+use queue_trace_common::{
+    loss::{LOSSES, Loss},
+    outcome::Outcome,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::{event::Words, socket::Listener};
@@ -45,7 +48,7 @@ pub struct AttachPlan {
     pub limits: Vec<String>,
 }
 
-/// Losses since the last note.
+/// Losses since the last note. What the kernel side loses has the names of [`LOSSES`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename = "loss", default)]
 pub struct LossNote {
@@ -53,7 +56,9 @@ pub struct LossNote {
     pub time: String,
     /// Records that found the ring full: they are in the stream as counts only.
     pub records: u64,
-    /// Counts that could not be kept by listener, only by outcome.
+    /// Counts kept by port, as the table of counts had no room for the listener.
+    pub by_port: u64,
+    /// Counts that found no room at all: the totals lack them.
     pub uncounted: u64,
     /// Reads of kernel memory that failed.
     pub failed_reads: u64,
@@ -61,12 +66,16 @@ pub struct LossNote {
     pub unpaired: u64,
     /// Calls during which a counter moved by more than one.
     pub ambiguous: u64,
-    /// First packets of a namespace on a CPU, before which its counters were not known.
+    /// Calls that another one on the same CPU interrupted, whose counters could not be told apart.
+    pub interleaved: u64,
+    /// Packets that ended before the counters of their namespace were known on that CPU.
     pub no_baseline: u64,
     /// Entries of listeners that found the table of queues full.
     pub unlisted: u64,
     /// Connections that found the table of those in accept queues full.
     pub untimed: u64,
+    /// Listeners that found the table of addresses full.
+    pub unknown_listeners: u64,
     /// Runs of a program that the kernel left out because it was running on that CPU
     /// already.
     pub missed: u64,
@@ -78,16 +87,20 @@ impl LossNote {
     /// What the kernel side lost between two readings of its counters.
     #[must_use]
     pub fn between(from: &Loss, to: &Loss, time: String) -> Self {
+        let lost = to.since(from);
         Self {
             time,
-            records: to.ring_full - from.ring_full,
-            uncounted: to.map_full - from.map_full,
-            failed_reads: to.read_failed - from.read_failed,
-            unpaired: to.unpaired - from.unpaired,
-            ambiguous: to.ambiguous - from.ambiguous,
-            no_baseline: to.no_baseline - from.no_baseline,
-            unlisted: to.unlisted - from.unlisted,
-            untimed: to.untimed - from.untimed,
+            records: lost.records,
+            by_port: lost.by_port,
+            uncounted: lost.uncounted,
+            failed_reads: lost.failed_reads,
+            unpaired: lost.unpaired,
+            ambiguous: lost.ambiguous,
+            interleaved: lost.interleaved,
+            no_baseline: lost.no_baseline,
+            unlisted: lost.unlisted,
+            untimed: lost.untimed,
+            unknown_listeners: lost.unknown_listeners,
             missed: 0,
             undecoded: 0,
         }
@@ -95,20 +108,28 @@ impl LossNote {
 
     /// The losses by name, those that are not zero.
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        [
-            ("records that found the ring full", self.records),
-            ("counts not kept by listener", self.uncounted),
-            ("failed reads", self.failed_reads),
-            ("unpaired calls", self.unpaired),
-            ("ambiguous calls", self.ambiguous),
-            ("packets without a baseline", self.no_baseline),
-            ("queues without room in the table", self.unlisted),
-            ("connections whose wait is not known", self.untimed),
-            ("missed program runs", self.missed),
-            ("records not understood", self.undecoded),
-        ]
-        .into_iter()
-        .filter(|(_, count)| *count != 0)
+        let kernel = Loss {
+            records: self.records,
+            by_port: self.by_port,
+            uncounted: self.uncounted,
+            failed_reads: self.failed_reads,
+            unpaired: self.unpaired,
+            ambiguous: self.ambiguous,
+            interleaved: self.interleaved,
+            no_baseline: self.no_baseline,
+            unlisted: self.unlisted,
+            untimed: self.untimed,
+            unknown_listeners: self.unknown_listeners,
+        };
+        LOSSES
+            .iter()
+            .map(|kind| kind.says)
+            .zip(kernel.numbers())
+            .chain([
+                ("missed program runs", self.missed),
+                ("records not understood", self.undecoded),
+            ])
+            .filter(|(_, count)| *count != 0)
     }
 }
 
@@ -178,4 +199,22 @@ pub struct End {
     pub lines: u64,
     /// Whether the run goes on in another file.
     pub rotated: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_loss_of_the_registry_is_a_member_and_a_part() {
+        for (index, kind) in LOSSES.iter().enumerate() {
+            let mut numbers = [0u64; queue_trace_common::loss::COUNT];
+            numbers[index] = 7;
+            let lost: Loss = bytemuck::cast(numbers);
+            let note = LossNote::between(&Loss::default(), &lost, String::new());
+            let json = serde_json::to_value(&note).unwrap();
+            assert_eq!(json[kind.name], 7, "{}", kind.name);
+            assert_eq!(note.parts().collect::<Vec<_>>(), [(kind.says, 7)]);
+        }
+    }
 }

@@ -66,9 +66,32 @@ pub struct Snapshot {
     /// of the state as in ps(1), and the kernel function that they waited in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<BTreeMap<String, u32>>,
+    /// The file descriptors of the owner that had least room for more, when its accept queue was full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub descriptors: Option<Descriptors>,
     /// Whether it was closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<bool>,
+}
+
+/// File descriptors of a process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Descriptors {
+    /// The process.
+    pub pid: u32,
+    /// How many are open.
+    pub open: u64,
+    /// How many may be, `RLIMIT_NOFILE`.
+    pub limit: u64,
+}
+
+impl Descriptors {
+    /// Whether the next one is refused.
+    #[must_use]
+    pub fn is_used_up(&self) -> bool {
+        self.open >= self.limit
+    }
 }
 
 impl Snapshot {
@@ -107,7 +130,10 @@ impl Snapshot {
             return String::new();
         };
         let from = queue.limit_from.as_deref();
-        let mut text = from.unwrap_or_default().replace('_', " ");
+        let mut text = match from {
+            Some("backlog_or_earlier_somaxconn") => "backlog, or somaxconn at that time".to_owned(),
+            from => from.unwrap_or_default().replace('_', " "),
+        };
         if let Some(asked) = queue.asked.filter(|_| from != Some("backlog")) {
             text.push_str(&format!(" (asked {asked})"));
         }
@@ -146,6 +172,19 @@ impl Snapshot {
             let all: Vec<_> = threads.into_iter().take(5).map(words).collect();
             all.join(", ")
         })
+    }
+
+    /// That an owner has no file descriptor left, in words: `20 open in server[12], its limit is 20`.
+    #[must_use]
+    pub fn descriptors_used_up(&self) -> Option<String> {
+        let used = self.descriptors.filter(Descriptors::is_used_up)?;
+        let mut owners = self.processes.iter().flatten();
+        let owner = owners.find(|process| process.pid == used.pid);
+        let comm = owner.map_or("", |process| &process.comm);
+        Some(format!(
+            "{} open in {comm}[{}], its limit is {}",
+            used.open, used.pid, used.limit
+        ))
     }
 
     /// Whether it was closed.

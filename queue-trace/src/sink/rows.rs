@@ -174,7 +174,7 @@ fn column(line: &mut String, text: &str, width: usize) {
     line.extend(std::iter::repeat_n(' ', width - text.len()));
 }
 
-fn push(line: &mut String, what: std::fmt::Arguments) {
+fn push(line: &mut String, what: std::fmt::Arguments<'_>) {
     // A string takes whatever is written to it.
     let _ = line.write_fmt(what);
 }

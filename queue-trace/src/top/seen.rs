@@ -25,7 +25,7 @@ pub struct Row {
     /// As it stands.
     pub snapshot: Snapshot,
     /// How many accepted connections had waited how long: a histogram.
-    pub waits: Option<[u32; BUCKETS]>,
+    pub waits: Option<[u64; BUCKETS]>,
 }
 
 impl Row {

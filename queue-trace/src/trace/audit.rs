@@ -124,9 +124,10 @@ impl Audit {
             std::thread::sleep(BETWEEN);
             ledgers = self.compare(probe)?;
         }
-        if probe.loss().map_full > 0 {
+        if probe.loss().uncounted > 0 {
             for ledger in &mut ledgers {
-                ledger.note = Some("some counts found no room by listener".to_owned());
+                ledger.note =
+                    Some("some counts found no room, so that our sums lack them".to_owned());
             }
         }
         if let Some(why) = self.partial {
@@ -150,7 +151,7 @@ impl Audit {
     }
 
     fn compare(&self, probe: &mut Probe) -> Result<Vec<Ledger>> {
-        let lost = probe.loss().ring_full;
+        let lost = probe.loss().records;
         let end = self.look(probe)?;
         let own = netns::own().ok();
         let mut ledgers: Vec<_> = end

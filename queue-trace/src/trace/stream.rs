@@ -9,8 +9,9 @@ use std::{
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use queue_trace_common::{
+    loss::Loss,
     outcome::Outcome,
-    settings::{CountKey, Counted, Loss},
+    settings::{CountKey, Counted},
 };
 use tokio::time::Instant;
 

@@ -12,11 +12,13 @@ pub struct Floors(pub &'static [&'static [&'static str]]);
 
 /// Up to `top` no kernel is needed.
 pub const USER_SIDE: Floors = Floors(&[
-    &["model"],
-    &["recording", "sink"],
+    &["model", "options", "stop"],
+    &["sink"],
+    &["recording"],
     &["diagnose"],
     &["report", "top"],
-    &["kernel", "lab"],
+    &["lab"],
+    &["kernel"],
     &["listeners"],
     &["trace"],
     &["agent"],

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, io};
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Map, lpm_trie},
+    maps::lpm_trie,
     programs::{FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
 use bytemuck::bytes_of;
@@ -21,7 +21,7 @@ use crate::kernel::{
     netns,
     netns::NetnsPath,
     plan::{Family, Plan},
-    probe::{functions, iterate, object},
+    probe::{functions, iterate, named::named, object},
     selection::Selection,
 };
 
@@ -170,9 +170,10 @@ fn attach_tracepoints(
             "listeners that existed before are known by their port only: {error:#}"
         )],
     };
+    // What sets baselines before what needs them.
+    attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
     attach_tracepoint_twice(ebpf, "packet_consumed", "consume_skb")?;
     attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")?;
-    attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
     Ok(notes)
 }
 
@@ -232,20 +233,6 @@ fn log_sizes(ebpf: &Ebpf) {
             );
         }
     }
-}
-
-pub(super) fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {
-    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)
-}
-
-pub(super) fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<T>
-where
-    T::Error: std::error::Error + Send + Sync + 'static,
-{
-    let map = ebpf
-        .take_map(name)
-        .with_context(|| format!("the kernel side has no map {name}"))?;
-    T::try_from(map).with_context(|| format!("the map {name} is not what it should be"))
 }
 
 /// Puts networks into a trie; IPv4 as `::ffff:a.b.c.d`.

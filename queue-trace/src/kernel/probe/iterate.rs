@@ -11,18 +11,7 @@ use bytemuck::Pod;
 use queue_trace_common::queue::{Depths, Held};
 
 use crate::{
-    kernel::{
-        btf::Types,
-        decode::text,
-        netns,
-        netns::NetnsPath,
-        probe::{
-            attach::{load, named},
-            functions,
-        },
-        selection::Selection,
-    },
-    listeners::owners::Owners,
+    kernel::{decode::text, netns, netns::NetnsPath, probe::named::named},
     model::socket::Process,
 };
 
@@ -32,27 +21,6 @@ const DEPTHS: (&str, &str) = ("queue_depths", "tcp");
 
 /// The iterators, ready to be run.
 pub struct Iterators<'a>(pub(super) &'a mut Ebpf);
-
-/// The iterators without anything attached.
-pub struct Unattached(Ebpf);
-
-impl Unattached {
-    /// Loads them.
-    ///
-    /// # Errors
-    /// If the kernel does not allow it, or lacks what they need.
-    pub fn load() -> Result<Self> {
-        let types = Types::read(None)?;
-        let mut ebpf = load(&types, 0, &Selection::default())?;
-        prepare(&mut ebpf, &functions::of(&types)?)?;
-        Ok(Self(ebpf))
-    }
-
-    /// To be run.
-    pub fn iterators(&mut self) -> Iterators<'_> {
-        Iterators(&mut self.0)
-    }
-}
 
 /// Has the iterators verified, which takes privileges that running them does not.
 pub(super) fn prepare(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), ProgramError> {
@@ -68,8 +36,8 @@ impl Iterators<'_> {
     ///
     /// # Errors
     /// If the iterator cannot be run.
-    pub fn owners(&mut self) -> Result<Owners> {
-        let mut owners = Owners::new();
+    pub fn owners(&mut self) -> Result<HashMap<u64, Vec<Process>>> {
+        let mut owners = HashMap::new();
         for held in self.run::<Held>(HELD.0, |read| read())? {
             let process = Process {
                 pid: held.pid,

@@ -1,12 +1,20 @@
 //! The kernel side at work: attached as planned, and its maps read. Only this file and its
 //! folder touch the BPF library.
 
+#![expect(
+    unsafe_code,
+    reason = "the ring is registered with the runtime by its descriptor"
+)]
+
 mod attach;
 mod functions;
 mod iterate;
+mod named;
 mod object;
 mod queues;
 mod tallies;
+mod unattached;
+mod wire;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,26 +24,25 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::{
-    Ebpf, Pod,
+    Ebpf,
     maps::{MapData, PerCpuHashMap, RingBuf},
 };
 use aya_log::EbpfLogger;
 use bytes::{Bytes, BytesMut};
 use queue_trace_common::{
+    loss::Loss,
     queue::{Queue, QueueKey},
-    settings::{CountKey, Counted, Loss, Slot},
+    settings::{CountKey, Counted, Slot},
 };
 use tokio::io::unix::AsyncFd;
 
-pub use self::{
-    attach::AttachError,
-    iterate::{Iterators, Unattached},
-    queues::Kept,
-};
+pub use self::{attach::AttachError, iterate::Iterators, queues::Kept, unattached::Unattached};
 use self::{
-    attach::{SECOND, cpus, take},
+    attach::{SECOND, cpus},
+    named::take,
     queues::Queues,
     tallies::Tallies,
+    wire::Wire,
 };
 use crate::kernel::{btf::Types, plan::Plan, selection::Selection};
 
@@ -301,15 +308,6 @@ fn info_value(info: &str, name: &str) -> Option<u64> {
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .and_then(|value| value.trim().parse().ok())
 }
-
-/// Data that travels between kernel and user side as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(transparent)]
-struct Wire<T>(T);
-
-// SAFETY: bytemuck's Pod is the stronger promise: any bytes are a value, and no byte
-// is padding. The wrapper adds nothing to the layout.
-unsafe impl<T: bytemuck::Pod> Pod for Wire<T> {}
 
 #[cfg(test)]
 mod tests {

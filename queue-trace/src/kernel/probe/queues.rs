@@ -9,7 +9,7 @@ use aya::{
 };
 use queue_trace_common::queue::{Entered, LISTENERS, Marks, Queue, QueueKey, WAITING};
 
-use crate::kernel::probe::{Wire, attach::take};
+use crate::kernel::probe::{named::take, wire::Wire};
 
 /// The maps.
 pub(super) struct Queues {
@@ -123,7 +123,6 @@ fn together(a: &Marks, b: &Marks) -> Marks {
         syn_high,
         syn_high_ns,
         entered: a.entered + b.entered,
-        _pad: 0,
         waited_max_ns: a.waited_max_ns.max(b.waited_max_ns),
         handshake_max_us: a.handshake_max_us.max(b.handshake_max_us),
         waited: a.waited,

@@ -1,6 +1,11 @@
 //! What the kernel side tells in memory that is mapped here: read without a system call,
 //! while the kernel writes it.
 
+#![expect(
+    unsafe_code,
+    reason = "counts are read where the kernel writes them, in a mapped array"
+)]
+
 use std::{
     os::fd::{AsFd, AsRawFd},
     sync::atomic::{AtomicU64, Ordering},
@@ -10,7 +15,10 @@ use anyhow::{Context, Result, bail};
 use aya::{Ebpf, maps::Map};
 use bytemuck::{Zeroable, bytes_of_mut, cast_slice_mut};
 use memmap2::{MmapOptions, MmapRaw};
-use queue_trace_common::settings::{Loss, Slot, Tally};
+use queue_trace_common::{
+    loss::Loss,
+    settings::{Slot, Tally},
+};
 
 /// The tallies of all CPUs.
 pub(super) struct Tallies {
@@ -73,18 +81,7 @@ impl Tallies {
 
     /// What was lost so far.
     pub(super) fn loss(&self) -> Loss {
-        self.each().fold(Loss::default(), |sum, tally| {
-            let cpu = tally.loss;
-            Loss {
-                ring_full: sum.ring_full + cpu.ring_full,
-                map_full: sum.map_full + cpu.map_full,
-                read_failed: sum.read_failed + cpu.read_failed,
-                unpaired: sum.unpaired + cpu.unpaired,
-                ambiguous: sum.ambiguous + cpu.ambiguous,
-                no_baseline: sum.no_baseline + cpu.no_baseline,
-                unlisted: sum.unlisted + cpu.unlisted,
-                untimed: sum.untimed + cpu.untimed,
-            }
-        })
+        self.each()
+            .fold(Loss::default(), |sum, tally| sum.plus(&tally.loss))
     }
 }

@@ -1,0 +1,98 @@
+//! What a kernel's types prove of how it was built: each option has a function or a struct that
+//! is there with it only. For kernels that do not run here.
+
+use super::Types;
+
+/// Machines that queue-trace has programs for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// x86-64.
+    X86_64,
+    /// arm64.
+    Aarch64,
+}
+
+impl Architecture {
+    /// As `uname -m` says it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+}
+
+/// With the ring buffer of BPF (5.8).
+pub(super) const RING_BUFFER: &str = "BPF_MAP_TYPE_RINGBUF";
+
+/// With `CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS`: the function tracer calls programs (5.5; on
+/// arm64 6.4).
+const DIRECT_CALLS: &str = "register_ftrace_direct";
+
+/// With `CONFIG_BPF_JIT` and `CONFIG_BPF_SYSCALL`: programs are called from functions (5.5).
+const TRAMPOLINES: &str = "bpf_trampoline_link_prog";
+
+/// With `CONFIG_KPROBE_EVENTS`, by which programs come to kprobes (kernel/trace/trace_kprobe.c).
+const KPROBES: &str = "trace_kprobe";
+
+/// The registers that a kernel saves, which differ between architectures.
+const REGISTERS: &str = "pt_regs";
+
+/// The names that are looked up here.
+pub(super) const NAMES: [&str; 4] = [DIRECT_CALLS, TRAMPOLINES, KPROBES, REGISTERS];
+
+impl Types {
+    /// The architecture, if it is one that queue-trace has programs for.
+    #[must_use]
+    pub fn architecture(&self) -> Option<Architecture> {
+        let has = |member: &str| self.locate(&format!("{REGISTERS}.{member}")).is_some();
+        if has("orig_ax") || has("orig_rax") {
+            Some(Architecture::X86_64)
+        } else if has("pstate") && has("syscallno") {
+            Some(Architecture::Aarch64)
+        } else {
+            None
+        }
+    }
+
+    /// Whether the kernel has the ring buffer.
+    ///
+    /// # Errors
+    /// A sentence that says what is missing.
+    pub fn has_ring_buffer(&self) -> Result<(), String> {
+        match self.enumerator(RING_BUFFER) {
+            Ok(_) => Ok(()),
+            Err(_) => Err("the kernel has no BPF ring buffer (Linux 5.8)".to_owned()),
+        }
+    }
+
+    /// Whether programs can be attached by fentry.
+    ///
+    /// # Errors
+    /// A sentence that says what is missing.
+    pub fn has_fentry(&self) -> Result<(), String> {
+        if self.function(TRAMPOLINES).is_none() {
+            return Err("the kernel was built without BPF trampolines (CONFIG_BPF_JIT)".to_owned());
+        }
+        if self.function(DIRECT_CALLS).is_none() {
+            return Err(
+                "the kernel's function tracer cannot call programs directly \
+                 (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS; on arm64 since Linux 6.4)"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether programs can be attached by kprobes.
+    ///
+    /// # Errors
+    /// A sentence that says what is missing.
+    pub fn has_kprobes(&self) -> Result<(), String> {
+        match self.structure(KPROBES) {
+            Some(_) => Ok(()),
+            None => Err("the kernel was built without kprobes (CONFIG_KPROBE_EVENTS)".to_owned()),
+        }
+    }
+}
