@@ -20,6 +20,7 @@ pub mod options;
 pub mod recording;
 pub mod report;
 pub mod sink;
+pub mod stderr;
 pub mod stop;
 pub mod top;
 

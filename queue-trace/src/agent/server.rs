@@ -1,6 +1,10 @@
 //! The server: `/metrics` for scrapers, `/healthz` and `/readyz` for whoever keeps it running,
 //! `/listeners` for who is on the machine. It answers GET alone, few at once, and waits for
 //! nobody for long.
+#![expect(
+    unsafe_code,
+    reason = "a descriptor that the service manager hands over is a number"
+)]
 
 use std::{
     convert::Infallible,
@@ -231,10 +235,13 @@ fn answer<T>(request: &Request<T>, board: &Board, local: bool) -> Answer {
                 plain(StatusCode::SERVICE_UNAVAILABLE, words)
             }
         },
-        "/readyz" => match board.state().not_ready.clone() {
-            None => plain(StatusCode::OK, "ready\n"),
-            Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-        },
+        "/readyz" => {
+            let not_ready = board.state().not_ready.clone();
+            match not_ready {
+                None => plain(StatusCode::OK, "ready\n"),
+                Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            }
+        }
         "/listeners" if local => listeners(request, board),
         "/listeners" => {
             let words = "names of processes are told on loopback addresses and unix sockets only\n";

@@ -17,6 +17,8 @@ pub mod demo;
 #[cfg(target_os = "linux")]
 pub mod incidents;
 #[cfg(target_os = "linux")]
+mod limits;
+#[cfg(target_os = "linux")]
 pub mod listeners;
 
 use anyhow::{Context, Result};
@@ -140,6 +142,7 @@ fn event_loop() -> Result<tokio::runtime::Runtime> {
 /// What needs a kernel to watch.
 #[cfg(target_os = "linux")]
 fn watch(command: Option<&Command>, cli: &Cli) -> Result<u8> {
+    limits::raise_open_files();
     let runtime = event_loop()?;
     // Attaching registers with the event loop, also where nothing waits on it.
     let _inside = runtime.enter();

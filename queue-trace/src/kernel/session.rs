@@ -14,6 +14,7 @@ use crate::{
         btf::Types,
         decode::decode,
         host::{Host, OLDEST},
+        obstacle,
         plan::{Offers, Plan, PlanError},
         probe::{AttachError, Probe},
         selection::Selection,
@@ -74,6 +75,9 @@ pub fn fit(host: &Host) -> Result<()> {
             host.release
         );
     }
+    if let Some(obstacle) = obstacle::find() {
+        bail!(obstacle);
+    }
     if !host.privileges.suffice() {
         bail!(
             "attaching to the kernel takes root, or the capabilities CAP_BPF and CAP_PERFMON: \
@@ -94,19 +98,33 @@ fn attach(
     selection: &Selection,
 ) -> Result<(Probe, Plan)> {
     let mut offers = Offers::look(host, types);
+    let mut interruptions = 0;
     loop {
         let plan = Plan::make(kernel.attach, selection.outcomes, &offers)
             .map_err(|error| with_remedy(error, host))?;
         match Probe::attach(&plan, types, selection) {
             Ok(probe) => return Ok((probe, plan)),
+            // A signal came meanwhile, which says nothing of the kernel.
+            Err(AttachError::Interrupted(why)) if interruptions < INTERRUPTIONS => {
+                log::debug!("{}: interrupted: {why}", plan.family.name());
+                interruptions += 1;
+            }
+            Err(AttachError::Interrupted(why)) => bail!("attaching was interrupted: {why}"),
             Err(AttachError::Refused { hook, why }) => {
                 log::debug!("{}: refused: {why}", plan.family.name());
                 offers.refused(plan.family, hook, why);
+            }
+            Err(AttachError::Delivery(why)) => {
+                log::debug!("packets are not seen where they are delivered: {why}");
+                offers.delivery = Err(why);
             }
             Err(AttachError::Other(error)) => return Err(error),
         }
     }
 }
+
+/// How often it is tried again when a signal comes while a program is verified.
+const INTERRUPTIONS: u32 = 20;
 
 /// Runs the self-test, notes in the plan what it found, and removes its traces. Gives
 /// the records of others that came meanwhile.

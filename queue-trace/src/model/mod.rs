@@ -8,6 +8,7 @@ pub mod event;
 pub mod latency;
 pub mod ledger;
 pub mod lines;
+pub mod printable;
 pub mod runtime;
 pub mod sight;
 pub mod snapshot;

@@ -1,7 +1,9 @@
 //! Where output goes: one trait, a file for each form.
 
+mod file;
 mod json;
 mod output;
+pub(crate) mod packed;
 mod paint;
 mod rotate;
 mod rows;
@@ -10,6 +12,7 @@ mod text;
 use std::{io, time::Duration};
 
 pub use self::{
+    file::NewFile,
     json::Json,
     output::{Medium, Output, person_wants_colour},
     rotate::{Limit, Rotating, Rotation},

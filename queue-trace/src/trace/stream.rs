@@ -36,6 +36,7 @@ use crate::{
     },
     options::Kernel,
     sink::Sink,
+    stderr::say,
     stop::{StopSignals, reader_is_gone},
     trace::{audit::Audit, withheld, withheld::Withheld},
 };
@@ -47,6 +48,8 @@ pub struct Until {
     pub count: Option<u64>,
     /// After this time.
     pub duration: Option<Duration>,
+    /// When nobody reads standard output any more, as it goes there.
+    pub reader_is_gone: bool,
 }
 
 /// A tracer that is attached and has not begun to print.
@@ -158,13 +161,13 @@ impl Live {
     /// Says on standard error what cannot be told here, and that it is attached.
     pub fn announce(&self) {
         for limit in self.plan.limits() {
-            eprintln!("note: {limit}");
+            say!("note: {limit}");
         }
         let what = match self.plan.family {
             Family::Tracepoint => "tracepoints",
             Family::Fentry | Family::Kprobe => "kernel functions",
         };
-        eprintln!(
+        say!(
             "ready: attached by {} to {} {what}",
             self.plan.family.name(),
             self.plan.attached_to().len()
@@ -241,7 +244,7 @@ impl Live {
                         self.show_all(sink)?;
                     }
                     sink.flush()?;
-                    if reader_is_gone() {
+                    if until.reader_is_gone && reader_is_gone() {
                         return Err(ErrorKind::BrokenPipe.into());
                     }
                 }
@@ -250,7 +253,7 @@ impl Live {
                     sink.books(&ledgers)?;
                     for ledger in &self.audit.news(ledgers) {
                         sink.ledger(ledger)?;
-                        eprintln!(
+                        say!(
                             "warning: {} movements of the kernel's counters in netns {} are unexplained",
                             ledger.unexplained.unwrap_or(0),
                             ledger.netns
@@ -486,6 +489,10 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Why the stream ended badly, with what to do. `output` is its name.
 #[must_use]
 pub fn write_error(error: io::Error, output: &str) -> anyhow::Error {
+    // The kernel side's errors come wrapped, with words of their own.
+    if error.kind() == ErrorKind::Other && error.get_ref().is_some() {
+        return anyhow::Error::new(error);
+    }
     let remedy = match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             " (make room and start again; all lines that are whole in it are good)"

@@ -149,8 +149,8 @@ mod tests {
         for second in 0..50 {
             for _ in 0..100 {
                 state = state
-                    .wrapping_mul(6364136223846793005)
-                    .wrapping_add(1442695040888963407);
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 ring.line(format!("{state:x}").as_bytes());
             }
             ring.turn(Duration::from_secs(second)).unwrap();

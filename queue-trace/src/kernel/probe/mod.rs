@@ -7,6 +7,7 @@
 )]
 
 mod attach;
+mod delivery;
 mod functions;
 mod iterate;
 mod named;
