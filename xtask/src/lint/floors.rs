@@ -10,8 +10,9 @@ pub struct Floors(pub &'static [&'static [&'static str]]);
 
 /// Up to `top` no kernel is needed.
 pub const USER_SIDE: Floors = Floors(&[
-    &["model", "options", "stop"],
-    &["stderr"],
+    &["model", "options"],
+    &["aside", "stderr", "stopping"],
+    &["stop"],
     &["sink"],
     &["recording"],
     &["diagnose"],

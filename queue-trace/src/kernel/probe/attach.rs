@@ -16,15 +16,17 @@ use queue_trace_common::{
     settings::{Address, Kernel},
 };
 
-use crate::kernel::{
-    btf::Types,
-    netns,
-    netns::NetnsPath,
-    plan::{Family, Plan},
-    probe::{delivery, functions, iterate, named::named, object, reason::reason},
-    selection::{self, Selection},
+use crate::{
+    kernel::{
+        btf::Types,
+        netns,
+        netns::NetnsPath,
+        plan::{Family, Plan},
+        probe::{delivery, functions, iterate, named::named, object, reason::reason},
+        selection::{self, Selection},
+    },
+    stopping,
 };
-use crate::stopping;
 
 /// Why the kernel side could not be attached.
 #[derive(Debug, thiserror::Error)]
