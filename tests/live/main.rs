@@ -31,6 +31,7 @@ mod loss;
 mod namespaces;
 mod output;
 mod overflow;
+mod privileges;
 mod queues;
 mod rare;
 mod recordings;

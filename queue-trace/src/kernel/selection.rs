@@ -70,6 +70,11 @@ impl Selection {
     /// If a namespace named by its path is not there.
     pub fn of_listeners(which: &Which, rate: u32) -> Result<Self> {
         fits("--addr", &which.addrs)?;
+        // Without it no namespace is found, which would look like no listener.
+        netns::own().context(
+            "cannot look at /proc/self/ns/net, by which network namespaces are found: is /proc \
+             mounted?",
+        )?;
         Ok(Self {
             outcomes: outcome::of_kind(Kind::Refusal),
             ports: which.ports.clone(),
