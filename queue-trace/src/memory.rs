@@ -1,6 +1,8 @@
 //! What happens when there is no memory: a message that says so, and the status of an error. Rust
 //! would abort, which leaves a core dump and says nothing of a limit.
 
+#![expect(unsafe_code, reason = "an allocator is unsafe by its trait")]
+
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicU8, Ordering},

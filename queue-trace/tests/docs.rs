@@ -141,6 +141,7 @@ fn a_section_says_in_which_modes_its_outcome_can_be_told() {
     let offers = Offers {
         families: [Ok(()), Ok(()), Ok(())],
         hooks: vec![Ok(()); hook::COUNT],
+        delivery: Ok(()),
     };
     let ways = [Attach::Fentry, Attach::Kprobe, Attach::Tracepoint];
     let plans = ways.map(|attach| Plan::make(attach, everything, &offers).unwrap());
@@ -408,6 +409,7 @@ fn full_lines() -> Vec<Value> {
     let offers = Offers {
         families: [Err("refused".to_owned()), Ok(()), Ok(())],
         hooks: vec![Ok(()); hook::COUNT],
+        delivery: Ok(()),
     };
     let plan = Plan::make(Attach::Auto, everything, &offers).unwrap();
     let header = Header {
