@@ -14,6 +14,7 @@ mod audit;
 mod bad_input;
 mod bench;
 mod check;
+mod churn;
 mod concurrency;
 mod defaults;
 mod demo;

@@ -24,6 +24,7 @@ use crate::kernel::{
     probe::{delivery, functions, iterate, named::named, object},
     selection::{self, Selection},
 };
+use crate::stopping;
 
 /// Why the kernel side could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,11 @@ pub(super) fn attach(
         notes = attach_tracepoints(&mut ebpf, selection, sees_delivery, &btf)?;
     }
     for hook in &plan.hooks {
+        // The kernel takes its time to verify each, and nobody waits for the rest.
+        if stopping::is_asked() {
+            let ended = "ended by a signal before it was attached: nothing was watched";
+            return Err(AttachError::Other(anyhow!(ended)));
+        }
         let by_type = match plan.family {
             Family::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
             Family::Kprobe | Family::Tracepoint => None,
