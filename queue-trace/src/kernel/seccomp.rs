@@ -266,6 +266,9 @@ fn rules() -> Result<BTreeMap<c_long, Vec<SeccompRule>>> {
     rules.insert(libc::SYS_prctl, one_of(0, PRCTLS)?);
     // Into network namespaces, and no others.
     rules.insert(libc::SYS_setns, one_of(1, &[libc::CLONE_NEWNET as u64])?);
+    // Itself only, to be put aside.
+    let own = u64::from(std::process::id());
+    rules.insert(libc::SYS_kill, one_of(0, &[own])?);
     // Its own limits only.
     rules.insert(libc::SYS_prlimit64, one_of(0, &[0])?);
     let thread = libc::CLONE_THREAD as u64;
@@ -362,6 +365,7 @@ mod tests {
                 ),
                 ("words into a terminal", libc::SYS_ioctl, [0, 0x5412, 0]),
                 ("another's limits", libc::SYS_prlimit64, [1, 0, 0]),
+                ("another process", libc::SYS_kill, [1, 0, 0]),
                 ("modules", libc::SYS_init_module, [0, 0, 0]),
                 (
                     "memory to run",
