@@ -100,7 +100,6 @@ impl Live {
         selection: Selection,
         signals: StopSignals,
     ) -> Result<Self> {
-        let began_ns = wall_now();
         let mut session = Session::begin(kernel, &selection)?;
         let audit = Audit::open(&mut session.probe, &selection)?;
         privilege::keep_only_what_is_needed()?;
@@ -131,7 +130,8 @@ impl Live {
             held: Withheld::default(),
             counted: HashMap::new(),
             signals,
-            began_ns,
+            // What came before was not observed.
+            began_ns: wall_now(),
         })
     }
 
