@@ -4,7 +4,7 @@ use std::io;
 #[cfg(target_os = "linux")]
 use std::os::fd::AsFd;
 #[cfg(unix)]
-use std::task::Poll;
+use std::{future::poll_fn, task::Poll};
 
 #[cfg(target_os = "linux")]
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,6 +16,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 #[derive(Debug)]
 pub struct StopSignals(Vec<Signal>);
 
+/// Handles a signal, and notes it for work that cannot wait for one.
+#[cfg(unix)]
+fn heard(kind: SignalKind) -> io::Result<Signal> {
+    #[cfg(target_os = "linux")]
+    crate::stopping::note(kind.as_raw_value())?;
+    signal(kind)
+}
+
 #[cfg(unix)]
 impl StopSignals {
     /// Begins to handle those that ask a program to end. One that is ignored stays ignored: who
@@ -24,12 +32,9 @@ impl StopSignals {
     /// # Errors
     /// If the process cannot.
     pub fn listen() -> io::Result<Self> {
-        Self::listen_to(&[
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-            SignalKind::quit(),
-        ])
+        let mut signals = Self::but_hangup()?;
+        signals.add(&[SignalKind::hangup()])?;
+        Ok(signals)
     }
 
     /// Begins to handle all but SIGHUP, which means something else to the agent.
@@ -37,11 +42,13 @@ impl StopSignals {
     /// # Errors
     /// If the process cannot.
     pub fn but_hangup() -> io::Result<Self> {
-        Self::listen_to(&[
+        let mut signals = Self(Vec::new());
+        signals.add(&[
             SignalKind::interrupt(),
             SignalKind::terminate(),
             SignalKind::quit(),
-        ])
+        ])?;
+        Ok(signals)
     }
 
     /// Begins to handle all that end a program and can be handled, for one that must not leave
@@ -50,34 +57,30 @@ impl StopSignals {
     /// # Errors
     /// If the process cannot.
     pub fn listen_to_all() -> io::Result<Self> {
-        Self::listen_to(&[
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-            SignalKind::quit(),
+        let mut signals = Self::listen()?;
+        signals.add(&[
             SignalKind::user_defined1(),
             SignalKind::user_defined2(),
             SignalKind::alarm(),
-        ])
+        ])?;
+        Ok(signals)
     }
 
-    fn listen_to(kinds: &[SignalKind]) -> io::Result<Self> {
-        let heard = kinds.iter().filter(|kind| !is_ignored(**kind));
-        heard
-            .copied()
-            .map(signal)
-            .collect::<io::Result<_>>()
-            .map(Self)
+    fn add(&mut self, kinds: &[SignalKind]) -> io::Result<()> {
+        for kind in kinds.iter().filter(|kind| !is_ignored(**kind)) {
+            self.0.push(heard(*kind)?);
+        }
+        Ok(())
     }
 
     /// Waits for one.
     pub async fn any(&mut self) {
-        std::future::poll_fn(|context| {
-            let mut came = self.0.iter_mut().map(|signal| signal.poll_recv(context));
-            match came.any(|came| came.is_ready()) {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
+        poll_fn(|context| {
+            let came = self
+                .0
+                .iter_mut()
+                .any(|signal| signal.poll_recv(context).is_ready());
+            if came { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -85,7 +88,7 @@ impl StopSignals {
 
 /// Whether a signal was ignored when the program was started.
 #[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "no crate asks for the action of a signal")]
+#[expect(unsafe_code, reason = "no safe crate tells what a signal does now")]
 fn is_ignored(kind: SignalKind) -> bool {
     // SAFETY: a null new action changes nothing; the old one is written to a place that is
     // large enough, and all zeros are a value of it.

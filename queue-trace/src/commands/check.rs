@@ -133,13 +133,14 @@ fn look(kernel: &Kernel) -> Report {
 /// If the report cannot be written.
 pub fn run(args: &CheckArgs) -> Result<u8> {
     let report = check(args);
-    // Whole before it is written: who reads the first lines only is told the rest by the status.
-    let mut written = Vec::new();
+    let mut text = Vec::new();
     match args.json {
-        true => report.json(&mut written)?,
-        false => report.text(&mut written)?,
+        true => report.json(&mut text)?,
+        false => report.text(&mut text)?,
     }
-    match io::stdout().write_all(&written) {
+    let mut out = io::stdout().lock();
+    match out.write_all(&text).and_then(|()| out.flush()) {
+        // Whoever reads the first lines only is told the rest by the status.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(error).context("cannot write to standard output")
         }

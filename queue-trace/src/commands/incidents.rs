@@ -16,7 +16,7 @@ use crate::agent::recorder::{Folder, Kept};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     queue-trace incidents /var/lib/queue-trace/incidents\n  \
-    queue-trace report $(queue-trace incidents --paths FOLDER | tail -1) -o incident.html")]
+    queue-trace incidents --paths /var/lib/queue-trace/incidents")]
 pub struct IncidentsArgs {
     /// The folder that the agent writes to
     #[arg(value_name = "FOLDER")]

@@ -16,6 +16,7 @@ pub mod check;
 pub mod demo;
 #[cfg(target_os = "linux")]
 pub mod incidents;
+#[cfg(target_os = "linux")]
 mod limits;
 #[cfg(target_os = "linux")]
 pub mod listeners;

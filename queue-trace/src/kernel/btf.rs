@@ -4,6 +4,7 @@
 
 mod evidence;
 mod file;
+mod marks;
 #[cfg(test)]
 mod tests;
 
@@ -529,7 +530,7 @@ fn names() -> HashSet<String> {
         .iter()
         .map(|hook| hook.function)
         .chain(ITERATORS)
-        .chain(evidence::NAMES)
+        .chain(marks::NAMES)
         .map(str::to_owned);
     let holders = FIELDS
         .iter()
@@ -551,7 +552,7 @@ fn enumerators() -> HashSet<&'static str> {
         .iter()
         .map(|counter| counter.enumerator)
         .chain(["TCP_ESTABLISHED", "TCP_SYN_RECV", "TCP_LISTEN"])
-        .chain([evidence::RING_BUFFER])
+        .chain([marks::RING_BUFFER])
         .collect()
 }
 

@@ -299,7 +299,7 @@ mod tests {
         filtered.join().unwrap()
     }
 
-    #[expect(unsafe_code, reason = "calls by number, to see which are refused")]
+    #[expect(unsafe_code, reason = "system calls that no safe crate would make")]
     fn errno(call: c_long, arguments: [u64; 3]) -> Option<i32> {
         // SAFETY: each call below is refused before it does anything, or takes null for a
         // pointer, which the kernel answers with an error.

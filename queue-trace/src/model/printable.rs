@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn all_controls_are_spelled_out() {
-        for c in (0..=0x0010_ffff)
+        for c in (0..=u32::from(char::MAX))
             .filter_map(char::from_u32)
             .filter(|c| c.is_control())
         {

@@ -34,18 +34,18 @@ impl Input {
         if path == Path::new("-") {
             return Ok(Self::Standard);
         }
-        let kind = fs::metadata(path)?.file_type();
-        if kind.is_dir() {
+        let about = fs::metadata(path)?;
+        if about.is_dir() {
             bail!("it is a folder");
         }
-        if kind.is_file() {
+        if about.is_file() {
             // Opened again when it is its turn: there may be more files than may be open.
             return match File::open(path) {
                 Ok(_) => Ok(Self::File(path.to_owned())),
                 Err(error) => Err(error.into()),
             };
         }
-        if is_pipe(&kind) {
+        if is_pipe(&about.file_type()) {
             return Ok(Self::Stream(path.to_owned(), open_pipe(path)?));
         }
         bail!("it is a device or a socket: name a file, or give - for standard input");

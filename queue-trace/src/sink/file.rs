@@ -237,7 +237,7 @@ fn look(path: &Path) -> Result<Found> {
     if is_stream(&kind) {
         return Ok(Found::Stream);
     }
-    if !kind.is_file() {
+    if !about.is_file() {
         bail!("it is neither a file nor a pipe");
     }
     let file = open_to_lock(path)?;

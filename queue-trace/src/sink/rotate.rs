@@ -240,7 +240,7 @@ impl Series {
                 // As it would be written: no sign, no more zeros than that.
                 .filter(|number| name.to_str() == Some(&self.name(*number)));
             // Gone meanwhile: not there.
-            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            let is_file = entry.metadata().is_ok_and(|about| about.is_file());
             numbers.extend(number.filter(|_| is_file));
         }
         numbers.sort_unstable();
@@ -476,7 +476,7 @@ mod tests {
         for (name, text) in others {
             fs::write(folder.file(name), text).unwrap();
         }
-        fs::create_dir(folder.file("x.000006.jsonl")).unwrap();
+        fs::create_dir_all(folder.file("x.000006.jsonl")).unwrap();
         let mut rotating = Rotating::prepare(&folder.file("x.jsonl"), tiny(Some(1))).unwrap();
         rotating.header(&header()).unwrap();
         for _ in 0..8 {

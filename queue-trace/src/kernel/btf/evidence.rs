@@ -1,7 +1,10 @@
 //! What a kernel's types prove of how it was built: each option has a function or a struct that
 //! is there with it only. For kernels that do not run here.
 
-use super::Types;
+use super::{
+    Types,
+    marks::{DIRECT_CALLS, FUNCTION_TRACER, KPROBES, REGISTERS, RING_BUFFER, TRAMPOLINES},
+};
 
 /// Machines that queue-trace has programs for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,25 +25,6 @@ impl Architecture {
         }
     }
 }
-
-/// With the ring buffer of BPF (5.8).
-pub(super) const RING_BUFFER: &str = "BPF_MAP_TYPE_RINGBUF";
-
-/// With `CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS`: the function tracer calls programs (5.5; on
-/// arm64 6.4).
-const DIRECT_CALLS: &str = "register_ftrace_direct";
-
-/// With `CONFIG_BPF_JIT` and `CONFIG_BPF_SYSCALL`: programs are called from functions (5.5).
-const TRAMPOLINES: &str = "bpf_trampoline_link_prog";
-
-/// With `CONFIG_KPROBE_EVENTS`, by which programs come to kprobes (kernel/trace/trace_kprobe.c).
-const KPROBES: &str = "trace_kprobe";
-
-/// The registers that a kernel saves, which differ between architectures.
-const REGISTERS: &str = "pt_regs";
-
-/// The names that are looked up here.
-pub(super) const NAMES: [&str; 4] = [DIRECT_CALLS, TRAMPOLINES, KPROBES, REGISTERS];
 
 impl Types {
     /// The architecture, if it is one that queue-trace has programs for.
@@ -75,7 +59,9 @@ impl Types {
         if self.function(TRAMPOLINES).is_none() {
             return Err("the kernel was built without BPF trampolines (CONFIG_BPF_JIT)".to_owned());
         }
-        if self.function(DIRECT_CALLS).is_none() {
+        let untold = self.function(FUNCTION_TRACER).is_none()
+            && self.architecture() == Some(Architecture::X86_64);
+        if self.function(DIRECT_CALLS).is_none() && !untold {
             return Err(
                 "the kernel's function tracer cannot call programs directly \
                  (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS; on arm64 since Linux 6.4)"

@@ -1,12 +1,12 @@
 //! Loads the kernel side and attaches it: programs to functions and tracepoints, filters into
 //! maps.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, net::Ipv6Addr};
 
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::lpm_trie,
+    maps::{MapData, lpm_trie},
     programs::{FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
 use bytemuck::bytes_of;
@@ -21,9 +21,10 @@ use crate::kernel::{
     netns,
     netns::NetnsPath,
     plan::{Family, Plan},
-    probe::{functions, iterate, named::named, object},
+    probe::{delivery, functions, iterate, named::named, object},
     selection::{self, Selection},
 };
+use crate::stopping;
 
 /// Why the kernel side could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,9 @@ pub enum AttachError {
     /// A signal came while the kernel verified a program.
     #[error("{0}")]
     Interrupted(String),
+    /// Packets cannot be seen right before a socket decides on them; the rest may do.
+    #[error("{0}")]
+    Delivery(String),
     /// Nothing will do.
     #[error(transparent)]
     Other(#[from] anyhow::Error),
@@ -50,16 +54,22 @@ pub(super) fn attach(
     types: &Types,
     selection: &Selection,
 ) -> Result<(Ebpf, Vec<String>), AttachError> {
-    let mut ebpf = load(types, plan.hook_bits(), selection)?;
+    let sees_delivery = plan.family == Family::Tracepoint && plan.delivery.is_ok();
+    let mut ebpf = load_with(types, plan.hook_bits(), sees_delivery, selection)?;
     fill(&mut ebpf, "ADDRS", &selection.addrs)?;
     fill(&mut ebpf, "CLIENTS", &selection.clients)?;
 
     let btf = functions::of(types);
     let mut notes = Vec::new();
     if plan.family == Family::Tracepoint {
-        notes = attach_tracepoints(&mut ebpf, selection, &btf)?;
+        notes = attach_tracepoints(&mut ebpf, selection, sees_delivery, &btf)?;
     }
     for hook in &plan.hooks {
+        // The kernel takes its time to verify each, and nobody waits for the rest.
+        if stopping::is_asked() {
+            let ended = "ended by a signal before it was attached: nothing was watched";
+            return Err(AttachError::Other(anyhow!(ended)));
+        }
         let by_type = match plan.family {
             Family::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
             Family::Kprobe | Family::Tracepoint => None,
@@ -86,10 +96,21 @@ pub(super) fn load(
     attached: u32,
     selection: &Selection,
 ) -> Result<Ebpf, AttachError> {
+    load_with(types, attached, false, selection)
+}
+
+/// The same. `delivered`: see [`Kernel::delivered`].
+fn load_with(
+    types: &Types,
+    attached: u32,
+    delivered: bool,
+    selection: &Selection,
+) -> Result<Ebpf, AttachError> {
     let cpus = cpus()?;
     let fields = types.fields().map_err(anyhow::Error::from)?;
     let mut kernel = Kernel {
         attached,
+        delivered: delivered.into(),
         ..types.kernel().map_err(anyhow::Error::from)?
     };
     let cast = object::cast(types);
@@ -157,8 +178,16 @@ fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), Pr
 fn attach_tracepoints(
     ebpf: &mut Ebpf,
     selection: &Selection,
+    sees_delivery: bool,
     btf: &Result<Btf>,
 ) -> Result<Vec<String>, AttachError> {
+    if sees_delivery {
+        attach_tracepoint_twice(ebpf, "socket_state", "inet_sock_set_state")?;
+        attach_packets(ebpf)?;
+        // Last: the end of what it begins is seen from now on.
+        delivery::attach(ebpf).map_err(|error| AttachError::Delivery(format!("{error:#}")))?;
+        return Ok(Vec::new());
+    }
     // Listeners first, then the packets that need them.
     attach_tracepoint_twice(ebpf, "socket_state", "inet_sock_set_state")?;
     let found = match btf {
@@ -171,11 +200,15 @@ fn attach_tracepoints(
             "listeners that existed before are known by their port only: {error:#}"
         )],
     };
+    attach_packets(ebpf)?;
+    Ok(notes)
+}
+
+fn attach_packets(ebpf: &mut Ebpf) -> Result<(), AttachError> {
     // What sets baselines before what needs them.
     attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
     attach_tracepoint_twice(ebpf, "packet_consumed", "consume_skb")?;
-    attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")?;
-    Ok(notes)
+    attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")
 }
 
 /// The program, and after it the one that does what the first was kept from.
@@ -238,14 +271,54 @@ fn log_sizes(ebpf: &Ebpf) {
 
 /// Puts networks into a trie.
 fn fill(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<()> {
+    let mut trie = trie(ebpf, name)?;
+    for prefix in selection::prefixes(networks) {
+        let (bits, address) = prefix;
+        trie.insert(&key(prefix), 1, 0)
+            .with_context(|| format!("cannot filter on {address}/{bits}"))?;
+    }
+    Ok(())
+}
+
+type Trie<'a> = lpm_trie::LpmTrie<&'a mut MapData, Address, u8>;
+
+fn trie<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<Trie<'a>> {
     let map = ebpf
         .map_mut(name)
         .with_context(|| format!("the kernel side has no map {name}"))?;
-    let mut trie: lpm_trie::LpmTrie<_, Address, u8> = map.try_into()?;
-    for (bits, address) in selection::prefixes(networks) {
-        let key = lpm_trie::Key::new(bits, address.octets());
-        trie.insert(&key, 1, 0)
-            .with_context(|| format!("cannot filter on {address}/{bits}"))?;
+    Ok(map.try_into()?)
+}
+
+/// A row of a trie: how many bits of which address.
+pub(super) type Prefix = (u32, Ipv6Addr);
+
+fn key((bits, address): Prefix) -> lpm_trie::Key<Address> {
+    lpm_trie::Key::new(bits, address.octets())
+}
+
+/// Adds those networks to a trie that it does not have, and gives what was added.
+pub(super) fn add(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<Vec<Prefix>> {
+    /// `BPF_NOEXIST` of linux/bpf.h.
+    const ONLY_NEW: u64 = 1;
+    let mut trie = trie(ebpf, name)?;
+    let mut added = Vec::new();
+    for prefix in selection::prefixes(networks) {
+        // The user may filter on the same one, which then stays.
+        if trie.insert(&key(prefix), 1, ONLY_NEW).is_ok() {
+            added.push(prefix);
+        }
+    }
+    Ok(added)
+}
+
+/// Removes from a trie what was added.
+pub(super) fn remove(ebpf: &mut Ebpf, name: &str, added: &[Prefix]) -> Result<()> {
+    let mut trie = trie(ebpf, name)?;
+    for prefix in added {
+        trie.remove(&key(*prefix)).with_context(|| {
+            let (bits, address) = prefix;
+            format!("cannot stop to let {address}/{bits} through the filter")
+        })?;
     }
     Ok(())
 }
@@ -281,7 +354,7 @@ fn refused(hook: Option<&'static Hook>, why: String, error: &ProgramError) -> At
 
 /// The kernel's reason without the library's wrapping: the last cause, and the last
 /// lines of the verifier's log where there is one.
-fn reason(error: &ProgramError) -> String {
+pub(super) fn reason(error: &ProgramError) -> String {
     if let ProgramError::LoadError {
         io_error,
         verifier_log,
