@@ -127,7 +127,6 @@ impl Live {
         selection: Selection,
         signals: StopSignals,
     ) -> Result<Self> {
-        let began_ns = wall_now();
         let session = Session::begin(kernel, &selection)?;
         let audit = Audit::open(session.probe.reader(), &selection)?;
         privilege::keep_only_what_is_needed()?;
@@ -166,7 +165,8 @@ impl Live {
             over: Totals::default(),
             gone: HashMap::new(),
             signals,
-            began_ns,
+            // What came before was not observed.
+            began_ns: wall_now(),
         })
     }
 
