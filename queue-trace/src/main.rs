@@ -1,7 +1,6 @@
 //! Parses the command line, runs, and prints what went wrong.
 
 #[cfg(target_os = "linux")]
-#[expect(unsafe_code, reason = "an allocator is unsafe by its trait")]
 mod memory;
 
 use std::process::ExitCode;

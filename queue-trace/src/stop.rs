@@ -16,6 +16,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 #[derive(Debug)]
 pub struct StopSignals(Vec<Signal>);
 
+/// Handles a signal, and notes it for work that cannot wait for one.
+#[cfg(unix)]
+fn heard(kind: SignalKind) -> io::Result<Signal> {
+    #[cfg(target_os = "linux")]
+    crate::stopping::note(kind.as_raw_value())?;
+    signal(kind)
+}
+
 #[cfg(unix)]
 impl StopSignals {
     /// Begins to handle those that ask a program to end. One that is ignored stays ignored: who
@@ -60,7 +68,7 @@ impl StopSignals {
 
     fn add(&mut self, kinds: &[SignalKind]) -> io::Result<()> {
         for kind in kinds.iter().filter(|kind| !is_ignored(**kind)) {
-            self.0.push(signal(*kind)?);
+            self.0.push(heard(*kind)?);
         }
         Ok(())
     }

@@ -96,7 +96,7 @@ impl Selection {
                 ),
                 NetnsArg::Id(id) => Ok((*id, None)),
                 NetnsArg::Path(path) => netns::id(path)
-                    .map(|id| (id, Some(NetnsPath::Path(path.clone()))))
+                    .map(|id| (id, Some(NetnsPath::at(path.clone()))))
                     .with_context(|| {
                         format!("--netns {}: no network namespace there", path.display())
                     }),

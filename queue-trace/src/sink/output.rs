@@ -71,7 +71,7 @@ impl Output {
     #[must_use]
     pub fn standard() -> Self {
         Self {
-            form: Form::plain(Box::new(io::stdout())),
+            form: Form::plain(standard()),
             file: None,
             terminal: io::stdout().is_terminal(),
             flushed: Instant::now(),
@@ -146,6 +146,16 @@ impl Output {
             Form::Gzip(writer) => writer.get_ref().bytes,
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+fn standard() -> Box<dyn Write> {
+    Box::new(super::standard::Standard::default())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn standard() -> Box<dyn Write> {
+    Box::new(io::stdout())
 }
 
 /// A regular file as standard output that is read at the same time grows without end.
