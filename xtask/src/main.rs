@@ -41,7 +41,7 @@ enum Task {
     Vm(vm::Command),
     /// Run the live tests on this machine's own kernel.
     Live(live::Args),
-    /// Build the static program as a tarball to be released.
+    /// Build the static program as a tarball, a Debian package or a container image.
     Package(package::Args),
     /// Measure what queue-trace costs, beside what others cost.
     Bench(bench::Args),
