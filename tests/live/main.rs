@@ -40,4 +40,5 @@ mod recordings;
 mod records;
 mod scenarios;
 mod servers;
+mod switches;
 mod top;

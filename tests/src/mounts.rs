@@ -41,6 +41,13 @@ impl Mounts {
         }
     }
 
+    /// Puts a folder in the place of one that holds nothing but this file.
+    pub fn replace(&self, folder: &str, name: &str, content: &str) {
+        assert!(Path::new(folder).is_dir(), "there is no folder {folder}");
+        mount("none", folder, "tmpfs", MountFlags::empty(), None).unwrap();
+        fs::write(Path::new(folder).join(name), content).unwrap();
+    }
+
     /// Puts a disk of so many KiB at a folder.
     pub fn small_disk(&self, folder: &Path, kib: u32) {
         let size = std::ffi::CString::new(format!("size={kib}k")).unwrap();

@@ -19,6 +19,8 @@ pub struct Host {
     pub privileges: Privileges,
     /// The kernel's lockdown mode, if it has one and it is not `none`.
     pub lockdown: Option<String>,
+    /// Whether functions can be traced, by which fentry comes to them, and if not, why.
+    pub ftrace: Result<(), String>,
     /// Whether kprobes can be had, and if not, why.
     pub kprobes: Result<(), String>,
 }
@@ -40,6 +42,22 @@ pub const OLDEST: (u32, u32) = (5, 10);
 
 /// The kprobe device of perf, through which probes are made without tracefs.
 const KPROBE_DEVICE: &str = "/sys/bus/event_source/devices/kprobe/type";
+
+/// The switch of the function tracer (`kernel.ftrace_enabled`): without it programs attach by
+/// fentry and never run.
+const FTRACE_SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
+
+/// The switch of kprobes: the same. It is in debugfs, which need not be mounted; then only the
+/// self-test tells.
+const KPROBE_SWITCH: &str = "/sys/kernel/debug/kprobes/enabled";
+
+/// Whether a switch is on, as far as it can be seen.
+fn switched_on(switch: &str, off: &str) -> Result<(), String> {
+    match fs::read_to_string(switch) {
+        Ok(value) if value.trim() == "0" => Err(format!("{off} ({switch} is 0)")),
+        _ => Ok(()),
+    }
+}
 
 impl Privileges {
     /// Whether they suffice to load and attach.
@@ -92,8 +110,9 @@ impl Host {
             lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
                 .ok()
                 .and_then(|modes| lockdown_mode(&modes)),
+            ftrace: switched_on(FTRACE_SWITCH, "the function tracer is switched off"),
             kprobes: if Path::new(KPROBE_DEVICE).exists() {
-                Ok(())
+                switched_on(KPROBE_SWITCH, "kprobes are switched off")
             } else {
                 Err("the kernel was built without kprobes (CONFIG_KPROBE_EVENTS)".to_owned())
             },

@@ -76,7 +76,7 @@ impl Offers {
     #[must_use]
     pub fn look(host: &Host, types: &Types) -> Self {
         let fentry = if types.path() == std::path::Path::new(crate::kernel::btf::SYSTEM) {
-            Ok(())
+            host.ftrace.clone()
         } else {
             Err("fentry needs the kernel's own type information".to_owned())
         };
@@ -163,7 +163,7 @@ pub struct Plan {
     /// By tracepoints: whether packets are seen right before a socket decides on them, and if
     /// not, why.
     pub delivery: Result<(), String>,
-    /// What the self-test found warnings, a sentence each.
+    /// What else is to be known, a sentence each.
     pub warnings: Vec<String>,
 }
 
@@ -331,33 +331,6 @@ impl Plan {
         limits.extend(self.warnings.iter().cloned());
         limits
     }
-
-    /// Takes in what the self-test found: the programs that did not fire.
-    pub fn note_silent<'a>(&mut self, silent: impl IntoIterator<Item = &'a String>) {
-        for program in silent {
-            let hook = HOOKS.iter().find(|hook| {
-                program
-                    .strip_prefix(hook.name)
-                    .is_some_and(|rest| rest.starts_with("_enter") || rest.starts_with("_exit"))
-            });
-            match hook {
-                Some(hook) => {
-                    let lost = match self.observable & hook.serves {
-                        0 => "what is kept of the queues".to_owned(),
-                        lost => names(lost),
-                    };
-                    self.warnings.push(format!(
-                        "{} did not fire in the self-test, so these may be missed: {lost}",
-                        hook.function
-                    ));
-                }
-                None => self
-                    .warnings
-                    .push(format!("{program} did not fire in the self-test")),
-            }
-        }
-        self.warnings.dedup();
-    }
 }
 
 /// A set of outcomes as the user would name them.
@@ -460,17 +433,22 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_that_stays_silent_is_said_once() {
-        let mut plan = Plan::make(Attach::Auto, ALL, &offers()).unwrap();
-        plan.note_silent(&["proven_enter".to_owned()]);
-        plan.note_silent(&["ack_enter".to_owned(), "ack_exit".to_owned()]);
-        let limits = plan.limits();
-        assert_eq!(limits.len(), 2, "{limits:?}");
-        assert!(limits[0].contains("tcp_peer_is_proven"), "{limits:?}");
-        assert!(
-            limits[1].contains("ack_dropped:accept_queue_full"),
-            "{limits:?}"
+    fn a_hook_that_stays_silent_is_left_out_and_said() {
+        let mut offers = offers();
+        let silent = || "it did not run".to_owned();
+        offers.refused(Family::Fentry, Some(&HOOKS[hook::LISTEN_CALL]), silent());
+        let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
+        assert_eq!(
+            plan.limits(),
+            ["not attached: __sys_listen: it did not run"]
         );
+
+        offers.refused(Family::Fentry, Some(&HOOKS[hook::SYN_V4]), silent());
+        offers.refused(Family::Kprobe, Some(&HOOKS[hook::SYN_V4]), silent());
+        let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
+        assert_eq!(plan.family, Family::Tracepoint);
+        let limits = plan.limits().join("\n");
+        assert!(limits.contains("fentry: it did not run"), "{limits}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::{
     Types,
-    marks::{DIRECT_CALLS, KPROBES, REGISTERS, RING_BUFFER, TRAMPOLINES},
+    marks::{DIRECT_CALLS, FUNCTION_TRACER, KPROBES, REGISTERS, RING_BUFFER, TRAMPOLINES},
 };
 
 /// Machines that queue-trace has programs for.
@@ -59,7 +59,9 @@ impl Types {
         if self.function(TRAMPOLINES).is_none() {
             return Err("the kernel was built without BPF trampolines (CONFIG_BPF_JIT)".to_owned());
         }
-        if self.function(DIRECT_CALLS).is_none() {
+        let untold = self.function(FUNCTION_TRACER).is_none()
+            && self.architecture() == Some(Architecture::X86_64);
+        if self.function(DIRECT_CALLS).is_none() && !untold {
             return Err(
                 "the kernel's function tracer cannot call programs directly \
                  (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS; on arm64 since Linux 6.4)"

@@ -7,6 +7,11 @@ pub(super) const RING_BUFFER: &str = "BPF_MAP_TYPE_RINGBUF";
 /// arm64 6.4).
 pub(super) const DIRECT_CALLS: &str = "register_ftrace_direct";
 
+/// A function of the function tracer that is there in any case. The types of older kernels
+/// (5.10) leave out all that cannot be traced, and with it the function tracer itself; on x86-64
+/// these can call programs directly.
+pub(super) const FUNCTION_TRACER: &str = "register_ftrace_function";
+
 /// With `CONFIG_BPF_JIT` and `CONFIG_BPF_SYSCALL`: programs are called from functions (5.5).
 pub(super) const TRAMPOLINES: &str = "bpf_trampoline_link_prog";
 
@@ -17,4 +22,10 @@ pub(super) const KPROBES: &str = "trace_kprobe";
 pub(super) const REGISTERS: &str = "pt_regs";
 
 /// All that are names of types or functions.
-pub(super) const NAMES: [&str; 4] = [DIRECT_CALLS, TRAMPOLINES, KPROBES, REGISTERS];
+pub(super) const NAMES: [&str; 5] = [
+    DIRECT_CALLS,
+    FUNCTION_TRACER,
+    TRAMPOLINES,
+    KPROBES,
+    REGISTERS,
+];

@@ -1,12 +1,12 @@
 //! Loads the kernel side and attaches it: programs to functions and tracepoints, filters into
 //! maps.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, net::Ipv6Addr};
 
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::lpm_trie,
+    maps::{MapData, lpm_trie},
     programs::{FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
 use bytemuck::bytes_of;
@@ -271,14 +271,54 @@ fn log_sizes(ebpf: &Ebpf) {
 
 /// Puts networks into a trie.
 fn fill(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<()> {
+    let mut trie = trie(ebpf, name)?;
+    for prefix in selection::prefixes(networks) {
+        let (bits, address) = prefix;
+        trie.insert(&key(prefix), 1, 0)
+            .with_context(|| format!("cannot filter on {address}/{bits}"))?;
+    }
+    Ok(())
+}
+
+type Trie<'a> = lpm_trie::LpmTrie<&'a mut MapData, Address, u8>;
+
+fn trie<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<Trie<'a>> {
     let map = ebpf
         .map_mut(name)
         .with_context(|| format!("the kernel side has no map {name}"))?;
-    let mut trie: lpm_trie::LpmTrie<_, Address, u8> = map.try_into()?;
-    for (bits, address) in selection::prefixes(networks) {
-        let key = lpm_trie::Key::new(bits, address.octets());
-        trie.insert(&key, 1, 0)
-            .with_context(|| format!("cannot filter on {address}/{bits}"))?;
+    Ok(map.try_into()?)
+}
+
+/// A row of a trie: how many bits of which address.
+pub(super) type Prefix = (u32, Ipv6Addr);
+
+fn key((bits, address): Prefix) -> lpm_trie::Key<Address> {
+    lpm_trie::Key::new(bits, address.octets())
+}
+
+/// Adds those networks to a trie that it does not have, and gives what was added.
+pub(super) fn add(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<Vec<Prefix>> {
+    /// `BPF_NOEXIST` of linux/bpf.h.
+    const ONLY_NEW: u64 = 1;
+    let mut trie = trie(ebpf, name)?;
+    let mut added = Vec::new();
+    for prefix in selection::prefixes(networks) {
+        // The user may filter on the same one, which then stays.
+        if trie.insert(&key(prefix), 1, ONLY_NEW).is_ok() {
+            added.push(prefix);
+        }
+    }
+    Ok(added)
+}
+
+/// Removes from a trie what was added.
+pub(super) fn remove(ebpf: &mut Ebpf, name: &str, added: &[Prefix]) -> Result<()> {
+    let mut trie = trie(ebpf, name)?;
+    for prefix in added {
+        trie.remove(&key(*prefix)).with_context(|| {
+            let (bits, address) = prefix;
+            format!("cannot stop to let {address}/{bits} through the filter")
+        })?;
     }
     Ok(())
 }

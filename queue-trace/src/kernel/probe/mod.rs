@@ -31,9 +31,11 @@ use anyhow::{Context, Result};
 use aya::{
     Ebpf,
     maps::{MapData, RingBuf},
+    programs::Program,
 };
 use aya_log::EbpfLogger;
 use bytes::{Bytes, BytesMut};
+use ipnet::IpNet;
 use queue_trace_common::{
     loss::Loss,
     queue::{Queue, QueueKey},
@@ -67,6 +69,11 @@ pub struct Probe {
     notes: Vec<String>,
     records: AsyncFd<RingBuf<MapData>>,
     reader: Reader,
+    /// What filters let through besides, for a while: the maps and their networks.
+    let_in: Vec<(&'static str, Vec<attach::Prefix>)>,
+    /// Keeps the number of the self-test's namespace, which the filter lets through, from going
+    /// to another namespace.
+    kept_netns: Option<OwnedFd>,
 }
 
 /// Reads what the kernel side counts and keeps, from any thread. Copies of it read the same.
@@ -117,7 +124,42 @@ impl Probe {
             notes,
             records,
             reader: Reader(Arc::new(inner)),
+            let_in: Vec::new(),
+            kept_netns: None,
         })
+    }
+
+    /// Lets more of our own addresses and more clients through the filters, until
+    /// [`Probe::shut_out`].
+    ///
+    /// # Errors
+    /// If the filters cannot be changed.
+    pub fn let_in(&mut self, addresses: &[IpNet], clients: &[IpNet]) -> Result<()> {
+        let mut ebpf = lock(&self.reader.0.ebpf);
+        let ebpf = ebpf.as_mut().context("already detached")?;
+        for (name, networks) in [("ADDRS", addresses), ("CLIENTS", clients)] {
+            let added = attach::add(ebpf, name, networks)?;
+            self.let_in.push((name, added));
+        }
+        Ok(())
+    }
+
+    /// Filters as the user asked again.
+    ///
+    /// # Errors
+    /// If the filters cannot be changed.
+    pub fn shut_out(&mut self) -> Result<()> {
+        let mut ebpf = lock(&self.reader.0.ebpf);
+        let ebpf = ebpf.as_mut().context("already detached")?;
+        for (name, networks) in self.let_in.drain(..) {
+            attach::remove(ebpf, name, &networks)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps a namespace for as long as this lives.
+    pub fn keep_netns(&mut self, netns: OwnedFd) {
+        self.kept_netns = Some(netns);
     }
 
     /// What could not be done and is not needed by all, a sentence each.
@@ -274,6 +316,7 @@ impl Reader {
                 name: name.to_owned(),
                 runs: info_value(&info, "run_cnt").unwrap_or(0),
                 missed: info_value(&info, "recursion_misses").unwrap_or(0),
+                is_iterator: matches!(program, Program::Iter(_)),
             });
         }
         Ok(all)
@@ -332,6 +375,8 @@ pub struct Runs {
     /// How often the kernel left it out because it was running on that CPU already
     /// (from 5.12 on).
     pub missed: u64,
+    /// Whether it runs only when it is asked to.
+    pub is_iterator: bool,
 }
 
 fn missed_by_all(programs: &[Runs]) -> u64 {
@@ -367,6 +412,7 @@ mod tests {
             name: name.to_owned(),
             runs: 0,
             missed,
+            is_iterator: false,
         };
         let alone = [runs("a", 3), runs("b", 1)];
         assert_eq!(missed_by_all(&alone), 4);
