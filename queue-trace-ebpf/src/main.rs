@@ -11,6 +11,8 @@
 //! verdict (`frame`). A verdict is counted, and sent as a record if wanted
 //! (`emit`). `tracepoints` does the same from tracepoints alone.
 #![no_std]
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "the only atomic addition there is for BPF")]
 #![no_main]
 
 mod emit;

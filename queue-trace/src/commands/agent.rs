@@ -190,7 +190,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     }
     let new_settings = NewSettings::default();
     let recorder = Recorder::new(folder, settings.bounds).context("no memory for the recorder")?;
-    let troubles = Troubles::default();
+    let troubles = Troubles::new(live.plan().observable);
     let mut watcher = Watcher::new(
         Arc::clone(&board),
         recorder,
