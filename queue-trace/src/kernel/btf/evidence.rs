@@ -53,6 +53,9 @@ pub(super) const NAMES: [&str; 5] = [
     REGISTERS,
 ];
 
+/// The members that are looked up here.
+pub(super) const MEMBERS: [&str; 4] = ["orig_ax", "orig_rax", "pstate", "syscallno"];
+
 impl Types {
     /// The architecture, if it is one that queue-trace has programs for.
     #[must_use]
