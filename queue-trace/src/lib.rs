@@ -20,9 +20,12 @@ pub mod options;
 pub mod recording;
 pub mod report;
 pub mod sink;
+pub mod stderr;
 pub mod stop;
 pub mod top;
 
+#[cfg(target_os = "linux")]
+pub mod agent;
 #[cfg(target_os = "linux")]
 pub mod kernel;
 #[cfg(target_os = "linux")]

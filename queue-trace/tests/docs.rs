@@ -141,6 +141,7 @@ fn a_section_says_in_which_modes_its_outcome_can_be_told() {
     let offers = Offers {
         families: [Ok(()), Ok(()), Ok(())],
         hooks: vec![Ok(()); hook::COUNT],
+        delivery: Ok(()),
     };
     let ways = [Attach::Fentry, Attach::Kprobe, Attach::Tracepoint];
     let plans = ways.map(|attach| Plan::make(attach, everything, &offers).unwrap());
@@ -255,6 +256,8 @@ fn links_between_pages_lead_somewhere() {
         ("docs/", "reference.md"),
         ("docs/", "guide.md"),
         ("docs/", "troubleshooting.md"),
+        ("docs/", "agent.md"),
+        ("docs/", "metrics.md"),
     ] {
         let text = page(&format!("{folder}{name}"));
         for link in text.split("](").skip(1) {
@@ -393,6 +396,7 @@ fn full_row(limit_from: LimitFrom) -> Row {
         }),
         entered: None,
         waits: None,
+        waited_sum_ns: None,
         place: None,
         device: 0,
         closed: true,
@@ -405,6 +409,7 @@ fn full_lines() -> Vec<Value> {
     let offers = Offers {
         families: [Err("refused".to_owned()), Ok(()), Ok(())],
         hooks: vec![Ok(()); hook::COUNT],
+        delivery: Ok(()),
     };
     let plan = Plan::make(Attach::Auto, everything, &offers).unwrap();
     let header = Header {

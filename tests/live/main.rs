@@ -9,11 +9,13 @@
     reason = "what is not there is a failure, in helpers of tests as in tests"
 )]
 
+mod agent;
 mod audit;
 mod bad_input;
 mod bench;
 mod check;
 mod concurrency;
+mod defaults;
 mod demo;
 mod diagnose;
 mod ending;
@@ -30,6 +32,7 @@ mod loss;
 mod namespaces;
 mod output;
 mod overflow;
+mod owners;
 mod queues;
 mod rare;
 mod recordings;

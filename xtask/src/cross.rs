@@ -5,17 +5,20 @@
 //! has none; its package for the other architecture is unpacked into the cache, and a folder
 //! that holds both libraries is the compiler's system root. Nothing is installed.
 
-use std::env;
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    env, fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 
-use crate::apt::{self, Apt};
-use crate::architecture::Architecture;
-use crate::{bpf, process, workspace};
+use crate::{
+    apt::{self, Apt},
+    architecture::Architecture,
+    bpf, process, workspace,
+};
 
 /// Debian's compiler.
 const CARGO: &str = "/usr/bin/cargo";

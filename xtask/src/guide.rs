@@ -5,9 +5,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::artifacts::{self, For};
-use crate::vm::Attach;
-use crate::{live, process, workspace};
+use crate::{
+    artifacts::{self, For},
+    live, process,
+    vm::Attach,
+    workspace,
+};
 
 /// Makes the pictures in docs/pictures.
 pub fn pictures() -> Result<()> {

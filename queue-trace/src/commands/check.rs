@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use self::report::Mode;
@@ -133,11 +133,17 @@ fn look(kernel: &Kernel) -> Report {
 /// If the report cannot be written.
 pub fn run(args: &CheckArgs) -> Result<u8> {
     let report = check(args);
-    let out = &mut io::stdout().lock();
+    let mut text = Vec::new();
     match args.json {
-        true => report.json(out)?,
-        false => report.text(out)?,
+        true => report.json(&mut text)?,
+        false => report.text(&mut text)?,
     }
-    out.flush()?;
-    Ok(report.verdict as u8)
+    let mut out = io::stdout().lock();
+    match out.write_all(&text).and_then(|()| out.flush()) {
+        // Whoever reads the first lines only is told the rest by the status.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(report.verdict as u8),
+    }
 }

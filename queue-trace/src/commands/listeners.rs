@@ -15,6 +15,7 @@ use crate::{
     model::snapshot::Snapshot,
     options::{Which, duration},
     sink::Output,
+    stderr::say,
     stop::{StopSignals, reader_is_gone},
 };
 
@@ -48,7 +49,7 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
         let mut unattached = unattached();
         let look = look(&selection, unattached.as_mut().map(Unattached::iterators));
         for note in &look.notes {
-            eprintln!("note: {note}");
+            say!("note: {note}");
         }
         return written(print(&mut out, &look.rows, args.json));
     };
@@ -58,16 +59,16 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
     let mut attached = match begin(&args.which, &selection) {
         Ok(attached) => {
             for limit in attached.session.plan.limits() {
-                eprintln!("note: {limit}");
+                say!("note: {limit}");
             }
             Some(attached)
         }
         Err(error) => {
-            eprintln!("note: not attached, so what happens is not shown: {error:#}");
+            say!("note: not attached, so what happens is not shown: {error:#}");
             None
         }
     };
-    eprintln!("ready: watching");
+    say!("ready: watching");
     let mut tick = tokio::time::interval(interval);
     loop {
         tokio::select! {

@@ -11,6 +11,7 @@ use crate::{
     model::clients::Prefixes,
     options::Which,
     sink,
+    stderr::say,
     stop::StopSignals,
     top::{need_terminal, on_terminal, recorded::Recorded, state::Top},
 };
@@ -44,10 +45,10 @@ pub struct TopArgs {
 /// If the recording cannot be read, or there is no terminal, or it fails.
 pub async fn recorded(args: &TopArgs) -> Result<()> {
     need_terminal("queue-trace replay FILE")?;
-    eprintln!("reading …");
+    say!("reading …");
     // Until it is read a signal ends the program as ever.
     let recorded = Recorded::open(&args.files, &args.which, args.networks)?;
-    let signals = StopSignals::listen().context("cannot handle signals")?;
+    let signals = StopSignals::listen_to_all().context("cannot handle signals")?;
     let mut top = Top::new(
         recorded.title(),
         recorded.notes(),
@@ -84,8 +85,8 @@ mod live {
     /// If there is no terminal, or it fails.
     pub async fn watch(args: &TopArgs) -> Result<()> {
         need_terminal("queue-trace listeners --watch 1s")?;
-        let signals = StopSignals::listen().context("cannot handle signals")?;
-        eprintln!("attaching …");
+        let signals = StopSignals::listen_to_all().context("cannot handle signals")?;
+        say!("attaching …");
         let live = Live::begin(args)?;
         let top = Top::new(live.title(), live.notes(), sink::person_wants_colour());
         on_terminal(top, live, signals).await

@@ -7,7 +7,6 @@ use serde::Serialize;
 use super::{
     case::{Case, History, Key},
     episode::Episode,
-    rules::{Harm, Rule},
     when::When,
 };
 use crate::model::{event::rfc3339, snapshot::Snapshot};
@@ -65,6 +64,33 @@ pub struct Finding {
 /// Episodes of a finding that are given whole.
 const SHOWN: usize = 3;
 
+/// How bad a finding is, worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Harm {
+    /// Clients are not served at all.
+    Outage,
+    /// Some clients are refused.
+    Refusing,
+    /// It works, but at a cost, or not for long.
+    Degraded,
+    /// What made another finding possible, or worse.
+    Setting,
+}
+
+impl Harm {
+    /// As it is shown.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Outage => "OUTAGE",
+            Self::Refusing => "REFUSING",
+            Self::Degraded => "DEGRADED",
+            Self::Setting => "SETTING",
+        }
+    }
+}
+
 /// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Remedy {
@@ -84,13 +110,13 @@ pub struct Threshold {
 }
 
 impl Finding {
-    /// Of a rule, at a listener.
+    /// At a listener; of which rule is to be said.
     #[must_use]
-    pub fn new(rule: &Rule, key: &Key, history: &History, count: u64, what: String) -> Self {
+    pub(super) fn of(key: &Key, history: &History, count: u64, what: String) -> Self {
         let owner = history.snapshot.as_ref().and_then(Snapshot::owner);
         Self {
-            rule: rule.name,
-            harm: rule.harm,
+            rule: "",
+            harm: Harm::Degraded,
             count,
             first: None,
             last: None,
@@ -105,9 +131,9 @@ impl Finding {
             owner,
             what,
             evidence: Vec::new(),
-            why: rule.why,
+            why: "",
             remedies: Vec::new(),
-            thresholds: rule.thresholds,
+            thresholds: &[],
         }
     }
 

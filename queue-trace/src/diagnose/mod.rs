@@ -7,6 +7,7 @@ pub mod distinct;
 pub mod episode;
 mod finding;
 mod history;
+mod rule;
 pub mod rules;
 pub mod timeline;
 pub mod when;
@@ -15,8 +16,9 @@ use anyhow::Result;
 
 pub use self::{
     case::Case,
-    finding::{Diagnosis, Finding, NotJudged, Remedy, Threshold, Verdict},
-    rules::{Harm, RULES, Rule},
+    finding::{Diagnosis, Finding, Harm, NotJudged, Remedy, Threshold, Verdict},
+    rule::Rule,
+    rules::RULES,
 };
 use crate::recording::Reader;
 
@@ -32,7 +34,7 @@ pub fn read(files: &[std::path::PathBuf]) -> Result<Case> {
     let mut case = Case::new();
     while let Some(entry) = reader.next()? {
         if let Some(line) = entry.line {
-            // A case never refuses a line.
+            // It refuses a second recording.
             line.to(&mut case)?;
         }
     }
@@ -43,7 +45,10 @@ pub fn read(files: &[std::path::PathBuf]) -> Result<Case> {
 /// Applies all rules to a case.
 #[must_use]
 pub fn diagnose(case: &Case) -> Diagnosis {
-    let mut findings: Vec<_> = RULES.iter().flat_map(|rule| rule.findings(case)).collect();
+    let mut findings: Vec<_> = RULES
+        .iter()
+        .flat_map(|rule| rules::findings(rule, case))
+        .collect();
     findings.sort_by(|a, b| a.harm.cmp(&b.harm).then(b.count.cmp(&a.count)));
     let not_judged: Vec<_> = RULES
         .iter()

@@ -4,137 +4,19 @@
 mod accept_queue;
 mod aftermath;
 mod clients;
+mod evidence;
 pub mod flood;
 mod group;
 
-use queue_trace_common::outcome::{
-    self, OUTCOMES, QUEUE_DISCARDED, QUEUED, REQUEST_EXPIRED, SYNACK_RETRANSMITTED, Set,
-};
-use serde::Serialize;
-
 use super::{
-    case::{ACCEPT_FULL, Case, Key, set_of},
+    case::{ACCEPT_FULL, Case, set_of},
     episode::{BURST_SECONDS, STOPPED_SECONDS, STOPPED_TIMES},
-    finding::{Finding, NotJudged, Threshold},
+    finding::{Finding, Harm},
+    rule::{Rule, at_least},
 };
-
-/// How bad a finding is, worst first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Harm {
-    /// Clients are not served at all.
-    Outage,
-    /// Some clients are refused.
-    Refusing,
-    /// It works, but at a cost, or not for long.
-    Degraded,
-    /// What made another finding possible, or worse.
-    Setting,
-}
-
-impl Harm {
-    /// As it is shown.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Outage => "OUTAGE",
-            Self::Refusing => "REFUSING",
-            Self::Degraded => "DEGRADED",
-            Self::Setting => "SETTING",
-        }
-    }
-}
-
-/// One rule.
-#[derive(Debug)]
-pub struct Rule {
-    /// Its name.
-    pub name: &'static str,
-    /// How bad what it finds is.
-    pub harm: Harm,
-    /// The outcomes that must have been looked for, so that absence means something: any of
-    /// these sets is enough.
-    pub needs: &'static [Set],
-    /// Seconds that must have been observed.
-    pub seconds: u64,
-    /// The numbers that it compares with.
-    pub thresholds: &'static [Threshold],
-    /// The mechanism, for people.
-    pub why: &'static str,
-    /// Looks for the fault.
-    pub find: fn(&Rule, &Case) -> Vec<Finding>,
-}
-
-impl Rule {
-    /// Whether what it needs was looked for.
-    #[must_use]
-    pub fn is_told(&self, case: &Case) -> bool {
-        self.needs.iter().any(|set| case.tells(*set))
-    }
-
-    /// Why its silence proves nothing, if it does not.
-    #[must_use]
-    pub fn not_judged(&self, case: &Case) -> Option<NotJudged> {
-        let mut needs = Vec::new();
-        let reason = if !self.is_told(case) {
-            // The nearest way to judge it.
-            let missing = self.needs.iter().map(|set| set & !case.told);
-            let missing = missing.min_by_key(|set| set.count_ones()).unwrap_or(0);
-            needs = names(missing);
-            let family = case
-                .header
-                .as_ref()
-                .map_or("an unknown way", |header| &header.attach.family);
-            format!(
-                "not looked for, or not observable by {family}: {}",
-                needs.join(", ")
-            )
-        } else if case.seconds() < self.seconds as f64 {
-            format!("{:.1} s are too short to tell", case.seconds())
-        } else {
-            return None;
-        };
-        Some(NotJudged {
-            rule: self.name,
-            needs,
-            reason,
-        })
-    }
-
-    /// What it finds. An owner that was guessed is not named.
-    #[must_use]
-    pub fn findings(&self, case: &Case) -> Vec<Finding> {
-        let findings = (self.find)(self, case).into_iter();
-        let of_group = |finding: Finding| {
-            let key: Key = finding.key;
-            match case.listeners.get(&key) {
-                Some(history) => group::of_group(finding, case, &key, history),
-                None => finding,
-            }
-        };
-        findings.map(of_group).collect()
-    }
-
-    /// The threshold of that name.
-    ///
-    /// # Panics
-    /// If the rule has none: a mistake in the registry, which a test finds.
-    #[must_use]
-    pub fn threshold(&self, name: &str) -> u64 {
-        let threshold = self
-            .thresholds
-            .iter()
-            .find(|threshold| threshold.name == name);
-        threshold.map_or_else(
-            || panic!("{} has no threshold {name}", self.name),
-            |t| t.value,
-        )
-    }
-}
-
-const fn at_least(name: &'static str, value: u64) -> Threshold {
-    Threshold { name, value }
-}
+use queue_trace_common::outcome::{
+    self, QUEUE_DISCARDED, QUEUED, REQUEST_EXPIRED, SYNACK_RETRANSMITTED,
+};
 
 /// Most can be judged at once.
 const AT_ONCE: u64 = 1;
@@ -340,11 +222,16 @@ pub static RULES: [Rule; 16] = [
     },
 ];
 
-/// The outcomes of a set, by name.
+/// What a rule finds. An owner that was guessed is not named.
 #[must_use]
-pub fn names(set: Set) -> Vec<String> {
-    let outcomes = OUTCOMES.iter().filter(|o| set & o.bit() != 0);
-    outcomes
-        .map(|o| crate::model::event::Name(o).to_string())
-        .collect()
+pub fn findings(rule: &Rule, case: &Case) -> Vec<Finding> {
+    let findings = (rule.find)(rule, case).into_iter();
+    let of_group = |finding: Finding| {
+        let key = finding.key;
+        match case.listeners.get(&key) {
+            Some(history) => group::of_group(finding, case, &key, history),
+            None => finding,
+        }
+    };
+    findings.map(of_group).collect()
 }

@@ -4,6 +4,7 @@
 
 mod evidence;
 mod file;
+mod marks;
 #[cfg(test)]
 mod tests;
 
@@ -542,10 +543,7 @@ impl LookedUp {
         let members = paths.flat_map(|path| path.split('.').skip(1));
         Self {
             names: names(),
-            members: members
-                .chain(evidence::MEMBERS)
-                .map(str::to_owned)
-                .collect(),
+            members: members.chain(marks::MEMBERS).map(str::to_owned).collect(),
             enumerators: enumerators().into_iter().map(str::to_owned).collect(),
         }
     }
@@ -557,7 +555,7 @@ fn names() -> HashSet<String> {
         .iter()
         .map(|hook| hook.function)
         .chain(ITERATORS)
-        .chain(evidence::NAMES)
+        .chain(marks::NAMES)
         .map(str::to_owned);
     let holders = FIELDS
         .iter()
@@ -579,7 +577,7 @@ fn enumerators() -> HashSet<&'static str> {
         .iter()
         .map(|counter| counter.enumerator)
         .chain(["TCP_ESTABLISHED", "TCP_SYN_RECV", "TCP_LISTEN"])
-        .chain([evidence::RING_BUFFER])
+        .chain([marks::RING_BUFFER])
         .collect()
 }
 

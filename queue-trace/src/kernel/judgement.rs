@@ -93,6 +93,7 @@ impl Offers {
                 },
             ],
             hooks: Self::fitting(types),
+            delivery: Ok(()),
         }
     }
 }

@@ -51,6 +51,8 @@ pub struct Offers {
     pub families: [Result<(), String>; 3],
     /// For each hook, whether it can be had, and if not, why.
     pub hooks: Vec<Result<(), Without>>,
+    /// Whether packets can be seen right before a socket decides on them, and if not, why.
+    pub delivery: Result<(), String>,
 }
 
 /// Why a hook is not to be had.
@@ -81,6 +83,7 @@ impl Offers {
         Self {
             families: [fentry, host.kprobes.clone(), Ok(())],
             hooks: Self::fitting(types),
+            delivery: Ok(()),
         }
     }
 
@@ -90,6 +93,7 @@ impl Offers {
         Self {
             families: [(); 3].map(|()| Err(why.to_owned())),
             hooks: HOOKS.iter().map(|_| Ok(())).collect(),
+            delivery: Err(why.to_owned()),
         }
     }
 
@@ -156,12 +160,25 @@ pub struct Plan {
     pub observable: Set,
     /// Those that cannot, among those wanted.
     pub unobservable: Set,
+    /// By tracepoints: whether packets are seen right before a socket decides on them, and if
+    /// not, why.
+    pub delivery: Result<(), String>,
     /// What else is to be known, a sentence each.
     pub warnings: Vec<String>,
 }
 
+/// What is attached to beside the tracepoints, at the root of the cgroups.
+pub const DELIVERY: &str = "cgroup_skb/ingress";
+
+/// What can be told besides where packets are seen right before a socket decides on them.
+const BY_DELIVERY: [u8; 2] = [
+    outcome::ESTABLISHED_FAST_OPEN,
+    outcome::ACK_DROPPED_LISTENER_CLOSING,
+];
+
 /// What tracepoints alone can tell.
-const BY_TRACEPOINTS: [u8; 15] = [
+const BY_TRACEPOINTS: [u8; 16] = [
+    outcome::QUEUE_DISCARDED,
     outcome::REQUEST_ABORTED,
     outcome::QUEUED,
     outcome::COOKIE_SENT_FULL,
@@ -223,11 +240,13 @@ impl Plan {
             left_out: Vec::new(),
             observable: selection,
             unobservable: 0,
+            delivery: offers.delivery.clone(),
             warnings: Vec::new(),
         };
         if family == Family::Tracepoint {
-            let tells = BY_TRACEPOINTS.iter().fold(0, |set, tag| set | 1 << tag);
-            plan.observable &= tells;
+            let by_delivery = BY_DELIVERY.iter().filter(|_| plan.delivery.is_ok());
+            let tells = BY_TRACEPOINTS.iter().chain(by_delivery);
+            plan.observable &= tells.fold(0, |set, tag| set | 1 << tag);
         } else {
             for hook in &HOOKS {
                 if !is_needed(hook, selection) {
@@ -268,7 +287,10 @@ impl Plan {
     #[must_use]
     pub fn attached_to(&self) -> Vec<&'static str> {
         match self.family {
-            Family::Tracepoint => TRACEPOINTS.to_vec(),
+            Family::Tracepoint => {
+                let delivery = self.delivery.is_ok().then_some(DELIVERY);
+                TRACEPOINTS.into_iter().chain(delivery).collect()
+            }
             _ => self.hooks.iter().map(|hook| hook.function).collect(),
         }
     }
@@ -286,11 +308,12 @@ impl Plan {
             if !reasons.is_empty() {
                 limits.push(format!("tracepoints only ({})", reasons.join("; ")));
             }
-            limits.push(
-                "in a SO_REUSEPORT group of listeners the socket shown for a SYN is the last \
-                 one that began to listen"
-                    .to_owned(),
-            );
+            if let Err(why) = &self.delivery {
+                limits.push(format!(
+                    "which listener a packet reached is concluded from its address and port, and \
+                     unknown where several share them ({why})"
+                ));
+            }
             limits.push(
                 "how long connections wait for accept(), and how long accept queues are full, \
                  cannot be told"
@@ -364,6 +387,7 @@ mod tests {
         Offers {
             families: [Ok(()), Ok(()), Ok(())],
             hooks: vec![Ok(()); hook::COUNT],
+            delivery: Ok(()),
         }
     }
 
@@ -452,6 +476,23 @@ mod tests {
         let plan = Plan::make(Attach::Tracepoint, ALL, &offers).unwrap();
         assert_eq!(plan.family, Family::Tracepoint);
         assert_ne!(plan.unobservable & (1 << outcome::ACCEPTED), 0);
+    }
+
+    #[test]
+    fn without_delivery_tracepoints_tell_less_and_say_so() {
+        let mut offers = offers();
+        let sees = |offers: &Offers| Plan::make(Attach::Tracepoint, ALL, offers).unwrap();
+        let plan = sees(&offers);
+        assert!(plan.attached_to().contains(&DELIVERY));
+        assert_ne!(plan.observable & (1 << outcome::ESTABLISHED_FAST_OPEN), 0);
+        assert!(!plan.limits().join("\n").contains("which listener"));
+
+        offers.delivery = Err("cannot mount cgroup2".into());
+        let plan = sees(&offers);
+        assert!(!plan.attached_to().contains(&DELIVERY));
+        assert_eq!(plan.observable & (1 << outcome::ESTABLISHED_FAST_OPEN), 0);
+        assert_ne!(plan.observable & (1 << outcome::QUEUE_DISCARDED), 0);
+        assert!(plan.limits().join("\n").contains("cannot mount cgroup2"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::{
         btf::Types,
         decode::decode,
         host::{Host, OLDEST},
+        obstacle,
         plan::{Offers, Plan, PlanError},
         probe::{AttachError, Probe},
         selection::Selection,
@@ -69,11 +70,8 @@ pub fn fit(host: &Host) -> Result<()> {
             host.release
         );
     }
-    if host.lockdown.as_deref() == Some("confidentiality") {
-        bail!(
-            "the kernel is locked down (confidentiality), so no program may read kernel memory and \
-             nothing can be observed: boot with lockdown=integrity or without lockdown"
-        );
+    if let Some(obstacle) = obstacle::find() {
+        bail!(obstacle);
     }
     if !host.privileges.suffice() {
         bail!(
@@ -103,6 +101,7 @@ fn attach(
         Some(Ok(stage)) => stage.let_in(selection),
         _ => selection.clone(),
     };
+    let mut interruptions = 0;
     loop {
         let plan = Plan::make(kernel.attach, selection.outcomes, &offers)
             .map_err(|error| with_remedy(error, host))?;
@@ -128,14 +127,27 @@ fn attach(
                     }
                 }
             },
+            // A signal came meanwhile, which says nothing of the kernel.
+            Err(AttachError::Interrupted(why)) if interruptions < INTERRUPTIONS => {
+                log::debug!("{}: interrupted: {why}", plan.family.name());
+                interruptions += 1;
+            }
+            Err(AttachError::Interrupted(why)) => bail!("attaching was interrupted: {why}"),
             Err(AttachError::Refused { hook, why }) => {
                 log::debug!("{}: refused: {why}", plan.family.name());
                 offers.refused(plan.family, hook, why);
+            }
+            Err(AttachError::Delivery(why)) => {
+                log::debug!("packets are not seen where they are delivered: {why}");
+                offers.delivery = Err(why);
             }
             Err(AttachError::Other(error)) => return Err(error),
         }
     }
 }
+
+/// How often it is tried again when a signal comes while a program is verified.
+const INTERRUPTIONS: u32 = 20;
 
 /// What the self-test said.
 enum Tested {

@@ -173,6 +173,7 @@ fn rows(netns: u32, found: &Found) -> impl Iterator<Item = Row> {
         descriptors: None,
         entered: None,
         waits: None,
+        waited_sum_ns: None,
         place: None,
         device: listening.device,
         closed: false,

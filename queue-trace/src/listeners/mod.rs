@@ -31,6 +31,7 @@ use crate::model::{
     event::rfc3339,
     latency::Distribution,
     runtime::is_default_somaxconn,
+    sight::Sight,
     snapshot,
     snapshot::{Descriptors, Gauge, Snapshot},
     socket::{Listener, Process},
@@ -77,6 +78,8 @@ pub struct Row {
     pub entered: Option<u64>,
     /// How many accepted connections had waited how long: a histogram.
     pub waits: Option<[u64; BUCKETS]>,
+    /// How long they had waited, all together, nanoseconds.
+    pub waited_sum_ns: Option<u64>,
     /// Place in its `SO_REUSEPORT` group, and how many are in it, as the kernel has it.
     pub place: Option<(u32, u32)>,
     /// The device that it is bound to, by number; 0: none.
@@ -198,6 +201,16 @@ impl From<SynGauge> for Gauge {
             high_water: queue.high_water,
             high_water_time: queue.high_water_time.map(rfc3339),
             ..Self::default()
+        }
+    }
+}
+
+impl From<&Row> for Sight {
+    fn from(row: &Row) -> Self {
+        Self {
+            snapshot: Snapshot::from(row),
+            waits: row.waits.map(|waits| waits.map(u64::from)),
+            waited_sum_ns: row.waited_sum_ns,
         }
     }
 }

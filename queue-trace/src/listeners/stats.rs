@@ -102,8 +102,8 @@ impl Stats<'_> {
             row.accept_queue.limit_from = limit_from(&row.accept_queue, asked);
         }
         let by_tracepoints = self.family == Family::Tracepoint;
-        if by_tracepoints && row.group.is_some() {
-            // Which socket of a group it was is not known.
+        if by_tracepoints && row.group.is_some() && marks.entered == 0 {
+            // Where packets are not seen at delivery it is not known which socket of a group it was.
             return;
         }
         row.entered = Some(marks.entered);
@@ -215,6 +215,7 @@ fn closed(key: &QueueKey, queue: &Queue) -> Row {
         descriptors: None,
         entered: None,
         waits: None,
+        waited_sum_ns: None,
         place: None,
         device: 0,
         closed: true,

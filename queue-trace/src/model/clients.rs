@@ -170,6 +170,16 @@ impl ClientTable {
         }
     }
 
+    /// About how much memory it takes, bytes.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        /// Of a network: in two tables, by name and by count.
+        const NETWORK: usize = 192;
+        let samples = self.listeners.values();
+        let networks = samples.map(|sample| sample.all.things() + sample.second.things());
+        self.listeners.len() * size_of::<Sample>() + networks.sum::<usize>() * NETWORK
+    }
+
     /// Takes in an event of the stream, told by itself or held back.
     pub fn take(&mut self, event: &Event) {
         let key = (event.netns, event.listener.port, event.listener.inode);

@@ -24,7 +24,7 @@ pub struct Default {
 }
 
 /// The kernel caps every one of them at `net.core.somaxconn`.
-pub static DEFAULTS: [Default; 20] = [
+pub static DEFAULTS: [Default; 21] = [
     Default {
         name: "Java",
         programs: &["java"],
@@ -58,7 +58,8 @@ pub static DEFAULTS: [Default; 20] = [
     Default {
         name: "PHP-FPM",
         programs: &["php-fpm"],
-        backlog: Some(511),
+        // It asks for -1, which is as much as can be.
+        backlog: None,
         remedy: "listen.backlog of the pool",
     },
     Default {
@@ -90,6 +91,12 @@ pub static DEFAULTS: [Default; 20] = [
         programs: &["python", "gunicorn", "uvicorn"],
         backlog: Some(2048),
         remedy: "--backlog",
+    },
+    Default {
+        name: "uWSGI",
+        programs: &["uwsgi"],
+        backlog: Some(100),
+        remedy: "--listen",
     },
     Default {
         name: "Puma",

@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use queue_trace_common::outcome::{Kind, Outcome};
 use serde::{Deserialize, Serialize};
 
-use crate::model::socket::{Listener, Process};
+use crate::model::{
+    printable::{Printable, printable},
+    socket::{Listener, Process},
+};
 
 /// A listener at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -111,14 +114,19 @@ impl Snapshot {
             .map(|(comm, pids)| {
                 let shown: Vec<_> = pids.iter().take(SHOWN).map(u32::to_string).collect();
                 let more = if pids.len() > SHOWN { ",…" } else { "" };
-                format!("{comm}[{}{more}]", shown.join(","))
+                format!("{}[{}{more}]", Printable(comm), shown.join(","))
             })
             .collect();
         // As container tools show an id.
-        let short = |id: &String| format!("container {}", id.get(..12).unwrap_or(id));
-        let place = self.pod.as_ref().map(|pod| format!("pod {pod}"));
+        let short = |id: &String| {
+            let id = id.get(..12).unwrap_or(id);
+            format!("container {}", Printable(id))
+        };
+        let pod = self.pod.as_ref();
+        let place = pod.map(|pod| format!("pod {}", Printable(pod)));
         let place = place.or_else(|| self.container.as_ref().map(short));
-        parts.extend(place.or_else(|| self.unit.clone()));
+        let unit = self.unit.as_deref();
+        parts.extend(place.or_else(|| unit.map(|unit| printable(unit).into_owned())));
         (!parts.is_empty()).then(|| parts.join(" "))
     }
 

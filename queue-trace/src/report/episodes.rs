@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{identity, left_out};
+use super::parts::{identity, left_out};
 use crate::diagnose::{
     case::{History, Key},
     episode::{Episode, Trouble},

@@ -3,12 +3,16 @@
 
 mod charts;
 mod episodes;
+mod parts;
 
 use jiff::{Timestamp, tz::TimeZone};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use queue_trace_common::outcome::{Kind, OUTCOMES};
 
-use self::charts::{Chart, charts};
+use self::{
+    charts::{Chart, charts},
+    parts::{identity, left_out},
+};
 use crate::{
     diagnose,
     diagnose::{
@@ -134,13 +138,6 @@ fn span(case: &Case) -> String {
     }
 }
 
-fn identity(key: &Key) -> String {
-    match key.inode {
-        Some(inode) => format!("netns {}, socket inode {inode}", key.netns),
-        None => format!("netns {}", key.netns),
-    }
-}
-
 /// The listeners, those with most refusals first.
 fn by_trouble(case: &Case) -> Vec<(&Key, &History)> {
     let refusals = queue_trace_common::outcome::of_kind(Kind::Refusal);
@@ -248,13 +245,6 @@ fn figure(chart: &Chart) -> Markup {
                 (left_out(chart.rows(usize::MAX).count(), ROWS, "moments"))
             }
         }
-    }
-}
-
-/// How many rows a table does not show.
-fn left_out(all: usize, shown: usize, what: &str) -> Markup {
-    html! {
-        @if all > shown { p.soft { (all - shown) " more " (what) " are not shown." } }
     }
 }
 

@@ -1,15 +1,18 @@
 //! Where output goes: one trait, a file for each form.
 
+mod file;
 mod json;
 mod output;
+pub(crate) mod packed;
 mod paint;
 mod rotate;
 mod rows;
 mod text;
 
-use std::io;
+use std::{io, time::Duration};
 
 pub use self::{
+    file::NewFile,
     json::Json,
     output::{Medium, Output, person_wants_colour},
     rotate::{Limit, Rotating, Rotation},
@@ -20,6 +23,7 @@ use crate::model::{
     event::Event,
     ledger::Ledger,
     lines::{Counts, Header, LossNote, Total},
+    sight::Sight,
     snapshot::Snapshot,
 };
 
@@ -48,4 +52,21 @@ pub trait Sink {
     fn end(&mut self, time: &str) -> io::Result<()>;
     /// Makes what was written visible.
     fn flush(&mut self) -> io::Result<()>;
+
+    /// A listener as it stands now, with what its line leaves out.
+    fn sight(&mut self, sight: &Sight) -> io::Result<()> {
+        self.listener(&sight.snapshot)
+    }
+    /// Once a second, live; whether it wants to see all listeners now.
+    fn second(&mut self) -> io::Result<bool> {
+        Ok(false)
+    }
+    /// All listeners, as it wanted, and how long it took to look at them.
+    fn look(&mut self, _: &[Sight], _: Duration) -> io::Result<()> {
+        Ok(())
+    }
+    /// The ledgers of all namespaces, live, as often as they are compared.
+    fn books(&mut self, _: &[Ledger]) -> io::Result<()> {
+        Ok(())
+    }
 }

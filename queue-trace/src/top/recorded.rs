@@ -24,7 +24,7 @@ use crate::{
         socket::Listener,
     },
     options::Which,
-    recording::{Line, Place, Reader, select::Only},
+    recording::{Input, Line, Place, Reader, select::Only},
     top::{
         Source,
         seen::{Key, PAST, Row, Seen, key_of},
@@ -36,6 +36,8 @@ use crate::{
 const LISTENERS: usize = 1024;
 /// Checkpoints kept at most.
 const CHECKPOINTS: usize = 64;
+/// Memory for them, bytes: fewer are kept of many listeners.
+const WEIGHT: usize = 64 << 20;
 /// Lines between checkpoints, at least.
 const LINES: u64 = 1 << 13;
 /// For so many seconds it is told how long the oldest connection has been waiting, and what
@@ -60,6 +62,8 @@ pub struct Recorded {
 struct Checkpoint {
     place: Place,
     scene: Scene,
+    /// About how much memory it takes, bytes.
+    weight: usize,
 }
 
 /// What was known at a moment.
@@ -101,6 +105,15 @@ impl Recorded {
     fn open_with(files: &[PathBuf], which: &Which, networks: Prefixes, apart: u64) -> Result<Self> {
         if files.iter().any(|path| path == Path::new("-")) {
             bail!("top reads keys from standard input: give it a recording by its name");
+        }
+        if let Some(other) = files
+            .iter()
+            .find(|path| path.exists() && !Input::is_file(path))
+        {
+            bail!(
+                "cannot play {}: top reads a recording more than once, so it takes files only",
+                other.display()
+            );
         }
         let mut recorded = Self {
             files: files.to_vec(),
@@ -158,9 +171,16 @@ impl Recorded {
                 let far = |last: &Checkpoint| place.understood - last.place.understood >= apart;
                 if later && last.is_none_or(far) {
                     let scene = self.scene.clone();
-                    self.checkpoints.push(Checkpoint { place, scene });
+                    let weight = scene.weight();
+                    self.checkpoints.push(Checkpoint {
+                        place,
+                        scene,
+                        weight,
+                    });
                 }
-                if self.checkpoints.len() > CHECKPOINTS {
+                let weight: usize = self.checkpoints.iter().map(|one| one.weight).sum();
+                let many = self.checkpoints.len() > CHECKPOINTS || weight > WEIGHT;
+                if many && self.checkpoints.len() > 1 {
                     let mut number = 0..;
                     self.checkpoints
                         .retain(|_| number.next().is_some_and(|n| n % 2 == 0));
@@ -260,6 +280,12 @@ impl Source for Recorded {
 }
 
 impl Scene {
+    /// About how much memory it takes, bytes.
+    fn weight(&self) -> usize {
+        let listeners = self.listeners.values().map(Known::weight);
+        self.seen.weight() + listeners.sum::<usize>()
+    }
+
     /// The seconds until this one are over.
     fn pass_to(&mut self, second: i64) {
         let from = self.second.unwrap_or(second);
@@ -342,6 +368,28 @@ impl Scene {
 }
 
 impl Known {
+    fn weight(&self) -> usize {
+        /// Of an entry of a map, with a short name.
+        const ENTRY: usize = 96;
+        let Snapshot {
+            processes,
+            cgroup,
+            drops,
+            counts,
+            threads,
+            ..
+        } = &self.told;
+        let entries = self.counts.len()
+            + [drops, counts]
+                .into_iter()
+                .flatten()
+                .map(BTreeMap::len)
+                .sum::<usize>()
+            + threads.as_ref().map_or(0, BTreeMap::len)
+            + processes.as_ref().map_or(0, Vec::len);
+        size_of::<Self>() + entries * ENTRY + cgroup.as_ref().map_or(0, String::len) + 2 * ENTRY
+    }
+
     fn event(&mut self, event: &Event, counted: bool) {
         if let Some(queue) = event.accept_queue {
             let gauge = self.told.accept_queue.get_or_insert_default();

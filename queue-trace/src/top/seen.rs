@@ -99,6 +99,15 @@ impl Seen {
         }
     }
 
+    /// About how much memory it takes, bytes.
+    pub fn weight(&self) -> usize {
+        let past = 2 * PAST * size_of::<u64>() + size_of::<(Key, Past)>();
+        self.pasts.len() * past
+            + self.events.len() * size_of::<Event>()
+            + self.rows.len() * size_of::<Snapshot>()
+            + self.clients.weight()
+    }
+
     /// So the listeners stand at a moment: what they refused since the beginning, and how
     /// many wait.
     pub fn look(&mut self, at_ns: i128, stand: impl Iterator<Item = (Key, u64, Option<u32>)>) {

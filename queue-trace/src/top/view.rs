@@ -12,7 +12,8 @@ use ratatui::{
 
 use crate::{
     model::{
-        clients::Clients, clock::NS_PER_SECOND, event::Name, snapshot::Latency, words::short_time,
+        clients::Clients, clock::NS_PER_SECOND, event::Name, printable::printable,
+        snapshot::Latency, words::short_time,
     },
     top::{
         seen::Row,
@@ -314,7 +315,7 @@ fn fact_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
     }
     lines.push(Line::raw(owner(row)));
     if let Some(path) = &snapshot.cgroup {
-        lines.push(Line::styled(path.clone(), DIM));
+        lines.push(Line::styled(printable(path).into_owned(), DIM));
     }
     if let Some(threads) = snapshot.thread_words() {
         lines.push(Line::raw(format!("threads: {threads}")));

@@ -139,18 +139,15 @@ impl Audit {
         Ok(ledgers)
     }
 
-    /// Looks at the books while running: the ledgers with a difference that is new.
-    ///
-    /// # Errors
-    /// If the kernel side's counts cannot be read.
-    pub fn news(&mut self, probe: &mut Probe) -> Result<Vec<Ledger>> {
-        let mut ledgers = self.close(probe)?;
+    /// Those of these ledgers that have a difference that is new.
+    #[must_use]
+    pub fn news(&mut self, mut ledgers: Vec<Ledger>) -> Vec<Ledger> {
         ledgers.retain(|ledger| {
             let unexplained = ledger.unexplained.unwrap_or(0);
             let before = self.reported.insert(ledger.netns, unexplained);
             unexplained > before.unwrap_or(0)
         });
-        Ok(ledgers)
+        ledgers
     }
 
     fn compare(&self, probe: &mut Probe) -> Result<Vec<Ledger>> {

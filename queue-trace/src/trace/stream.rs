@@ -31,11 +31,12 @@ use crate::{
         clock::{monotonic_now, wall_now},
         event::{Name, rfc3339},
         lines::{AttachPlan, Counts, Header, LossNote, SCHEMA, Total},
-        snapshot::Snapshot,
+        sight::Sight,
         socket::Listener,
     },
     options::Kernel,
     sink::Sink,
+    stderr::say,
     stop::{StopSignals, reader_is_gone},
     trace::{audit::Audit, withheld, withheld::Withheld},
 };
@@ -47,6 +48,8 @@ pub struct Until {
     pub count: Option<u64>,
     /// After this time.
     pub duration: Option<Duration>,
+    /// When nobody reads standard output any more, as it goes there.
+    pub reader_is_gone: bool,
 }
 
 /// A tracer that is attached and has not begun to print.
@@ -85,6 +88,18 @@ impl Live {
     pub fn begin(kernel: &Kernel, selection: Selection) -> Result<Self> {
         // From here on a signal ends the run in good order.
         let signals = StopSignals::listen().context("cannot handle signals")?;
+        Self::begin_until(kernel, selection, signals)
+    }
+
+    /// The same, until one of these signals comes.
+    ///
+    /// # Errors
+    /// Whatever keeps it from attaching, with what to do about it.
+    pub fn begin_until(
+        kernel: &Kernel,
+        selection: Selection,
+        signals: StopSignals,
+    ) -> Result<Self> {
         let began_ns = wall_now();
         let mut session = Session::begin(kernel, &selection)?;
         let audit = Audit::open(&mut session.probe, &selection)?;
@@ -120,6 +135,18 @@ impl Live {
         })
     }
 
+    /// How it is attached, and what can be seen.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The machine.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
     fn header(&self) -> Header {
         Header {
             schema: SCHEMA,
@@ -134,13 +161,13 @@ impl Live {
     /// Says on standard error what cannot be told here, and that it is attached.
     pub fn announce(&self) {
         for limit in self.plan.limits() {
-            eprintln!("note: {limit}");
+            say!("note: {limit}");
         }
         let what = match self.plan.family {
             Family::Tracepoint => "tracepoints",
             Family::Fentry | Family::Kprobe => "kernel functions",
         };
-        eprintln!(
+        say!(
             "ready: attached by {} to {} {what}",
             self.plan.family.name(),
             self.plan.attached_to().len()
@@ -213,16 +240,20 @@ impl Live {
                     self.note_loss(sink)?;
                     self.print_counts(sink)?;
                     self.print_news(sink)?;
+                    if sink.second()? {
+                        self.show_all(sink)?;
+                    }
                     sink.flush()?;
-                    if reader_is_gone() {
+                    if until.reader_is_gone && reader_is_gone() {
                         return Err(ErrorKind::BrokenPipe.into());
                     }
                 }
                 _ = audit.tick() => {
-                    let news = self.audit.news(&mut self.probe).map_err(io::Error::other)?;
-                    for ledger in &news {
+                    let ledgers = self.audit.close(&mut self.probe).map_err(io::Error::other)?;
+                    sink.books(&ledgers)?;
+                    for ledger in &self.audit.news(ledgers) {
                         sink.ledger(ledger)?;
-                        eprintln!(
+                        say!(
                             "warning: {} movements of the kernel's counters in netns {} are unexplained",
                             ledger.unexplained.unwrap_or(0),
                             ledger.netns
@@ -337,6 +368,18 @@ impl Live {
         print_rows(sink, &rows.map_err(io::Error::other)?)
     }
 
+    /// Shows all listeners to a sink that wants to see them.
+    fn show_all(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
+        let began = Instant::now();
+        let rows = self.watch.all(&mut self.probe, &self.selection);
+        let sights: Vec<_> = rows
+            .map_err(io::Error::other)?
+            .iter()
+            .map(Sight::from)
+            .collect();
+        sink.look(&sights, began.elapsed())
+    }
+
     fn note_loss(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
         let loss = self.probe.loss();
         let undecoded = std::mem::take(&mut self.undecoded);
@@ -427,7 +470,7 @@ const MOST_NETWORKS: usize = 20;
 
 fn print_rows(sink: &mut dyn Sink, rows: &[Row]) -> io::Result<()> {
     for row in rows {
-        sink.listener(&Snapshot::from(row))?;
+        sink.sight(&Sight::from(row))?;
     }
     Ok(())
 }
@@ -446,6 +489,10 @@ const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Why the stream ended badly, with what to do. `output` is its name.
 #[must_use]
 pub fn write_error(error: io::Error, output: &str) -> anyhow::Error {
+    // The kernel side's errors come wrapped, with words of their own.
+    if error.kind() == ErrorKind::Other && error.get_ref().is_some() {
+        return anyhow::Error::new(error);
+    }
     let remedy = match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             " (make room and start again; all lines that are whole in it are good)"

@@ -6,11 +6,12 @@
     expect(unsafe_code, reason = "writes to an I/O port, without any crate")
 )]
 
-#[cfg(target_arch = "x86_64")]
-use std::arch::asm;
-#[cfg(target_arch = "x86_64")]
-use std::ffi::{c_int, c_ulong};
 use std::process::ExitCode;
+#[cfg(target_arch = "x86_64")]
+use std::{
+    arch::asm,
+    ffi::{c_int, c_ulong},
+};
 
 #[cfg(target_arch = "x86_64")]
 const PORT: u16 = 0xf4;

@@ -1,3 +1,5 @@
+//! Episodes of one listener, from packets that are played to a detector.
+
 use queue_trace_common::outcome::{
     ACCEPTED, COOKIE_SENT_FULL, ESTABLISHED_COOKIE, ESTABLISHED_HANDSHAKE,
     SYN_DROPPED_ACCEPT_QUEUE_FULL,

@@ -1,12 +1,11 @@
 //! Faults that show as a full accept queue: what its episodes tell of the application.
 
 use queue_trace_common::outcome::{
-    ACCEPTED, ACK_DROPPED_ACCEPT_QUEUE_FULL, ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET,
-    COOKIE_DROPPED_ACCEPT_QUEUE_FULL, ESTABLISHED_COOKIE, ESTABLISHED_HANDSHAKE,
+    ACCEPTED, ACK_DROPPED_ACCEPT_QUEUE_FULL, ESTABLISHED_COOKIE, ESTABLISHED_HANDSHAKE,
     SYN_DROPPED_ACCEPT_QUEUE_FULL, Set,
 };
 
-use super::{Rule, group};
+use super::{super::rule::Rule, evidence::with_queue, group};
 use crate::{
     diagnose::{
         case::{ACCEPT_FULL, Case, ENTERED, History, Key, set_of},
@@ -14,7 +13,7 @@ use crate::{
         finding::Finding,
         when::{When, duration, plural, refused},
     },
-    model::{clock::NS_PER_SECOND, runtime, snapshot::Snapshot, words::short_time},
+    model::{clock::NS_PER_SECOND, runtime, snapshot::Snapshot},
 };
 
 /// What tells how a queue came to be full: refusals, and connections that enter. Fast open
@@ -63,34 +62,6 @@ fn each<'a>(
     })
 }
 
-/// What was refused, by the kind of packet.
-fn refusals(count: impl Fn(u8) -> u64) -> String {
-    let parts: Vec<_> = [
-        (SYN_DROPPED_ACCEPT_QUEUE_FULL, "SYN dropped", "SYNs dropped"),
-        (
-            ACK_DROPPED_ACCEPT_QUEUE_FULL,
-            "final ACK dropped",
-            "final ACKs dropped",
-        ),
-        (
-            ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET,
-            "client reset at its final ACK",
-            "clients reset at their final ACK",
-        ),
-        (
-            COOKIE_DROPPED_ACCEPT_QUEUE_FULL,
-            "valid cookie refused",
-            "valid cookies refused",
-        ),
-    ]
-    .into_iter()
-    .map(|(tag, one, many)| (count(tag), one, many))
-    .filter(|(count, ..)| *count > 0)
-    .map(|(count, one, many)| format!("{count} {}", if count == 1 { one } else { many }))
-    .collect();
-    parts.join(", ")
-}
-
 /// What the owner's threads do that do not accept, and whether it could.
 fn with_owner(finding: Finding, history: &History) -> Finding {
     let snapshot = history.snapshot.as_ref();
@@ -108,60 +79,6 @@ fn with_owner(finding: Finding, history: &History) -> Finding {
     }
 }
 
-/// How many of the connections that were refused got in later.
-fn got_in(episode: &Episode) -> String {
-    let all = episode.connections;
-    let later = episode.served_later;
-    match (later.count, all.count) {
-        (0, 1) => "the connection was not seen to get in later".to_owned(),
-        (0, _) => format!(
-            "none of the {} connections was seen to get in later",
-            all.words()
-        ),
-        (count, all) if count >= all => format!(
-            "{} refused at first got in later",
-            plural(all, "connection")
-        ),
-        _ => format!(
-            "{} of the {} connections got in later",
-            later.words(),
-            all.words()
-        ),
-    }
-}
-
-/// The evidence that all findings about a full queue share: of an episode, and of the listener.
-pub(super) fn with_queue(finding: Finding, history: &History, worst: Option<&Episode>) -> Finding {
-    let all = refusals(|tag| history.count_of(tag));
-    let mut finding = finding.because(format!("{all} for a full accept queue"));
-    if let Some(worst) = worst.filter(|worst| worst.connections.count > 0) {
-        finding = finding.because(format!("in the worst episode {}", got_in(worst)));
-    }
-    let limit = worst.and_then(|worst| worst.limit);
-    let deepest = worst.map_or(history.deepest, |worst| worst.deepest);
-    let limits = match (limit, history.limit) {
-        (Some((least, most)), _) if least != most => Some(format!("{least} to {most}")),
-        (Some((limit, _)), _) | (None, Some(limit)) => Some(limit.to_string()),
-        (None, None) => None,
-    };
-    if let (Some(deepest), Some(limits)) = (deepest, limits) {
-        let later = history.limit.filter(|now| {
-            limit.is_some_and(|(least, most)| !(least..=most).contains(now)) && !history.is_closed()
-        });
-        let later = later.map_or(String::new(), |now| format!("; later its limit was {now}"));
-        finding = finding.because(format!(
-            "the accept queue was {deepest} deep at most and its limit was {limits} when it refused (full means deeper than the limit){later}"
-        ));
-    }
-    if let Some(waited) = history.oldest_waiting_us.filter(|us| *us > 0) {
-        finding = finding.because(format!(
-            "the oldest connection had been waiting for {}",
-            short_time(waited)
-        ));
-    }
-    finding
-}
-
 pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, history, when) in each(case, Pattern::TookNothing) {
@@ -173,18 +90,18 @@ pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
         } else {
             "no connection entered the full queue, although every place that accept() makes lets one in"
         };
-        let finding = Finding::new(
-            rule,
-            key,
-            history,
-            when.packets(),
-            format!(
-                "The application took nothing from its accept queue for {still}: {} refused.",
-                refused(worst)
-            ),
-        )
-        .at(&when)
-        .because(format!("for {still}, in which clients were refused, {how}"));
+        let finding = rule
+            .finding(
+                key,
+                history,
+                when.packets(),
+                format!(
+                    "The application took nothing from its accept queue for {still}: {} refused.",
+                    refused(worst)
+                ),
+            )
+            .at(&when)
+            .because(format!("for {still}, in which clients were refused, {how}"));
         let mut finding = with_owner(with_queue(finding, history, Some(worst)), history);
         let snapshot = history.snapshot.as_ref();
         if let Some(used) = snapshot.and_then(|snapshot| snapshot.descriptors.as_ref())
@@ -233,9 +150,7 @@ pub(super) fn too_slow(rule: &Rule, case: &Case) -> Vec<Finding> {
             .count
             .saturating_sub(worst.served_later.count);
         let came = worst.count(ENTERED).saturating_add(waiting);
-        let finding = Finding::new(
-            rule,
-            key,
+        let finding = rule.finding(key,
             history,
             when.packets(),
             format!(
@@ -293,9 +208,7 @@ pub(super) fn bursts(rule: &Rule, case: &Case) -> Vec<Finding> {
             };
             format!("; the deepest burst needed a backlog of {about}{enough}")
         });
-        let finding = Finding::new(
-            rule,
-            key,
+        let finding = rule.finding(key,
             history,
             when.packets(),
             format!(
@@ -354,9 +267,7 @@ pub(super) fn full(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut told: Vec<Key> = Vec::new();
     for (key, history, when) in each(case, Pattern::Unclear) {
         told.push(*key);
-        let finding = Finding::new(
-            rule,
-            key,
+        let finding = rule.finding(key,
             history,
             when.packets(),
             format!(
@@ -381,8 +292,7 @@ pub(super) fn full(rule: &Rule, case: &Case) -> Vec<Finding> {
         {
             continue;
         }
-        let finding = Finding::new(
-            rule,
+        let finding = rule.finding(
             key,
             history,
             count,
@@ -433,7 +343,7 @@ pub(super) fn limit(rule: &Rule, case: &Case) -> Vec<Finding> {
             continue;
         };
         let enough = when.whole().iter().filter_map(Episode::enough).max();
-        let finding = Finding::new(rule, key, history, when.packets(), what).at(&when);
+        let finding = rule.finding(key, history, when.packets(), what).at(&when);
         let finding = with_queue(finding, history, Some(worst));
         findings.push(raise_limit(finding, history, enough));
     }

@@ -8,7 +8,7 @@ use queue_trace_common::outcome::{
     SYNACK_RETRANSMITTED,
 };
 
-use super::Rule;
+use super::super::rule::{Rule, names};
 use crate::diagnose::{
     case::{ACCEPT_FULL, Case, ENTERED, History, SYN_FULL, set_of},
     finding::Finding,
@@ -34,9 +34,7 @@ pub(super) fn closed(rule: &Rule, case: &Case) -> Vec<Finding> {
             plural(count, "connection"),
             if count == 1 { "it was" } else { "each was" },
         );
-        let mut finding = Finding::new(
-            rule,
-            key,
+        let mut finding = rule.finding(key,
             history,
             count,
             format!(
@@ -126,9 +124,7 @@ pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
         };
         let set = set_of(&[SYNACK_RETRANSMITTED, REQUEST_EXPIRED]);
         findings.push(
-            Finding::new(
-                rule,
-                key,
+            rule.finding(key,
                 history,
                 again + expired,
                 format!("Clients' SYNs arrive, but their final ACKs do not: {what}."),
@@ -211,8 +207,7 @@ pub(super) fn otherwise(rule: &Rule, case: &Case) -> Vec<Finding> {
                 continue;
             };
             findings.push(
-                Finding::new(
-                    rule,
+                rule.finding(
                     key,
                     history,
                     count,
@@ -221,7 +216,7 @@ pub(super) fn otherwise(rule: &Rule, case: &Case) -> Vec<Finding> {
                 .between(history.time_of(set_of(&[tag])))
                 .because(format!(
                     "{count} verdicts {}",
-                    super::names(set_of(&[tag])).join("")
+                    names(set_of(&[tag])).join("")
                 ))
                 .remedy(command, caveat),
             );

@@ -6,7 +6,7 @@ use queue_trace_common::outcome::{
     COOKIE_DROPPED_ACCEPT_QUEUE_FULL,
 };
 
-use super::{Rule, accept_queue::with_queue};
+use super::{super::rule::Rule, evidence::with_queue};
 use crate::diagnose::{
     case::{Case, History, set_of},
     episode::{Episode, Pattern, Trouble},
@@ -67,7 +67,7 @@ pub(super) fn hang(rule: &Rule, case: &Case) -> Vec<Finding> {
                 plural_was(cookies, "valid SYN cookie")
             ),
         };
-        let finding = Finding::new(rule, key, history, acks + cookies, what);
+        let finding = rule.finding(key, history, acks + cookies, what);
         findings.push(timed(finding, history, &TAGS).remedy(
             "make the accept queue drain; see the finding about this listener's accept queue",
             "tcp_abort_on_overflow=1 would turn the hanging into resets: clients fail at once instead, also those that would have got in at the second try.",
@@ -88,9 +88,7 @@ pub(super) fn abort(rule: &Rule, case: &Case) -> Vec<Finding> {
         if count == 0 {
             continue;
         }
-        let finding = Finding::new(
-            rule,
-            key,
+        let finding = rule.finding(key,
             history,
             count,
             format!(

@@ -9,7 +9,10 @@ use queue_trace_common::outcome::{
     SYN_DROPPED_SYN_QUEUE_FULL, Set,
 };
 
-use super::{Rule, accept_queue::raise_limit, at_least};
+use super::{
+    super::rule::{Rule, at_least},
+    accept_queue::raise_limit,
+};
 use crate::{
     diagnose::{
         case::{Case, ENTERED, History, Key, set_of},
@@ -115,9 +118,7 @@ fn finding(
             plural(worst.count(ENTERED), "connection")
         )
     };
-    let finding = Finding::new(
-        rule,
-        key,
+    let finding = rule.finding(key,
         history,
         when.packets(),
         format!(
@@ -279,7 +280,8 @@ pub(super) fn queue_full(rule: &Rule, case: &Case) -> Vec<Finding> {
                 plural(worst.packets, "SYN"),
             ),
         };
-        let finding = Finding::new(rule, key, history, when.packets(), what)
+        let finding = rule
+            .finding(key, history, when.packets(), what)
             .at(&when)
             .because(format!(
                 "{sent} SYNs were answered with a SYN cookie, {} dropped: {}",
@@ -316,9 +318,7 @@ pub(super) fn cookies_off(rule: &Rule, case: &Case) -> Vec<Finding> {
                 "when the SYN queue was full, or less than a quarter of tcp_max_syn_backlog ({most}) was left"
             ),
         };
-        let mut finding = Finding::new(
-            rule,
-            key,
+        let mut finding = rule.finding(key,
             history,
             count,
             format!("SYN cookies are off: {} dropped {why}.", plural(count, "SYN")),

@@ -1,6 +1,6 @@
 //! One socket of a `SO_REUSEPORT` group that refuses while its siblings take connections.
 
-use super::{Rule, accept_queue::with_queue};
+use super::{super::rule::Rule, evidence::with_queue};
 use crate::{
     diagnose::{
         case::{ACCEPT_FULL, Case, ENTERED, History, Key},
@@ -107,9 +107,7 @@ pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
             refused => refused.to_string(),
         };
         let inode = key.inode.unwrap_or(0);
-        let mut finding = Finding::new(
-            rule,
-            key,
+        let mut finding = rule.finding(key,
             history,
             when.packets(),
             format!(

@@ -1,7 +1,10 @@
 //! What a kernel's types prove of how it was built: each option has a function or a struct that
 //! is there with it only. For kernels that do not run here.
 
-use super::Types;
+use super::{
+    Types,
+    marks::{DIRECT_CALLS, FUNCTION_TRACER, KPROBES, REGISTERS, RING_BUFFER, TRAMPOLINES},
+};
 
 /// Machines that queue-trace has programs for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,39 +25,6 @@ impl Architecture {
         }
     }
 }
-
-/// With the ring buffer of BPF (5.8).
-pub(super) const RING_BUFFER: &str = "BPF_MAP_TYPE_RINGBUF";
-
-/// With `CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS`: the function tracer calls programs (5.5; on
-/// arm64 6.4).
-const DIRECT_CALLS: &str = "register_ftrace_direct";
-
-/// A function of the function tracer that is there in any case. The types of older kernels
-/// (5.10) leave out all that cannot be traced, and with it the function tracer itself; on x86-64
-/// these can call programs directly.
-const FUNCTION_TRACER: &str = "register_ftrace_function";
-
-/// With `CONFIG_BPF_JIT` and `CONFIG_BPF_SYSCALL`: programs are called from functions (5.5).
-const TRAMPOLINES: &str = "bpf_trampoline_link_prog";
-
-/// With `CONFIG_KPROBE_EVENTS`, by which programs come to kprobes (kernel/trace/trace_kprobe.c).
-const KPROBES: &str = "trace_kprobe";
-
-/// The registers that a kernel saves, which differ between architectures.
-const REGISTERS: &str = "pt_regs";
-
-/// The names that are looked up here.
-pub(super) const NAMES: [&str; 5] = [
-    DIRECT_CALLS,
-    FUNCTION_TRACER,
-    TRAMPOLINES,
-    KPROBES,
-    REGISTERS,
-];
-
-/// The members that are looked up here.
-pub(super) const MEMBERS: [&str; 4] = ["orig_ax", "orig_rax", "pstate", "syscallno"];
 
 impl Types {
     /// The architecture, if it is one that queue-trace has programs for.

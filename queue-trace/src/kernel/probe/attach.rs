@@ -1,7 +1,7 @@
 //! Loads the kernel side and attaches it: programs to functions and tracepoints, filters into
 //! maps.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, net::Ipv6Addr};
 
 use anyhow::{Context, Result, anyhow};
 use aya::{
@@ -21,8 +21,8 @@ use crate::kernel::{
     netns,
     netns::NetnsPath,
     plan::{Family, Plan},
-    probe::{functions, iterate, named::named, object},
-    selection::Selection,
+    probe::{delivery, functions, iterate, named::named, object},
+    selection::{self, Selection},
 };
 
 /// Why the kernel side could not be attached.
@@ -36,6 +36,12 @@ pub enum AttachError {
         /// What the kernel said.
         why: String,
     },
+    /// A signal came while the kernel verified a program.
+    #[error("{0}")]
+    Interrupted(String),
+    /// Packets cannot be seen right before a socket decides on them; the rest may do.
+    #[error("{0}")]
+    Delivery(String),
     /// Nothing will do.
     #[error(transparent)]
     Other(#[from] anyhow::Error),
@@ -47,24 +53,23 @@ pub(super) fn attach(
     types: &Types,
     selection: &Selection,
 ) -> Result<(Ebpf, Vec<String>), AttachError> {
-    let mut ebpf = load(types, plan.hook_bits(), selection)?;
+    let sees_delivery = plan.family == Family::Tracepoint && plan.delivery.is_ok();
+    let mut ebpf = load_with(types, plan.hook_bits(), sees_delivery, selection)?;
     fill(&mut ebpf, "ADDRS", &selection.addrs)?;
     fill(&mut ebpf, "CLIENTS", &selection.clients)?;
 
     let btf = functions::of(types);
     let mut notes = Vec::new();
     if plan.family == Family::Tracepoint {
-        notes = attach_tracepoints(&mut ebpf, selection, &btf)?;
+        notes = attach_tracepoints(&mut ebpf, selection, sees_delivery, &btf)?;
     }
     for hook in &plan.hooks {
         let by_type = match plan.family {
             Family::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
             Family::Kprobe | Family::Tracepoint => None,
         };
-        attach_hook(&mut ebpf, hook, by_type).map_err(|error| AttachError::Refused {
-            hook: Some(hook),
-            why: reason(&error),
-        })?;
+        attach_hook(&mut ebpf, hook, by_type)
+            .map_err(|error| refused(Some(hook), reason(&error), &error))?;
     }
     if plan.hooks.iter().any(|hook| hook.index == hook::TIMER) {
         attach_tracepoint(&mut ebpf, "retransmit_synack", "tcp_retransmit_synack")?;
@@ -85,10 +90,21 @@ pub(super) fn load(
     attached: u32,
     selection: &Selection,
 ) -> Result<Ebpf, AttachError> {
+    load_with(types, attached, false, selection)
+}
+
+/// The same. `delivered`: see [`Kernel::delivered`].
+fn load_with(
+    types: &Types,
+    attached: u32,
+    delivered: bool,
+    selection: &Selection,
+) -> Result<Ebpf, AttachError> {
     let cpus = cpus()?;
     let fields = types.fields().map_err(anyhow::Error::from)?;
     let mut kernel = Kernel {
         attached,
+        delivered: delivered.into(),
         ..types.kernel().map_err(anyhow::Error::from)?
     };
     let cast = object::cast(types);
@@ -156,8 +172,16 @@ fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), Pr
 fn attach_tracepoints(
     ebpf: &mut Ebpf,
     selection: &Selection,
+    sees_delivery: bool,
     btf: &Result<Btf>,
 ) -> Result<Vec<String>, AttachError> {
+    if sees_delivery {
+        attach_tracepoint_twice(ebpf, "socket_state", "inet_sock_set_state")?;
+        attach_packets(ebpf)?;
+        // Last: the end of what it begins is seen from now on.
+        delivery::attach(ebpf).map_err(|error| AttachError::Delivery(format!("{error:#}")))?;
+        return Ok(Vec::new());
+    }
     // Listeners first, then the packets that need them.
     attach_tracepoint_twice(ebpf, "socket_state", "inet_sock_set_state")?;
     let found = match btf {
@@ -170,11 +194,15 @@ fn attach_tracepoints(
             "listeners that existed before are known by their port only: {error:#}"
         )],
     };
+    attach_packets(ebpf)?;
+    Ok(notes)
+}
+
+fn attach_packets(ebpf: &mut Ebpf) -> Result<(), AttachError> {
     // What sets baselines before what needs them.
     attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
     attach_tracepoint_twice(ebpf, "packet_consumed", "consume_skb")?;
-    attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")?;
-    Ok(notes)
+    attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")
 }
 
 /// The program, and after it the one that does what the first was kept from.
@@ -193,9 +221,9 @@ fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), A
         program.attach(name)?;
         Ok(())
     };
-    attach().map_err(|error| AttachError::Refused {
-        hook: None,
-        why: format!("tracepoint {name}: {}", reason(&error)),
+    attach().map_err(|error| {
+        let why = format!("tracepoint {name}: {}", reason(&error));
+        refused(None, why, &error)
     })
 }
 
@@ -235,12 +263,13 @@ fn log_sizes(ebpf: &Ebpf) {
     }
 }
 
-/// Puts networks into a trie; IPv4 as `::ffff:a.b.c.d`.
+/// Puts networks into a trie.
 fn fill(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<()> {
     let mut trie = trie(ebpf, name)?;
-    for network in networks {
-        trie.insert(&key(network), 1, 0)
-            .with_context(|| format!("cannot filter on {network}"))?;
+    for prefix in selection::prefixes(networks) {
+        let (bits, address) = prefix;
+        trie.insert(&key(prefix), 1, 0)
+            .with_context(|| format!("cannot filter on {address}/{bits}"))?;
     }
     Ok(())
 }
@@ -254,42 +283,72 @@ fn trie<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<Trie<'a>> {
     Ok(map.try_into()?)
 }
 
-fn key(network: &IpNet) -> lpm_trie::Key<Address> {
-    let (bits, address) = match network {
-        IpNet::V4(v4) => (96 + v4.prefix_len(), v4.network().to_ipv6_mapped()),
-        IpNet::V6(v6) => (v6.prefix_len(), v6.network()),
-    };
-    lpm_trie::Key::new(u32::from(bits), address.octets())
+/// A row of a trie: how many bits of which address.
+pub(super) type Prefix = (u32, Ipv6Addr);
+
+fn key((bits, address): Prefix) -> lpm_trie::Key<Address> {
+    lpm_trie::Key::new(bits, address.octets())
 }
 
-/// Adds those networks to a trie that it does not have, and gives them.
-pub(super) fn add(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<Vec<IpNet>> {
+/// Adds those networks to a trie that it does not have, and gives what was added.
+pub(super) fn add(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<Vec<Prefix>> {
     /// `BPF_NOEXIST` of linux/bpf.h.
     const ONLY_NEW: u64 = 1;
     let mut trie = trie(ebpf, name)?;
     let mut added = Vec::new();
-    for network in networks {
+    for prefix in selection::prefixes(networks) {
         // The user may filter on the same one, which then stays.
-        if trie.insert(&key(network), 1, ONLY_NEW).is_ok() {
-            added.push(*network);
+        if trie.insert(&key(prefix), 1, ONLY_NEW).is_ok() {
+            added.push(prefix);
         }
     }
     Ok(added)
 }
 
-/// Removes networks from a trie.
-pub(super) fn remove(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<()> {
+/// Removes from a trie what was added.
+pub(super) fn remove(ebpf: &mut Ebpf, name: &str, added: &[Prefix]) -> Result<()> {
     let mut trie = trie(ebpf, name)?;
-    for network in networks {
-        trie.remove(&key(network))
-            .with_context(|| format!("cannot stop to let {network} through the filter"))?;
+    for prefix in added {
+        trie.remove(&key(*prefix)).with_context(|| {
+            let (bits, address) = prefix;
+            format!("cannot stop to let {address}/{bits} through the filter")
+        })?;
     }
     Ok(())
 }
 
+/// What a refusal means: the kernel's own, or something about this process or this moment, which
+/// another way to attach would meet as well.
+fn refused(hook: Option<&'static Hook>, why: String, error: &ProgramError) -> AttachError {
+    use rustix::io::Errno;
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    let mut errno = None;
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>();
+        errno = io.and_then(Errno::from_io_error).or(errno);
+        cause = error.source();
+    }
+    match errno {
+        // A signal ends a verification (EAGAIN), and the library's second attempt, which
+        // fetches the verifier's log, finds no room for that of a good program.
+        Some(Errno::AGAIN | Errno::INTR | Errno::NOSPC) => AttachError::Interrupted(why),
+        Some(Errno::MFILE) => AttachError::Other(anyhow!(
+            "this process may not open as many files as attaching takes (some 200): raise \
+             its limit (ulimit -n, LimitNOFILE= in a unit)"
+        )),
+        Some(Errno::NFILE) => AttachError::Other(anyhow!(
+            "this machine has no room for more open files: raise fs.file-max"
+        )),
+        Some(Errno::NOMEM) => AttachError::Other(anyhow!(
+            "the kernel has no memory for it ({why}): raise the memory limit of its cgroup"
+        )),
+        _ => AttachError::Refused { hook, why },
+    }
+}
+
 /// The kernel's reason without the library's wrapping: the last cause, and the last
 /// lines of the verifier's log where there is one.
-fn reason(error: &ProgramError) -> String {
+pub(super) fn reason(error: &ProgramError) -> String {
     if let ProgramError::LoadError {
         io_error,
         verifier_log,
@@ -302,7 +361,7 @@ fn reason(error: &ProgramError) -> String {
         }
         let tail: Vec<_> = tail.into_iter().rev().collect();
         return format!(
-            "the kernel refuses the program: {io_error}: {}",
+            "the kernel's verifier refuses the program: {io_error}; its last words: {}",
             tail.join(" | ")
         );
     }

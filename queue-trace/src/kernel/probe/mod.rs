@@ -7,6 +7,7 @@
 )]
 
 mod attach;
+mod delivery;
 mod functions;
 mod iterate;
 mod named;
@@ -63,7 +64,7 @@ pub struct Probe {
     forgotten: HashMap<CountKey, Counted>,
     queues: Queues,
     /// What filters let through besides, for a while: the maps and their networks.
-    let_in: Vec<(&'static str, Vec<IpNet>)>,
+    let_in: Vec<(&'static str, Vec<attach::Prefix>)>,
     /// Keeps the number of the self-test's namespace, which the filter lets through, from going
     /// to another namespace.
     kept_netns: Option<OwnedFd>,
