@@ -74,7 +74,10 @@ fn prime(net: impl Pointer) {
         return;
     }
     let Some(cpu) = frame::cpu() else { return };
-    let address = counters::of(net, cpu.offset, &mut cpu.frame.counters);
+    let mut place = 0;
+    // SAFETY: this CPU's copy.
+    let offset = unsafe { (*cpu).offset };
+    let address = counters::of(net, offset, &mut place);
     let mut baseline = Baseline {
         net: net.address(),
         address,

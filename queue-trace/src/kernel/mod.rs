@@ -8,6 +8,7 @@
 pub mod btf;
 pub mod decode;
 pub mod host;
+pub mod mark;
 pub mod netns;
 pub mod plan;
 pub mod privilege;

@@ -98,7 +98,7 @@ impl Stats<'_> {
             // Which socket of a group it was is not known.
             return;
         }
-        row.entered = Some(marks.entered.into());
+        row.entered = Some(marks.entered);
         if marks.accept_high > 0 {
             row.accept_queue.high_water = Some(marks.accept_high);
             row.accept_queue.high_water_time = Some(clock.wall(marks.accept_high_ns));

@@ -355,8 +355,8 @@ fn wait_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
         } else {
             "more".to_owned()
         };
-        let bar = "#".repeat((u64::from(*count) * 8).div_ceil(most.into()) as usize);
-        let text = format!("<{below:<6}{bar:<8} {}", number(u64::from(*count)));
+        let bar = "#".repeat((count * 8).div_ceil(most) as usize);
+        let text = format!("<{below:<6}{bar:<8} {}", number(*count));
         lines.push(Line::styled(text, coloured(top, Color::Cyan)));
     }
     lines

@@ -18,7 +18,7 @@ use queue_trace_common::{
 
 use crate::kernel::{
     btf::Types,
-    netns,
+    host, mark, netns,
     netns::NetnsPath,
     plan::{Family, Plan},
     probe::{functions, iterate, object},
@@ -56,6 +56,9 @@ pub(super) fn attach(
     if plan.family == Family::Tracepoint {
         notes = attach_tracepoints(&mut ebpf, selection, &btf)?;
     }
+    if plan.family != Family::Tracepoint && host::is_realtime() {
+        attach_tracepoint(&mut ebpf, "task_switched", "sched_switch")?;
+    }
     for hook in &plan.hooks {
         let by_type = match plan.family {
             Family::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
@@ -78,6 +81,10 @@ pub(super) fn attach(
     Ok((ebpf, notes))
 }
 
+/// Tasks of whose packets something is remembered where softirqs interrupt each other: far more
+/// than can be in the midst of one.
+const TASKS: u32 = 8192;
+
 /// Makes the maps, and programs for the kernel that has these types. `attached`: see
 /// [`Kernel::attached`].
 pub(super) fn load(
@@ -87,8 +94,13 @@ pub(super) fn load(
 ) -> Result<Ebpf, AttachError> {
     let cpus = cpus()?;
     let fields = types.fields().map_err(anyhow::Error::from)?;
+    // Softirqs of one CPU interrupt each other there; it does no harm where they do not.
+    let realtime = host::is_realtime();
+    let tasks = if realtime { TASKS } else { 1 };
     let mut kernel = Kernel {
         attached,
+        softirqs_mix: realtime.into(),
+        self_test: mark::own(),
         ..types.kernel().map_err(anyhow::Error::from)?
     };
     let cast = object::cast(types);
@@ -113,6 +125,8 @@ pub(super) fn load(
         .override_global("PORTS", &ports[..], true)
         .override_global(aya_log::LEVEL, &level, true)
         .map_max_entries("RECORDS", selection.ring_bytes(cpus))
+        .map_max_entries("FRAMES", tasks)
+        .map_max_entries("ENTERING_BY_TASK", tasks)
         .map_max_entries("TALLIES", u32::try_from(cpus).unwrap_or(u32::MAX))
         .load(&object::fitted(cast))
         .map_err(|error| AttachError::Other(anyhow!(error).context("cannot load the kernel side")))
