@@ -74,10 +74,9 @@ fn prime(net: impl Pointer) {
         return;
     }
     let Some(cpu) = frame::cpu() else { return };
-    let mut place = 0;
-    // SAFETY: this CPU's copy.
-    let offset = unsafe { (*cpu).offset };
-    let address = counters::of(net, offset, &mut place);
+    // SAFETY: this CPU's copy, in which no frame is open in this mode.
+    let (offset, place) = unsafe { ((*cpu).offset, &mut (*cpu).frame.counters) };
+    let address = counters::of(net, offset, place);
     let mut baseline = Baseline {
         net: net.address(),
         address,
