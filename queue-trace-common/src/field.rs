@@ -56,7 +56,9 @@ fields! {
     SK_FAMILY        "sock.__sk_common.skc_family";
     SK_STATE         "sock.__sk_common.skc_state";
     SK_PORT          "sock.__sk_common.skc_num";
+    SK_BOUND_PORT    "inet_sock.inet_sport";
     SK_PEER_PORT     "sock.__sk_common.skc_dport";
+    SK_DEVICE        "sock.__sk_common.skc_bound_dev_if" without "the listener's device";
     SK_ADDR4         "sock.__sk_common.skc_rcv_saddr";
     SK_PEER_ADDR4    "sock.__sk_common.skc_daddr";
     SK_ADDR6         "sock.__sk_common.skc_v6_rcv_saddr" without "IPv6";
@@ -86,6 +88,8 @@ fields! {
     SKB_PROTOCOL     "sk_buff.protocol";
     SKB_DEV          "sk_buff.dev";
     SKB_DST          "sk_buff._skb_refdst";
+    IPV4_PROTOCOL    "iphdr.protocol";
+    IPV6_NEXT        "ipv6hdr.nexthdr";
     DST_DEV          "dst_entry.dev";
     DEV_NET          "net_device.nd_net.net";
     REQ_LISTENER     "request_sock.__req_common.skc_listener";

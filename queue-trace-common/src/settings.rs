@@ -93,6 +93,8 @@ typed! {
     COUNTERS "linux_mib" "One CPU's counters.";
     PACKET "sk_buff" "A packet.";
     ROUTE "dst_entry" "A route.";
+    IPV4 "iphdr" "The header of IPv4.";
+    IPV6 "ipv6hdr" "The header of IPv6.";
     LISTENER "inet_connection_sock" "A listener, with its queues.";
 }
 
@@ -121,6 +123,8 @@ pub struct Kernel {
     pub kfree_has_sk: u8,
     /// 1: softirqs of one CPU interrupt each other (PREEMPT_RT), so frames are kept by task.
     pub softirqs_mix: u8,
+    /// 1: packets are seen right before a socket decides on them, 0: only where they end.
+    pub delivered: u8,
     /// `TCP_ESTABLISHED`.
     pub tcp_established: u8,
     /// `TCP_SYN_RECV`.
@@ -128,7 +132,7 @@ pub struct Kernel {
     /// `TCP_LISTEN`.
     pub tcp_listen: u8,
     /// Padding.
-    pub _pad: [u8; (4 - (hook::COUNT + 6) % 4) % 4],
+    pub _pad: [u8; (4 - (hook::COUNT + 7) % 4) % 4],
 }
 
 /// Key of the exact counts.

@@ -77,6 +77,13 @@ pub fn cpu() -> Option<*mut Cpu> {
     Some(cpu)
 }
 
+/// What to add to a per-CPU address to reach this CPU's copy.
+#[inline(always)]
+pub fn cpu_offset() -> Option<u64> {
+    // SAFETY: this CPU's copy, and a whole word.
+    cpu().map(|cpu| unsafe { (*cpu).offset })
+}
+
 /// The frame of the packet in hand, open or not.
 #[inline(always)]
 pub fn current() -> Option<&'static mut Frame> {

@@ -55,6 +55,9 @@ const EXPECTED: &[(&str, &[&str])] = &[
     ("tracepoint-healthy", &[]),
 ];
 
+/// Rules that are tested on courses that are made up, in `episodes.rs`, and live.
+const MADE_UP: [&str; 2] = ["syn-queue-too-small", "syn-queue-full"];
+
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings")
 }
@@ -74,10 +77,11 @@ fn each_rule_fires_on_its_fault_and_on_no_other() {
         let fired: BTreeSet<_> = diagnosis.findings.iter().map(|f| f.rule).collect();
         let expected: BTreeSet<_> = expected.iter().copied().collect();
         assert_eq!(fired, expected, "{name}: {diagnosis:#?}");
-        let verdict = if expected.is_empty() {
-            Verdict::NothingFound
-        } else {
-            Verdict::Findings
+        // Tracepoints do not see that a listener closes on its clients, so they give no all-clear.
+        let verdict = match (expected.is_empty(), name.starts_with("tracepoint")) {
+            (false, _) => Verdict::Findings,
+            (true, false) => Verdict::NothingFound,
+            (true, true) => Verdict::CouldNotTell,
         };
         assert_eq!(diagnosis.verdict, verdict, "{name}");
     }
@@ -103,7 +107,7 @@ fn every_recording_is_tested_and_every_rule_has_one() {
     let left: Vec<_> = RULES
         .iter()
         .map(|rule| rule.name)
-        .filter(|name| !fired.contains(name))
+        .filter(|name| !fired.contains(name) && !MADE_UP.contains(name))
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
@@ -188,7 +192,11 @@ fn without_a_proof_it_cannot_tell() {
 
 #[test]
 fn the_exit_status_says_what_was_found() {
-    for (name, status) in [("tracepoint-healthy", 0), ("tracepoint-bursts", 1)] {
+    for (name, status) in [
+        ("fentry-healthy", 0),
+        ("tracepoint-bursts", 1),
+        ("tracepoint-healthy", 2),
+    ] {
         let output = Command::new(env!("CARGO_BIN_EXE_queue-trace"))
             .arg("diagnose")
             .arg(path(name))
@@ -219,7 +227,7 @@ fn any_line() -> impl Strategy<Value = String> {
         )
     });
     let outcome = proptest::sample::select(&queue_trace_common::outcome::OUTCOMES[..]);
-    (moment, outcome, any::<u64>(), 0..3u16, 0..3u64, any::<u32>(), 0..3u8).prop_map(
+    (moment, outcome, 0..1u64 << 53, 0..3u16, 0..3u64, 0..1u32 << 31, 0..3u8).prop_map(
         |(time, outcome, count, port, inode, depth, kind)| {
             let listener = format!("{{\"port\":{port},\"inode\":{inode}}}");
             let cause = outcome.cause.map_or(String::new(), |cause| format!(",\"cause\":\"{cause}\""));
@@ -257,7 +265,10 @@ proptest! {
             Line::parse(header.as_bytes()).unwrap().to(&mut case).unwrap();
         }
         for line in &lines {
-            Line::parse(line.as_bytes()).unwrap().to(&mut case).unwrap();
+            // Numbers that there cannot be are refused.
+            if let Ok(line) = Line::parse(line.as_bytes()) {
+                line.to(&mut case).unwrap();
+            }
         }
         let page = queue_trace::report::page(&case);
         prop_assert!(page.contains("What is wrong"));

@@ -64,8 +64,9 @@ fn it_has_every_part_in_order() {
     let parts = [
         "<h1>",
         "What is wrong",
-        "stopped calling accept()",
+        "took nothing from its accept queue",
         "Course of time",
+        "Episodes",
         "Listeners",
         "Clients refused or put off",
         "Ledger",

@@ -185,6 +185,86 @@ fn a_beginning_and_an_end_that_are_missing_are_said() {
 }
 
 #[test]
+fn what_editors_and_shells_put_before_the_text_is_passed_over() {
+    let marked = format!("\u{feff}{RECORDING}");
+    for bytes in [marked.as_bytes().to_vec(), gzip(marked.as_bytes())] {
+        let (lines, notes) = read(bytes).unwrap();
+        assert_eq!(lines.len(), RECORDING.lines().count());
+        assert!(notes.is_empty(), "{notes:?}");
+    }
+    let wide: Vec<u8> = "\u{feff}{}"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let error = read(wide).unwrap_err();
+    assert!(
+        error.contains("UTF-16") && error.contains("UTF-8"),
+        "{error}"
+    );
+}
+
+/// A damaged number or time is no evidence: its line is left out, and reported.
+#[test]
+fn numbers_and_times_that_cannot_be_are_left_out() {
+    let event = RECORDING
+        .lines()
+        .find(|line| line.contains("\"type\":\"event\""))
+        .unwrap();
+    let with = |field: &str, value: &str| {
+        let (before, rest) = event.split_once(&format!("\"{field}\":")).unwrap();
+        let end = rest.find([',', '}']).unwrap();
+        format!("{before}\"{field}\":{value}{}", &rest[end..])
+    };
+    assert_eq!(with("count", "1"), event);
+    for (line, what) in [
+        (with("time", "\"0001-01-01T00:00:00Z\""), "times"),
+        (with("time", "\"9998-01-01T00:00:00Z\""), "times"),
+        (with("count", "18446744073709551615"), "counts"),
+        (with("depth", "4294967295"), "depths"),
+        (with("limit", "3000000000"), "depths"),
+    ] {
+        let text = RECORDING.replacen(event, &line, 1);
+        let (lines, notes) = read(text).unwrap();
+        assert_eq!(lines.len(), RECORDING.lines().count() - 1);
+        let notes = notes.join("\n");
+        assert!(
+            notes.contains(&format!("1 lines with {what} that cannot be")),
+            "{notes}"
+        );
+    }
+    // A clock that was never set begins in 1970.
+    let unset = RECORDING.replacen(event, &with("time", "\"1970-01-01T00:00:09Z\""), 1);
+    assert!(read(unset).unwrap().1.is_empty());
+}
+
+#[test]
+fn what_is_kept_of_a_line_is_bounded() {
+    let many: Vec<_> = (0..5000)
+        .map(|pid| format!("{{\"pid\":{pid},\"comm\":\"{}\"}}", "x".repeat(150)))
+        .collect();
+    let text = format!(
+        "{{\"type\":\"listener\",\"netns\":1,\"listener\":{{\"port\":80}},\"cgroup\":\"{}é\",\
+         \"unit\":\"{}\",\"counts\":{{\"{}\":1,\"queued\":2}},\"processes\":[{}]}}",
+        "/a".repeat(50_000),
+        "u".repeat(9000),
+        "c".repeat(5000),
+        many.join(",")
+    );
+    let Ok(Line::Listener(snapshot)) = Line::parse(text.as_bytes()) else {
+        panic!("it is a line of a listener");
+    };
+    let processes = snapshot.processes.as_ref().unwrap();
+    assert!(processes.len() <= 128 && processes[0].comm.len() <= 128);
+    assert!(snapshot.cgroup.as_ref().unwrap().len() <= 4096);
+    assert!(snapshot.unit.as_ref().unwrap().len() <= 256);
+    let counts = snapshot.counts.as_ref().unwrap();
+    assert_eq!(
+        counts.iter().collect::<Vec<_>>(),
+        [(&"queued".to_owned(), &2)]
+    );
+}
+
+#[test]
 fn what_is_no_recording_is_said_to_be_none() {
     for (bytes, words) in [
         (&b""[..], "empty"),

@@ -1,6 +1,8 @@
 //! What keeps it from working is said in one message: what failed, why, and what to
 //! do. It exits with 1, and nothing stays attached.
 
+#![expect(unsafe_code, reason = "code between fork and exec")]
+
 use std::{
     fs,
     os::unix::process::CommandExt,

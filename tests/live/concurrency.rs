@@ -514,15 +514,15 @@ fn a_listener_closed_under_final_acks() {
         let begun = TRIALS * PEERS as u64;
         assert_eq!(take("queued"), begun);
         let established = take("established:handshake");
-        // Tracepoints alone do not tell why, and only of those that move a counter.
-        let closing = take(match attach() {
-            Attach::Tracepoint => "ack_dropped:other",
-            Attach::Fentry | Attach::Kprobe => "ack_dropped:listener_closing",
-        });
+        // Where tracepoints do not show packets before they are decided on, only those are
+        // told that move a counter, without the cause.
+        let closing = take("ack_dropped:listener_closing") + take("ack_dropped:other");
         let discarded = take("queue_discarded");
         assert!(established + closing <= begun);
-        if attach() != Attach::Tracepoint {
-            assert_eq!(established, discarded);
+        match attach() {
+            // The depth is read right before the last connections can enter.
+            Attach::Tracepoint => assert!(discarded <= established && discarded > 0),
+            Attach::Fentry | Attach::Kprobe => assert_eq!(established, discarded),
         }
         assert_eq!(sums, Sums::new());
     }

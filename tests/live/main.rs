@@ -4,14 +4,19 @@
 //! A file for each subject. [`environment`] comes first: it proves that the kernel
 //! does what the other tests impose on it.
 
-// What is not there is a failure, and says so; in helpers of tests as in tests.
-#![expect(clippy::unwrap_used)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what is not there is a failure, in helpers of tests as in tests"
+)]
 
+mod agent;
 mod audit;
 mod bad_input;
 mod bench;
 mod check;
+mod churn;
 mod concurrency;
+mod defaults;
 mod demo;
 mod diagnose;
 mod ending;
@@ -28,10 +33,12 @@ mod loss;
 mod namespaces;
 mod output;
 mod overflow;
+mod owners;
 mod queues;
 mod rare;
 mod recordings;
 mod records;
 mod scenarios;
 mod servers;
+mod switches;
 mod top;

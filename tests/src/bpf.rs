@@ -1,5 +1,10 @@
 //! BPF programs of the tests: kinds and commands that the BPF library does not offer.
 
+#![expect(
+    unsafe_code,
+    reason = "kinds of BPF programs that the library does not offer, loaded by the system call"
+)]
+
 use std::{
     ffi::CStr,
     io,

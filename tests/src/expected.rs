@@ -64,8 +64,7 @@ fn seen_as(tag: u8, attach: Attach) -> Option<u8> {
         outcome::SYNACK_RETRANSMITTED
         | outcome::REQUEST_EXPIRED
         | outcome::REQUEST_ABORTED
-        | outcome::ACCEPTED
-        | outcome::QUEUE_DISCARDED => None,
+        | outcome::ACCEPTED => None,
         _ => Some(tag),
     }
 }

@@ -7,8 +7,10 @@
 //! `cargo xtask vm test` set them. Everything here panics, as tests do: a live test
 //! that cannot run fails.
 
-// As in tests: what is not there is a failure, and says so.
-#![allow(clippy::unwrap_used)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "as in tests: what is not there is a failure, and says so"
+)]
 
 mod attached;
 mod bpf;

@@ -1,6 +1,8 @@
 //! Mounts that one test alone sees: files of the machine hidden, or a disk that is
 //! full.
 
+#![expect(unsafe_code, reason = "unshare changes the calling thread")]
+
 use std::{fs, panic::resume_unwind, path::Path, thread};
 
 use rustix::{
@@ -37,6 +39,13 @@ impl Mounts {
             mount("none", folder, "tmpfs", MountFlags::empty(), None).unwrap();
             assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
         }
+    }
+
+    /// Puts a folder in the place of one that holds nothing but this file.
+    pub fn replace(&self, folder: &str, name: &str, content: &str) {
+        assert!(Path::new(folder).is_dir(), "there is no folder {folder}");
+        mount("none", folder, "tmpfs", MountFlags::empty(), None).unwrap();
+        fs::write(Path::new(folder).join(name), content).unwrap();
     }
 
     /// Puts a disk of so many KiB at a folder.

@@ -1,14 +1,15 @@
 //! apt with a sources list and package lists of our own, for suites that this
 //! machine is not configured with. Leaves its own sources and lists alone.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 
-use crate::architecture::Architecture;
-use crate::{process, workspace};
+use crate::{architecture::Architecture, process, workspace};
 
 /// apt that sees the given suites and no others.
 pub struct Apt {

@@ -1,13 +1,11 @@
 //! Builds the program and its live tests, and finds what cargo made.
 
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::{path::PathBuf, process::Stdio};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::architecture::Architecture;
-use crate::{cross, process, workspace};
+use crate::{architecture::Architecture, cross, process, workspace};
 
 /// What a build is for.
 #[derive(Clone, Copy)]

@@ -5,16 +5,20 @@
 //! has none; its package for the other architecture is unpacked into the cache, and a folder
 //! that holds both libraries is the compiler's system root. Nothing is installed.
 
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    env, fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 
-use crate::apt::{self, Apt};
-use crate::architecture::Architecture;
-use crate::{bpf, process, workspace};
+use crate::{
+    apt::{self, Apt},
+    architecture::Architecture,
+    bpf, process, workspace,
+};
 
 /// Debian's compiler.
 const CARGO: &str = "/usr/bin/cargo";
@@ -39,6 +43,11 @@ pub fn cargo(architecture: Architecture) -> Result<(Command, Vec<String>)> {
         let root = system_root(architecture)?;
         let mut cargo = bpf::clean(Path::new(CARGO));
         cargo.env("RUSTC", RUSTC);
+        // As with any other cargo.
+        cargo.envs(env::vars_os().filter(|(name, _)| {
+            name.to_str()
+                .is_some_and(|name| name.starts_with("CARGO_PROFILE_"))
+        }));
         (cargo, vec![format!("--sysroot={}", root.display())])
     };
     let target = architecture.target().replace('-', "_");

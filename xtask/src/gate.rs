@@ -1,28 +1,36 @@
 //! `cargo xtask test`: every check, the fast ones first, up to the first failure,
 //! and how long each took.
 
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 
-use crate::vm::Attach;
-use crate::{bpf, live, process, setup, vm, windows, workspace};
+use crate::{
+    beside::Beside, dependencies, lint, lint_table, live, process, setup, tested, vm, vm::Attach,
+    workspace,
+};
 
-type Stage = (&'static str, fn() -> Result<()>);
+type Stage = (&'static str, fn(&mut Option<Beside>) -> Result<()>);
 
 const STAGES: &[Stage] = &[
-    ("formatting", formatting),
-    ("lints", lints),
-    ("what the rest needs", setup::run),
-    ("unit tests", || {
-        cargo(&["test", "--quiet", "--workspace", "--exclude", "live-tests"])
+    ("formatting", |_| formatting()),
+    ("lints", |_| lints()),
+    ("layout", |_| lint::run()),
+    ("licences and sources", |_| dependencies::run()),
+    ("what the rest needs", |beside| {
+        setup::run()?;
+        *beside = Some(Beside::start(BESIDE)?);
+        Ok(())
     }),
-    ("documentation", documentation),
-    ("page in a browser", || {
-        cargo(&[
-            "test",
-            "--quiet",
+    ("unit tests", |_| {
+        tests(&["--workspace", "--exclude", "live-tests"])
+    }),
+    ("documentation", |_| documentation()),
+    ("page in a browser", |_| {
+        tests(&[
             "--package",
             "queue-trace",
             "--test",
@@ -31,10 +39,11 @@ const STAGES: &[Stage] = &[
             "--ignored",
         ])
     }),
-    ("BPF object", || bpf::run(&bpf::Args { check: true })),
-    ("another system", windows::run),
-    ("laboratory, this kernel", live::laboratory),
-    ("live tests, this kernel", || {
+    ("BPF object", wait),
+    ("another system", wait),
+    ("programs for other kernels", wait),
+    ("laboratory, this kernel", |_| live::laboratory()),
+    ("live tests, this kernel", |_| {
         live::run(&live::Args {
             attach: Attach::Tracepoint,
             // Takes a kernel on which BPF programs may change what security hooks say.
@@ -43,26 +52,16 @@ const STAGES: &[Stage] = &[
                 .to_vec(),
         })
     }),
-    ("verdicts, by fentry", || {
-        let kernels = ["5.10.223", "5.10", "6.1", "6.12", "6.18", "7.2", "7.3"];
-        verdicts(&kernels, Attach::Fentry)
-    }),
-    // Not on kernels that may preempt the tracer while it clears a table: these leave
-    // kprobes' programs out meanwhile, and say so.
-    ("verdicts, by kprobes", || {
-        verdicts(&["5.10.223", "6.12"], Attach::Kprobe)
-    }),
-    ("verdicts, by tracepoints", || {
-        verdicts(&["6.18", "7.2"], Attach::Tracepoint)
-    }),
-    ("everything, by fentry", || {
-        matrix(&vm::matrix::Args {
-            kernels: vec!["7.2".into()],
-            attach: vec![Attach::Fentry],
-            ..vm::matrix::Args::default()
-        })
-    }),
+    ("live tests, other kernels", |_| other_kernels()),
 ];
+
+/// What takes one processor most of the time and disturbs nobody, in the order in which it
+/// is waited for.
+const BESIDE: &[&[&str]] = &[&["build-ebpf", "--check"], &["windows"], &["vm", "build"]];
+
+fn wait(beside: &mut Option<Beside>) -> Result<()> {
+    beside.as_mut().context("nothing was begun")?.wait()
+}
 
 /// The groups of live tests that every kernel has to pass. All of them on all kernels
 /// is `cargo xtask vm test`.
@@ -83,10 +82,11 @@ pub fn run() -> Result<()> {
 }
 
 fn stages(times: &mut Vec<(&'static str, Duration)>) -> Result<()> {
+    let mut beside = None;
     for (number, (name, stage)) in STAGES.iter().enumerate() {
         println!("\n== {}/{} {name}", number + 1, STAGES.len());
         let began = Instant::now();
-        let result = stage().with_context(|| format!("stage `{name}`"));
+        let result = stage(&mut beside).with_context(|| format!("stage `{name}`"));
         times.push((name, began.elapsed()));
         result?;
     }
@@ -127,7 +127,9 @@ fn lints() -> Result<()> {
             .args(["clippy", "--quiet", "--manifest-path"])
             .args(["queue-trace-ebpf/Cargo.toml", "--target-dir"])
             .arg(workspace::target().join("lints"))
-            .args(["--", "-Dwarnings"])
+            .arg("--")
+            .args(lint_table::kernel_side()?)
+            .arg("-Dwarnings")
             .env("CARGO_PROFILE_DEV_PANIC", "abort"),
     )
 }
@@ -140,20 +142,46 @@ fn documentation() -> Result<()> {
     )
 }
 
-fn verdicts(kernels: &[&str], attach: Attach) -> Result<()> {
-    matrix(&vm::matrix::Args {
+/// All tests on one kernel, which takes longest, and the verdicts on the others.
+fn other_kernels() -> Result<()> {
+    let everything = vm::matrix::Args {
+        kernels: vec!["7.2".into()],
+        attach: vec![Attach::Fentry],
+        ..vm::matrix::Args::default()
+    };
+    let all = [
+        everything,
+        verdicts(&["6.12-arm64"], Attach::Fentry),
+        verdicts(
+            &["5.10.223", "5.10", "6.1", "6.12", "6.18", "7.3"],
+            Attach::Fentry,
+        ),
+        // Not on kernels that may preempt the tracer while it clears a table: these leave
+        // kprobes' programs out meanwhile, and say so.
+        verdicts(&["5.10.223", "6.12"], Attach::Kprobe),
+        verdicts(&["6.18", "7.2"], Attach::Tracepoint),
+    ];
+    if !vm::matrix::run_all(&all)? {
+        bail!("tests failed");
+    }
+    Ok(())
+}
+
+fn verdicts(kernels: &[&str], attach: Attach) -> vm::matrix::Args {
+    vm::matrix::Args {
         kernels: kernels.iter().map(ToString::to_string).collect(),
         attach: vec![attach],
         filters: VERDICTS.map(String::from).to_vec(),
         ..vm::matrix::Args::default()
-    })
+    }
 }
 
-fn matrix(args: &vm::matrix::Args) -> Result<()> {
-    if !vm::matrix::run(args)? {
-        bail!("tests failed");
-    }
-    Ok(())
+fn tests(args: &[&str]) -> Result<()> {
+    tested::run(
+        in_root(&mut process::cargo())
+            .args(["test", "--quiet"])
+            .args(args),
+    )
 }
 
 fn cargo(args: &[&str]) -> Result<()> {

@@ -3,9 +3,11 @@
 
 use anyhow::{Context, Result};
 
-use crate::artifacts::{self, For};
-use crate::process;
-use crate::vm::Attach;
+use crate::{
+    artifacts::{self, For},
+    process, tested,
+    vm::Attach,
+};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -38,12 +40,12 @@ pub fn run(args: &Args) -> Result<()> {
         .arg(tests)
         .arg("--test-threads=1")
         .args(&args.filters);
-    process::run(&mut command).context("the live tests failed")
+    tested::run(&mut command).context("the live tests failed")
 }
 
 /// The unit tests that are ignored elsewhere: the laboratory's.
 pub fn laboratory() -> Result<()> {
     let mut command = process::as_root(artifacts::unit_tests()?)?;
-    process::run(command.args(["--ignored", "--test-threads=1"]))
+    tested::run(command.args(["--ignored", "--test-threads=1"]))
         .context("the laboratory's tests failed")
 }

@@ -6,15 +6,20 @@ mod apt;
 mod architecture;
 mod artifacts;
 mod bench;
+mod beside;
 mod bpf;
 mod cross;
+mod dependencies;
 mod fuzz;
 mod gate;
+mod guide;
 mod lint;
+mod lint_table;
 mod live;
 mod package;
 mod process;
 mod setup;
+mod tested;
 mod vm;
 mod windows;
 mod workspace;
@@ -44,8 +49,14 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Check the layout: circles, imports against the flow, headers, tests that end early.
     Lint,
+    /// Check licences and sources of dependencies, by deny.toml.
+    Dependencies,
     /// Check that what reads recordings builds for Windows.
     Windows,
+    /// Make the pictures of the documentation.
+    Pictures,
+    /// Write the sessions of the documentation anew.
+    Guide,
     /// Run every check there is, the fast ones first.
     Test,
 }
@@ -60,7 +71,10 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Fuzz(args) => fuzz::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::run().map(|()| ExitCode::SUCCESS),
+        Task::Dependencies => dependencies::run().map(|()| ExitCode::SUCCESS),
         Task::Windows => windows::run().map(|()| ExitCode::SUCCESS),
+        Task::Pictures => guide::pictures().map(|()| ExitCode::SUCCESS),
+        Task::Guide => guide::sessions().map(|()| ExitCode::SUCCESS),
         Task::Test => gate::run().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

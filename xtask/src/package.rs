@@ -1,15 +1,19 @@
 //! `cargo xtask package`: the static program with its manual pages, completions and licences as
 //! a tarball, for one architecture. The same source gives the same bytes.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 
-use crate::architecture::Architecture;
-use crate::artifacts::{self, For};
-use crate::{process, workspace};
+use crate::{
+    architecture::Architecture,
+    artifacts::{self, For},
+    process, workspace,
+};
 
 #[derive(clap::Args)]
 pub struct Args {

@@ -1,14 +1,26 @@
 //! Child processes: run one, say which one failed and with what words.
 
-use std::ffi::OsStr;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::{
+    ffi::OsStr,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+};
 
 use anyhow::{Context, Result, bail};
 
 /// Runs `command` with this process's own streams; a failure is an error.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| cannot_start(command))?;
+    succeeded(command, status)
+}
+
+/// Starts `command`.
+pub fn start(command: &mut Command) -> Result<Child> {
+    command.spawn().with_context(|| cannot_start(command))
+}
+
+/// A failure is an error.
+pub fn succeeded(command: &Command, status: ExitStatus) -> Result<()> {
     if !status.success() {
         bail!("`{}` failed: {status}", shown(command));
     }

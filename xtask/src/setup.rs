@@ -5,11 +5,14 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::apt::{self, Apt};
-use crate::architecture::Architecture;
-use crate::bpf::LLVM_PREFIX;
-use crate::vm::qemu;
-use crate::{process, workspace};
+use crate::{
+    apt::{self, Apt},
+    architecture::Architecture,
+    bpf::LLVM_PREFIX,
+    process,
+    vm::qemu,
+    workspace,
+};
 
 const LINKER_VERSION: &str = "0.13.0";
 
@@ -46,6 +49,15 @@ const PACKAGES: &[&str] = &[
     "redis-server",
     "python3-minimal",
     "nodejs",
+    // Those whose default backlogs are checked.
+    "apache2-bin",
+    "erlang-base",
+    "gunicorn",
+    "lighttpd",
+    "memcached",
+    "php-fpm",
+    "puma",
+    "uwsgi-core",
 ];
 
 /// A C compiler and its library for the architecture that this machine does not have.

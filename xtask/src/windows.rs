@@ -3,8 +3,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::bpf::Toolchain;
-use crate::{process, workspace};
+use crate::{bpf::Toolchain, process, workspace};
 
 const TARGET: &str = "x86_64-pc-windows-gnu";
 

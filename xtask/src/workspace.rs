@@ -1,9 +1,11 @@
 //! Where things are: the checkout, its build folder, the user's cache, and locks
 //! on them. Decides no names inside these folders.
 
-use std::env;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 

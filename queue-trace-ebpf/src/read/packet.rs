@@ -3,9 +3,12 @@
 //! The offsets inside the headers are the protocols' own (RFC 791, 8200, 9293), not
 //! the kernel's.
 
-use queue_trace_common::{field, settings::Address};
+use queue_trace_common::{
+    field,
+    settings::{Address, typed},
+};
 
-use super::memory;
+use super::memory::{self, Plain, Pointer, Typed};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -127,4 +130,70 @@ impl Packet {
         self.local_port = u16::from_be(to);
         (found | addresses | ports).ok()
     }
+}
+
+/// The TCP flags of a packet whose transport header the stack has found.
+#[inline(always)]
+pub fn flags(skb: u64) -> u8 {
+    let tcp = match Typed::cast(skb, typed::PACKET) {
+        Some(packet) => transport_of(packet),
+        None => transport_of(Plain(skb)),
+    };
+    memory::read(tcp + 13).unwrap_or(0)
+}
+
+#[inline(always)]
+fn transport_of(packet: impl Pointer) -> u64 {
+    let head: u64 = packet.load(field::SKB_HEAD);
+    head + u64::from(packet.load::<u16>(field::SKB_TRANSPORT))
+}
+
+/// Whether a packet is an ICMP error, where its data begins with the network header, as it
+/// does when it is received. Headers between the two are not searched through.
+#[inline(always)]
+pub fn is_icmp_error(skb: u64) -> bool {
+    match Typed::cast(skb, typed::PACKET) {
+        Some(packet) => begins_with_icmp_error(packet),
+        None => begins_with_icmp_error(Plain(skb)),
+    }
+}
+
+#[inline(always)]
+fn begins_with_icmp_error(packet: impl Pointer) -> bool {
+    let data: u64 = packet.load(field::SKB_DATA);
+    match u16::from_be(packet.load(field::SKB_PROTOCOL)) {
+        ETH_P_IP => {
+            let carried: u8 = match Typed::cast(data, typed::IPV4) {
+                Some(header) => header.load(field::IPV4_PROTOCOL),
+                None => Plain(data).load(field::IPV4_PROTOCOL),
+            };
+            carried == IPPROTO_ICMP && tells_error_v4(data)
+        }
+        ETH_P_IPV6 => {
+            let carried: u8 = match Typed::cast(data, typed::IPV6) {
+                Some(header) => header.load(field::IPV6_NEXT),
+                None => Plain(data).load(field::IPV6_NEXT),
+            };
+            carried == IPPROTO_ICMPV6 && tells_error_v6(data)
+        }
+        _ => false,
+    }
+}
+
+/// Whether an ICMP message is of the kind that quotes the packet that it is about (RFC 792).
+#[inline(never)]
+fn tells_error_v4(ip: u64) -> bool {
+    // The header's length in words.
+    let Some(first) = memory::read::<u8>(ip) else {
+        return false;
+    };
+    let kind: Option<u8> = memory::read(ip + 4 * u64::from(first & 0xf));
+    matches!(kind, Some(3 | 4 | 5 | 11 | 12))
+}
+
+/// The same of ICMPv6 (RFC 4443).
+#[inline(never)]
+fn tells_error_v6(ip: u64) -> bool {
+    const FIRST_INFORMATION: u8 = 128;
+    memory::read::<u8>(ip + 40).is_some_and(|kind| kind < FIRST_INFORMATION)
 }

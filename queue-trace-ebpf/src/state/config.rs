@@ -40,6 +40,7 @@ static KERNEL: Kernel = Kernel {
     hash_add_tells: 0,
     kfree_has_sk: 0,
     softirqs_mix: 0,
+    delivered: 0,
     tcp_established: 0,
     tcp_syn_recv: 0,
     tcp_listen: 0,
@@ -146,6 +147,12 @@ pub fn hash_add_tells() -> bool {
 #[inline(always)]
 pub fn kfree_has_sk() -> bool {
     global!(KERNEL.kfree_has_sk) != 0
+}
+
+/// Whether the kernel shows packets right before a socket decides on them; see `delivered`.
+#[inline(always)]
+pub fn sees_delivery() -> bool {
+    global!(KERNEL.delivered) != 0
 }
 
 /// Whether softirqs of one CPU interrupt each other, see [`frame`](crate::frame).

@@ -9,7 +9,7 @@ use queue_trace_common::{
     settings::{Address, Baseline, CountKey, Counted, Tally},
 };
 
-use super::types::{Cpu, Entering, Frame, ListenerKey};
+use super::types::{Cpu, Delivered, Entering, Frame, ListenerKey, Sharing};
 
 /// BPF_NOEXIST (include/uapi/linux/bpf.h): another CPU may have made it meanwhile.
 pub const IF_MISSING: u64 = 1;
@@ -80,6 +80,10 @@ pub static WAITING: HashMap<u64, Entered> = HashMap::with_max_entries(queue::WAI
 #[map]
 pub static ENTERING: PerCpuArray<Entering> = PerCpuArray::with_max_entries(1, 0);
 
+/// Tracepoint mode: the packet that a listener has in hand on each CPU.
+#[map]
+pub static DELIVERED: PerCpuArray<Delivered> = PerCpuArray::with_max_entries(1, 0);
+
 /// Tracepoint mode: each namespace's counters on this CPU when last looked at.
 #[map]
 pub static BASELINES: PerCpuHashMap<u64, Baseline> = PerCpuHashMap::with_max_entries(1024, 0);
@@ -88,6 +92,10 @@ pub static BASELINES: PerCpuHashMap<u64, Baseline> = PerCpuHashMap::with_max_ent
 #[map]
 pub static LATEST: PerCpuArray<u64> = PerCpuArray::with_max_entries(3, 0);
 
-/// Tracepoint mode: listeners by namespace, port and address.
+/// Tracepoint mode: listeners by namespace, port and address. Places of those that ended stay.
 #[map]
-pub static LISTENERS: HashMap<ListenerKey, u64> = HashMap::with_max_entries(16384, 0);
+pub static LISTENERS: LruHashMap<ListenerKey, Sharing> = LruHashMap::with_max_entries(16384, 0);
+
+/// Tracepoint mode: where each socket that listens is in `LISTENERS`.
+#[map]
+pub static LISTENING: HashMap<u64, ListenerKey> = HashMap::with_max_entries(16384, 0);

@@ -166,3 +166,51 @@ pub struct ListenerKey {
     /// Padding.
     pub _pad: [u16; 3],
 }
+
+/// The listeners that share an address and a port.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Sharing {
+    /// The sum of the addresses of their `struct sock`: of one, its address.
+    pub sockets: u64,
+    /// How many there are.
+    pub count: u64,
+    /// How many of them take only what comes by one device.
+    pub on_devices: u64,
+}
+
+/// The packet that a listener, or the kernel's ICMP, has in hand on this CPU.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Delivered {
+    /// The packet; 0: none.
+    pub skb: u64,
+    /// The listener; 0: it is an ICMP error.
+    pub sk: u64,
+    /// The network namespace.
+    pub net: u64,
+    /// This CPU's counters of it.
+    pub counters: u64,
+    /// The connection that was made for it; 0: none (yet).
+    pub child: u64,
+    /// The listener's inode number.
+    pub inode: u64,
+    /// What tells the namespace from an earlier one of its number.
+    pub netns_cookie: u64,
+    /// The namespace's number.
+    pub netns: u32,
+    /// The listener's port.
+    pub port: u16,
+    /// TCP flags.
+    pub flags: u8,
+    /// Padding.
+    pub _pad: u8,
+    /// Counters before.
+    pub before: Counters,
+    /// Counters at the end.
+    pub after: Counters,
+    /// The verdict; see [`forget_range`](crate::frame::forget_range).
+    pub verdict: u32,
+    /// Padding.
+    pub _pad2: u32,
+}

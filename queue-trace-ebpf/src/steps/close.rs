@@ -16,17 +16,19 @@ use crate::{
         memory::{self, Plain},
         socket::Identity,
     },
+    state::config,
 };
 
+/// A socket ends listening.
 #[inline(always)]
-fn enter(sk: u64) {
-    if !filter::port(Plain(sk)) {
-        return;
-    }
-    if !filter::netns_of(Plain(sk)) {
-        return;
-    }
+pub fn closed(sk: u64) {
     owner::closed(sk);
+    // A port that the kernel chose is given back before; it is still written here.
+    let port = u16::from_be(memory::value(sk, field::SK_BOUND_PORT));
+    let (ports, _, _) = config::filters();
+    if ports && !config::port_wanted(port) || !filter::netns_of(Plain(sk)) {
+        return;
+    }
     let waiting: u32 = memory::value(sk, field::SK_DEPTH);
     let net = memory::value(sk, field::SK_NET);
     if waiting == 0 {
@@ -39,7 +41,10 @@ fn enter(sk: u64) {
             count: waiting,
             sk,
             net,
-            listener: Identity::of(Plain(sk), Plain(net)),
+            listener: Identity {
+                port,
+                ..Identity::of(Plain(sk), Plain(net))
+            },
             by_softirq: false,
             retransmits: 0,
         },
@@ -49,14 +54,14 @@ fn enter(sk: u64) {
 
 #[fentry]
 fn stop_enter(ctx: FEntryContext) -> i32 {
-    enter(memory::plain(ctx.arg(0)));
+    closed(memory::plain(ctx.arg(0)));
     0
 }
 
 #[kprobe]
 fn stop_enter_kprobe(ctx: ProbeContext) -> u32 {
     if let Some(sk) = ctx.arg(0) {
-        enter(sk);
+        closed(sk);
     }
     0
 }

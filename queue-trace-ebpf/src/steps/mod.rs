@@ -3,7 +3,7 @@
 
 mod accept;
 mod ack;
-mod close;
+pub mod close;
 mod icmp;
 mod request;
 mod scheduler;

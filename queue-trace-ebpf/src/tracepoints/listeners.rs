@@ -1,44 +1,105 @@
-//! Tracepoint mode: the table of listeners, as a packet does not tell the socket that it
-//! reached. Filled by an iterator at start, and as sockets begin and end listening.
+//! Tracepoint mode without delivery: the table of listeners, as a packet does not tell the
+//! socket that it reached. Filled by an iterator at start, and as sockets begin and end
+//! listening. Where several share an address and a port, or one is bound to a device, the table
+//! does not tell which one a packet reached.
 
 use queue_trace_common::{field, settings::Address};
 
 use crate::{
     read::{memory, packet::Packet, socket},
-    state::{config, maps::LISTENERS, tally, types::ListenerKey},
+    state::{
+        config,
+        maps::{IF_MISSING, LISTENERS, LISTENING},
+        tally,
+        types::{ListenerKey, Sharing},
+    },
 };
 
 const ANY_V4: Address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
 const ANY_V6: Address = [0; 16];
 
+/// Who listens where a packet went to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Nobody that is known.
+    Nobody,
+    /// One of several, or of those on one device.
+    Somebody,
+    /// This socket.
+    Listener(u64),
+}
+
+impl Found {
+    /// The socket; 0: not known.
+    #[inline(always)]
+    pub fn sk(self) -> u64 {
+        match self {
+            Self::Listener(sk) => sk,
+            Self::Nobody | Self::Somebody => 0,
+        }
+    }
+}
+
 /// The listener that a packet is for: bound to its address, or to any; an IPv6 one
-/// serves IPv4 clients too. A function of its own, for the stack's sake.
+/// serves IPv4 clients too.
+#[inline(always)]
+pub fn find(net: u64, packet: &Packet) -> Found {
+    match search(net, packet) {
+        0 => Found::Nobody,
+        SEVERAL => Found::Somebody,
+        sk => Found::Listener(sk),
+    }
+}
+
+/// What a search gives for [`Found::Somebody`]: no socket's address.
+const SEVERAL: u64 = 1;
+
+/// A function of its own, for the stack's sake.
 #[inline(never)]
-pub fn find(net: u64, packet: &Packet) -> u64 {
+fn search(net: u64, packet: &Packet) -> u64 {
     let mut key = ListenerKey {
         addr: packet.local,
         net,
         port: packet.local_port,
         _pad: [0; 3],
     };
-    // SAFETY: the value is copied out at once.
-    if let Some(&sk) = unsafe { LISTENERS.get(key) } {
-        return sk;
+    let found = at(&key);
+    if found != 0 {
+        return found;
     }
     if packet.local[..12] == ANY_V4[..12] {
         key.addr = ANY_V4;
-        // SAFETY: as above.
-        if let Some(&sk) = unsafe { LISTENERS.get(key) } {
-            return sk;
+        let found = at(&key);
+        if found != 0 {
+            return found;
         }
     }
     key.addr = ANY_V6;
-    // SAFETY: as above.
-    unsafe { LISTENERS.get(key) }.copied().unwrap_or(0)
+    at(&key)
 }
 
 #[inline(always)]
-fn key_of(sk: u64, net: u64) -> Option<ListenerKey> {
+fn at(key: &ListenerKey) -> u64 {
+    // SAFETY: the words are copied out at once, and each is written whole.
+    let Some(Sharing {
+        sockets,
+        count,
+        on_devices,
+    }) = (unsafe { LISTENERS.get(key) }).copied()
+    else {
+        return 0;
+    };
+    match (count, on_devices) {
+        (0, _) => 0,
+        // Of one the sum is the one.
+        (1, 0) => sockets,
+        _ => SEVERAL,
+    }
+}
+
+/// A socket begins to listen, or is found listening.
+#[inline(always)]
+pub fn remember(sk: u64, net: u64) {
     let mut key = ListenerKey {
         addr: ANY_V6,
         net,
@@ -47,29 +108,58 @@ fn key_of(sk: u64, net: u64) -> Option<ListenerKey> {
     };
     let status = socket::fetch_bound_addr(&mut key.addr, sk)
         | memory::fetch_field(&mut key.port, sk, field::SK_PORT);
-    status.ok().then_some(key)
-}
-
-/// A socket begins to listen.
-#[inline(always)]
-pub fn remember(sk: u64, net: u64) {
-    if let Some(key) = key_of(sk, net)
-        && LISTENERS.insert(key, sk, 0).is_err()
-    {
+    if !status.ok() {
+        return;
+    }
+    // The iterator and the tracepoint may both find it.
+    if LISTENING.insert(sk, &key, IF_MISSING).is_ok() && !share(&key, sk, true) {
         tally::lost(|loss| &mut loss.unknown_listeners);
     }
 }
 
-/// A socket ends listening.
+/// A socket ends listening. Its port may be given back already, so it is not asked.
 #[inline(always)]
-pub fn forget(sk: u64, net: u64) {
-    if let Some(key) = key_of(sk, net)
-        // SAFETY: the value is compared at once.
-        && unsafe { LISTENERS.get(key) }.copied().unwrap_or(0) == sk
-    {
-        // It may be gone already, which is as well.
-        let _ = LISTENERS.remove(key);
+pub fn forget(sk: u64) {
+    // SAFETY: copied out at once; nobody else writes the entry of this socket.
+    let Some(key) = (unsafe { LISTENING.get(sk) }).copied() else {
+        return;
+    };
+    // It is there, and nobody else takes it.
+    let _ = LISTENING.remove(sk);
+    share(&key, sk, false);
+}
+
+/// Adds a socket to those that share an address and a port, or takes it away.
+#[inline(never)]
+fn share(key: &ListenerKey, sk: u64, joins: bool) -> bool {
+    let mut place = LISTENERS.get_ptr_mut(key);
+    if place.is_none() {
+        // If there is no room, nothing is found below.
+        let _ = LISTENERS.insert(key, &Sharing::default(), IF_MISSING);
+        place = LISTENERS.get_ptr_mut(key);
     }
+    let Some(place) = place else { return false };
+    let on_device = memory::value::<u32>(sk, field::SK_DEVICE) != 0;
+    let by = |amount: u64| if joins { amount } else { amount.wrapping_neg() };
+    // SAFETY: aligned words of a map's value. Each is added to at once, as listen() and close() run
+    // on all CPUs.
+    unsafe {
+        add(&raw mut (*place).sockets, by(sk));
+        add(&raw mut (*place).on_devices, by(u64::from(on_device)));
+        add(&raw mut (*place).count, by(1));
+    }
+    true
+}
+
+/// Adds to a word that other CPUs may add to at the same time. The standard library has no atomic
+/// types for BPF, as old kernels give no result of such an addition; none is asked for here.
+///
+/// # Safety
+/// The place is aligned and can be written.
+#[inline(always)]
+unsafe fn add(place: *mut u64, by: u64) {
+    // SAFETY: as the caller promises.
+    tally::add(unsafe { &mut *place }, by);
 }
 
 /// Run once over the sockets that exist at start (`iter/tcp`): remembers listeners.

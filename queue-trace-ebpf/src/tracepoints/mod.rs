@@ -1,4 +1,6 @@
-//! The verdicts from tracepoints alone.
+//! The verdicts from tracepoints alone: `delivered` where the kernel shows each packet right
+//! before the socket decides on it, `packets` and `listeners` where it does not.
 
+mod delivered;
 mod listeners;
 mod packets;

@@ -24,7 +24,10 @@ use queue_trace_common::{
     settings::{Baseline, typed},
 };
 
-use super::listeners;
+use super::{
+    delivered,
+    listeners::{self, Found},
+};
 use crate::{
     emit::{self, Verdict},
     filter, frame,
@@ -41,7 +44,7 @@ use crate::{
         tally,
         types::Counters,
     },
-    steps::syn,
+    steps::{close, syn},
 };
 
 /// What tells a namespace from all others, also from an earlier one that had its
@@ -120,7 +123,9 @@ fn net_of<P: Pointer>(device: P) -> P {
 
 /// How a packet was freed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Freed {
+pub enum Freed {
+    /// Its end was not seen.
+    Unseen,
     /// As if all were well: every SYN that reached a listener, dropped or not.
     Consumed,
     /// As dropped. With the socket that dropped it, where the tracepoint tells, else
@@ -175,11 +180,14 @@ fn freed(skb: u64, how: Freed) {
         // Which request an ICMP error was about is inside it, and not looked for.
         _ if packet.icmp => 0,
         Freed::Dropped(sk) if sk != 0 => sk,
-        _ => listeners::find(net, &packet),
+        _ => {
+            let found = listeners::find(net, &packet);
+            if outcome == outcome::QUEUED && found == Found::Nobody {
+                return;
+            }
+            unless_contradicted(outcome, found.sk())
+        }
     };
-    if outcome == outcome::QUEUED && sk == 0 {
-        return;
-    }
     let port = if packet.icmp { 0 } else { packet.local_port };
     let listener = identify(sk, net, port);
     if outcome == outcome::QUEUED {
@@ -210,6 +218,28 @@ fn without_baseline(skb: u64) {
     if Packet::of(skb).is_some_and(|packet| packet.at_tcp) {
         tally::lost(|loss| &mut loss.no_baseline);
     }
+}
+
+/// The socket that was concluded, or 0 where its own queues say that it cannot be the one: a packet
+/// may be redirected to another port, or a program may select the socket.
+#[inline(never)]
+fn unless_contradicted(outcome: u8, sk: u64) -> u64 {
+    let full = match outcome {
+        outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL
+        | outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL
+        | outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET
+        | outcome::COOKIE_DROPPED_ACCEPT_QUEUE_FULL => {
+            let (depth, limit) = gauge::accept_queue(Plain(sk));
+            depth > limit
+        }
+        outcome::SYN_DROPPED_SYN_QUEUE_FULL | outcome::COOKIE_SENT_FULL => {
+            let depth: u32 = Plain(sk).load(field::SYN_DEPTH);
+            let (_, limit) = gauge::accept_queue(Plain(sk));
+            depth >= limit
+        }
+        _ => return sk,
+    };
+    if full { sk } else { 0 }
 }
 
 /// The farthest that a deciding counter moved: how many packets the movement stands
@@ -287,6 +317,10 @@ fn decide(packet: &Packet, how: Freed, moved: Moved, net: u64) -> Option<u8> {
 #[raw_tracepoint(tracepoint = "netif_receive_skb")]
 fn packet_received(ctx: RawTracePointContext) -> i32 {
     let skb: u64 = ctx.arg(0);
+    if config::sees_delivery() {
+        delivered::received(skb);
+        return 0;
+    }
     match Typed::cast(skb, typed::PACKET) {
         Some(packet) => prime(net_of(packet.follow(field::SKB_DEV))),
         None => prime(net_of(Plain(skb).follow(field::SKB_DEV))),
@@ -364,6 +398,9 @@ const STATE: u32 = 2;
 #[inline(always)]
 fn consume(ctx: &RawTracePointContext, turn: Turn) {
     let skb: u64 = ctx.arg(0);
+    if config::sees_delivery() {
+        return delivered::freed(skb, Freed::Consumed);
+    }
     if !is_done(turn, CONSUME, skb) {
         freed(skb, Freed::Consumed);
     }
@@ -372,6 +409,9 @@ fn consume(ctx: &RawTracePointContext, turn: Turn) {
 #[inline(always)]
 fn kfree(ctx: &RawTracePointContext, turn: Turn) {
     let skb: u64 = ctx.arg(0);
+    if config::sees_delivery() {
+        return delivered::freed(skb, Freed::Dropped(0));
+    }
     if is_done(turn, KFREE, skb) {
         return;
     }
@@ -397,14 +437,28 @@ fn state(ctx: &RawTracePointContext, turn: Turn) {
     let Some(net) = memory::get::<u64>(sk, field::SK_NET) else {
         return;
     };
+    let sees_delivery = config::sees_delivery();
     if new == listen {
-        listeners::remember(sk, net);
+        if !sees_delivery {
+            listeners::remember(sk, net);
+        }
         owner::made(sk, net);
-    } else if old == listen && new != syn_recv {
-        listeners::forget(sk, net);
-        owner::closed(sk);
+    } else if old == listen && new == syn_recv {
+        // The beginning of a connection, which is a copy of its listener.
+        if sees_delivery {
+            delivered::made(sk);
+        }
+    } else if old == listen {
+        if !sees_delivery {
+            listeners::forget(sk);
+        }
+        close::closed(sk);
     } else if old == syn_recv && new == established {
-        completed(sk, net);
+        if sees_delivery {
+            delivered::completed(sk);
+        } else {
+            completed(sk, net);
+        }
     }
 }
 
@@ -444,7 +498,7 @@ fn completed(sk: u64, net: u64) {
         (outcome::ESTABLISHED_HANDSHAKE, 0)
     };
     let (outcome, moved) = frame::forget_range(&mut baseline.verdict, outcome, moved);
-    let sk = listeners::find(net, &packet);
+    let sk = listeners::find(net, &packet).sk();
     if sk != 0 {
         let (depth, limit) = gauge::accept_queue(Plain(sk));
         gauge::accept_rose(&kept::key_of(Plain(sk)), depth, limit);

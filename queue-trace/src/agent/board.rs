@@ -10,7 +10,10 @@ use std::{
 };
 
 use super::{exposition::Exposition, host::Host, series::Fleet};
-use crate::model::{Snapshot, monotonic_now, wall_now};
+use crate::model::{
+    clock::{monotonic_now, wall_now},
+    snapshot::Snapshot,
+};
 
 /// The state.
 #[derive(Debug)]

@@ -79,7 +79,11 @@ impl Exposition {
 
     fn push(&mut self, metric: usize, whose: Option<Arc<Whose>>, labels: Words, value: Value) {
         if let Some(family) = self.families.get_mut(metric) {
-            family.push(Point { whose, labels, value });
+            family.push(Point {
+                whose,
+                labels,
+                value,
+            });
         }
     }
 

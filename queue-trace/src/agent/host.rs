@@ -15,7 +15,7 @@ use super::{
     },
     series::outcome_labels,
 };
-use crate::model::{Ledger, LossNote};
+use crate::model::{ledger::Ledger, lines::LossNote};
 
 /// How the agent is attached.
 #[derive(Debug, Clone, Default)]
@@ -89,13 +89,20 @@ impl Host {
                     moved(line.seen, before.map(|before| before.seen));
             }
         }
-        self.ledgers = ledgers.iter().map(|ledger| (ledger.netns, ledger.clone())).collect();
+        self.ledgers = ledgers
+            .iter()
+            .map(|ledger| (ledger.netns, ledger.clone()))
+            .collect();
     }
 
     /// Movements of counters that no verdict explains; `None` if no ledger tells.
     #[must_use]
     pub fn unexplained(&self) -> Option<u64> {
-        let told: Vec<_> = self.ledgers.values().filter_map(|ledger| ledger.unexplained).collect();
+        let told: Vec<_> = self
+            .ledgers
+            .values()
+            .filter_map(|ledger| ledger.unexplained)
+            .collect();
         (!told.is_empty()).then(|| told.into_iter().sum())
     }
 
@@ -106,7 +113,10 @@ impl Host {
                 exposition.host(HOST_OUTCOMES, outcome_labels(outcome), Value::Count(*count));
             }
         }
-        for (metric, side) in [(KERNEL_EVENTS, &self.kernel), (EXPLAINED_EVENTS, &self.explained)] {
+        for (metric, side) in [
+            (KERNEL_EVENTS, &self.kernel),
+            (EXPLAINED_EVENTS, &self.explained),
+        ] {
             for (counter, count) in side {
                 let labels = vec![("counter", counter.clone())];
                 exposition.host(metric, labels, Value::Count(*count));
@@ -117,7 +127,11 @@ impl Host {
         }
         for outcome in &OUTCOMES {
             let seen = self.attached.observable & outcome.bit() != 0;
-            exposition.host(OBSERVABLE, outcome_labels(outcome), Value::Count(seen.into()));
+            exposition.host(
+                OBSERVABLE,
+                outcome_labels(outcome),
+                Value::Count(seen.into()),
+            );
         }
         exposition.host(EPISODES, Vec::new(), Value::Count(self.episodes));
         self.tell_agent(exposition);
@@ -132,7 +146,10 @@ impl Host {
             exposition.host(INCIDENTS, labels, Value::Count(*count));
         }
         for ((signal, result), count) in &self.otlp {
-            let labels = vec![("signal", (*signal).to_owned()), ("result", (*result).to_owned())];
+            let labels = vec![
+                ("signal", (*signal).to_owned()),
+                ("result", (*result).to_owned()),
+            ];
             exposition.host(OTLP_REQUESTS, labels, Value::Count(*count));
         }
         if let Some(seconds) = self.look {
@@ -158,25 +175,39 @@ fn losses(note: &LossNote) -> impl Iterator<Item = (String, u64)> {
         Ok(Json::Object(fields)) => fields,
         _ => serde_json::Map::new(),
     };
-    fields.into_iter().filter_map(|(name, value)| Some((name, value.as_u64()?)))
+    fields
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.as_u64()?)))
 }
 
 /// What the agent costs, as its process is shown in `/proc`.
 fn tell_process(exposition: &mut Exposition) {
     let mut one = |metric, value| exposition.host(metric, Vec::new(), value);
-    if let Some(stat) = fs::read_to_string("/proc/self/stat").ok().and_then(|text| Stat::parse(&text)) {
+    if let Some(stat) = fs::read_to_string("/proc/self/stat")
+        .ok()
+        .and_then(|text| Stat::parse(&text))
+    {
         // Both units are fixed for user space on all that we run on.
         const TICKS: f64 = 100.0;
         let page = rustix::param::page_size() as u64;
-        one(CPU, Value::Measure((stat.user + stat.system) as f64 / TICKS));
+        one(
+            CPU,
+            Value::Measure((stat.user + stat.system) as f64 / TICKS),
+        );
         one(RESIDENT, Value::Count(stat.resident_pages * page));
         if let Some(boot) = boot_time() {
-            one(START_TIME, Value::Measure(boot as f64 + stat.start as f64 / TICKS));
+            one(
+                START_TIME,
+                Value::Measure(boot as f64 + stat.start as f64 / TICKS),
+            );
         }
     }
     if let Ok(fds) = fs::read_dir("/proc/self/fd") {
         // Listing them opens one.
-        one(OPEN_FDS, Value::Count((fds.count() as u64).saturating_sub(1)));
+        one(
+            OPEN_FDS,
+            Value::Count((fds.count() as u64).saturating_sub(1)),
+        );
     }
     if let Some(most) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
         one(MAX_FDS, Value::Count(most));
@@ -209,13 +240,14 @@ impl Stat {
 
 fn boot_time() -> Option<u64> {
     let text = fs::read_to_string("/proc/stat").ok()?;
-    text.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())
+    text.lines()
+        .find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Line;
+    use crate::model::ledger::Line;
 
     fn ledger(netns: u32, kernel: Option<u64>, seen: u64) -> Ledger {
         Ledger {
@@ -244,7 +276,10 @@ mod tests {
     #[test]
     fn every_kind_of_loss_is_there_from_the_beginning() {
         let mut host = Host::new(Attached::default());
-        let note = LossNote { records: 3, ..LossNote::default() };
+        let note = LossNote {
+            records: 3,
+            ..LossNote::default()
+        };
         host.lost(&note);
         host.lost(&note);
         assert_eq!(host.loss["records"], 6);

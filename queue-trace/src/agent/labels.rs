@@ -5,7 +5,7 @@
 use std::{fmt::Write as _, ops::RangeInclusive, str::FromStr};
 
 use super::{pods::PodNames, settings::port_range};
-use crate::model::Snapshot;
+use crate::model::snapshot::Snapshot;
 
 /// A word of the owner that may be a label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,7 +91,8 @@ impl FromStr for Allowed {
         if text == "none" {
             return Ok(Self(Vec::new()));
         }
-        let mut labels: Vec<OwnerLabel> = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
+        let mut labels: Vec<OwnerLabel> =
+            text.split(',').map(str::parse).collect::<Result<_, _>>()?;
         labels.sort_unstable();
         labels.dedup();
         Ok(Self(labels))
@@ -179,7 +180,8 @@ pub fn clean(value: &str) -> String {
 
 /// Control characters, and those that change the direction of what follows, are not.
 fn is_shown(c: char) -> bool {
-    !c.is_control() && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    !c.is_control()
+        && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// Whose a listener is, in words.
@@ -237,13 +239,22 @@ pub const EPHEMERAL: &str = "ephemeral";
 
 /// The labels of a listener's series. Two listeners with the same labels are one series.
 #[must_use]
-pub fn labels_of(snapshot: &Snapshot, owner: &Owner, allowed: &Allowed, ephemeral: &Ephemeral) -> Words {
+pub fn labels_of(
+    snapshot: &Snapshot,
+    owner: &Owner,
+    allowed: &Allowed,
+    ephemeral: &Ephemeral,
+) -> Words {
     let mut words = Words::new();
     if let Some(addr) = snapshot.listener.addr {
         words.push(("network_local_address", addr.to_string()));
     }
     let port = snapshot.listener.port;
-    let port = if ephemeral.has(port) { EPHEMERAL.to_owned() } else { port.to_string() };
+    let port = if ephemeral.has(port) {
+        EPHEMERAL.to_owned()
+    } else {
+        port.to_string()
+    };
     words.push(("network_local_port", port));
     for label in OwnerLabel::ALL {
         if let Some(word) = owner.word(label).filter(|_| allowed.has(label)) {
@@ -266,7 +277,10 @@ mod tests {
     #[test]
     fn values_are_cut_at_a_character_and_escaped() {
         assert_eq!(clean("nginx"), "nginx");
-        assert_eq!(clean("a\u{1b}[31m\n\u{202e}b"), "a\\u{1b}[31m\\u{a}\\u{202e}b");
+        assert_eq!(
+            clean("a\u{1b}[31m\n\u{202e}b"),
+            "a\\u{1b}[31m\\u{a}\\u{202e}b"
+        );
         let long = clean(&"ü".repeat(100));
         assert_eq!(long.chars().count(), 64);
         assert!(clean(&"\u{7}".repeat(100)).len() <= LONGEST);
@@ -277,6 +291,11 @@ mod tests {
         assert_eq!("none".parse(), Ok(Allowed(Vec::new())));
         let parsed: Allowed = "process_executable_name,systemd_unit".parse().unwrap();
         assert_eq!(parsed.0, [OwnerLabel::SystemdUnit, OwnerLabel::Executable]);
-        assert!("pid".parse::<Allowed>().unwrap_err().contains("systemd_unit"));
+        assert!(
+            "pid"
+                .parse::<Allowed>()
+                .unwrap_err()
+                .contains("systemd_unit")
+        );
     }
 }

@@ -143,7 +143,10 @@ mod tests {
         assert_eq!(full.namespace.as_deref(), Some("shop"));
         assert_eq!(full.pod.as_deref(), Some("web-7d9f"));
         let pod = names.find(Some("11-22"), Some("other"));
-        assert_eq!((pod.pod.as_deref(), pod.container), (Some("web-7d9f"), None));
+        assert_eq!(
+            (pod.pod.as_deref(), pod.container),
+            (Some("web-7d9f"), None)
+        );
         assert_eq!(names.find(Some("33-44"), None), Names::default());
         assert_eq!(names.find(None, None), Names::default());
         fs::remove_dir_all(root).unwrap();

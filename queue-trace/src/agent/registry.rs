@@ -205,10 +205,17 @@ mod tests {
         assert_eq!(names.len(), COUNT);
         for metric in &METRICS {
             let word = |text: &str| {
-                !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b"_0123456789".contains(&b))
+                !text.is_empty()
+                    && text
+                        .bytes()
+                        .all(|b| b.is_ascii_lowercase() || b"_0123456789".contains(&b))
             };
             assert!(word(metric.base), "{}", metric.base);
-            assert!(metric.labels.iter().all(|label| word(label)), "{}", metric.base);
+            assert!(
+                metric.labels.iter().all(|label| word(label)),
+                "{}",
+                metric.base
+            );
             assert!(metric.help.ends_with('.'), "{}", metric.base);
             // Prometheus-client adds these itself.
             assert!(!metric.base.ends_with("_total") && !metric.base.ends_with("_info"));
@@ -218,7 +225,10 @@ mod tests {
     /// A collector translates the OpenTelemetry name to the one that Prometheus scrapes.
     #[test]
     fn both_ways_lead_to_the_same_name() {
-        for metric in METRICS.iter().filter(|metric| metric.otel.starts_with("queue_trace")) {
+        for metric in METRICS
+            .iter()
+            .filter(|metric| metric.otel.starts_with("queue_trace"))
+        {
             let mut translated = metric.otel.replace('.', "_");
             if let Some(unit) = metric.unit_word()
                 && !translated.ends_with(unit)

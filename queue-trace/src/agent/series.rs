@@ -22,24 +22,11 @@ use super::{
     labels::{Allowed, EPHEMERAL, Ephemeral, Owner, labels_of, overflow},
     pods::PodNames,
     registry::{
-        self, BOUNDS, CONNECTIONS, FILLS, FINDING, FROM_ZERO, FULL, FULL_SOCKETS, LIMIT,
-        LISTENER_INFO, LISTENERS, OLDEST, OUTCOMES, PEAK, SOCKETS, SYN_REQUESTS, WAIT,
+        BOUNDS, CONNECTIONS, FILLS, FINDING, FROM_ZERO, FULL, FULL_SOCKETS, LIMIT, LISTENER_INFO,
+        LISTENERS, OLDEST, OUTCOMES, PEAK, SOCKETS, SYN_REQUESTS, WAIT,
     },
 };
-use crate::model::{Listener, Snapshot};
-
-/// A listener as it stands, with what only the kernel side knows.
-#[derive(Debug, Clone, Default)]
-pub struct Seen {
-    /// The listener.
-    pub snapshot: Snapshot,
-    /// How many accepted connections had waited how long, since attached.
-    pub waits: Option<[u64; BUCKETS]>,
-    /// How long they had waited, all together, nanoseconds.
-    pub waited_sum_ns: Option<u64>,
-    /// Whether it was there before the agent attached.
-    pub is_older: bool,
-}
+use crate::model::{snapshot::Snapshot, socket::Listener};
 
 /// How series are made.
 #[derive(Debug, Clone)]
@@ -177,6 +164,8 @@ pub struct Fleet {
     overflow: Series,
     pending: HashMap<SocketKey, Pending>,
     look: u64,
+    /// Whether the listeners that come now were there before.
+    attaching: bool,
     half: Duration,
     host: BTreeMap<u8, u64>,
 }
@@ -210,6 +199,7 @@ impl Fleet {
             overflow: Series::new(Arc::new(whose)),
             pending: HashMap::new(),
             look: 0,
+            attaching: true,
             half: Duration::ZERO,
             host: FROM_ZERO.map(|tag| (tag, 0)).into(),
         }
@@ -224,6 +214,11 @@ impl Fleet {
         self.series.clear();
     }
 
+    /// Listeners that come from now on are new.
+    pub fn attached(&mut self) {
+        self.attaching = false;
+    }
+
     /// Whether there are counts of listeners that were not looked at.
     #[must_use]
     pub fn wants_look(&self) -> bool {
@@ -231,10 +226,10 @@ impl Fleet {
     }
 
     /// All listeners that there are, at a moment.
-    pub fn look(&mut self, listeners: &[Seen], now: Duration) {
+    pub fn look(&mut self, listeners: &[Snapshot], now: Duration) {
         self.look += 1;
-        for seen in listeners {
-            self.update(seen, now);
+        for one in listeners {
+            self.update(one, now);
         }
         let look = self.look;
         self.sockets.retain(|_, socket| socket.look == look);
@@ -242,27 +237,33 @@ impl Fleet {
     }
 
     /// One listener, made or closed or just looked at.
-    pub fn one(&mut self, seen: &Seen, now: Duration) {
-        self.update(seen, now);
+    pub fn one(&mut self, one: &Snapshot, now: Duration) {
+        self.update(one, now);
         self.place(now);
     }
 
-    fn update(&mut self, seen: &Seen, now: Duration) {
-        let snapshot = &seen.snapshot;
+    fn update(&mut self, one: &Snapshot, now: Duration) {
+        let snapshot = one;
         let key = key_of(snapshot.netns, &snapshot.listener);
         let owner = Owner::of(snapshot, &mut self.pods);
         let look = self.look;
         if snapshot.is_closed() {
             if let Some(mut socket) = self.sockets.remove(&key) {
-                self.count_kept(&mut socket, seen);
+                self.count_kept(&mut socket, one);
             }
             return;
         }
-        let words = labels_of(snapshot, &owner, &self.limits.allowed, &self.limits.ephemeral);
+        let words = labels_of(
+            snapshot,
+            &owner,
+            &self.limits.allowed,
+            &self.limits.ephemeral,
+        );
         let whose = Whose { words, owner };
         let mut socket = match self.sockets.remove(&key) {
             Some(mut socket) => {
-                let unknown = whose.owner == Owner::default() && socket.whose.owner != Owner::default();
+                let unknown =
+                    whose.owner == Owner::default() && socket.whose.owner != Owner::default();
                 // The kernel side tells of a listener before its owner is known.
                 if *socket.whose != whose && !unknown {
                     socket.whose = Arc::new(whose);
@@ -276,7 +277,7 @@ impl Fleet {
                 placed: false,
                 crowded: false,
                 since: now,
-                older: seen.is_older,
+                older: self.attaching,
                 refused: false,
                 look,
                 depth: None,
@@ -300,13 +301,15 @@ impl Fleet {
             socket.limit_from.clone_from(&queue.limit_from);
             let mut deepest = queue.depth.unwrap_or(0);
             // A mark that is higher than at the last look was set since.
-            if queue.high_water > socket.high_water && (socket.high_water.is_some() || !seen.is_older) {
+            if queue.high_water > socket.high_water
+                && (socket.high_water.is_some() || !socket.older)
+            {
                 deepest = deepest.max(queue.high_water.unwrap_or(0));
             }
             socket.high_water = queue.high_water.or(Some(0));
             socket.deepest[0] = socket.deepest[0].max(deepest);
         }
-        self.count_kept(&mut socket, seen);
+        self.count_kept(&mut socket, one);
         if let Some(pending) = self.pending.remove(&key) {
             socket.refused |= pending.outcomes.keys().any(|tag| is_refusal(*tag));
             self.sockets.insert(key, socket);
@@ -318,19 +321,19 @@ impl Fleet {
     }
 
     /// Adds what the kernel side counted of a socket since the last time.
-    fn count_kept(&mut self, socket: &mut Socket, seen: &Seen) {
-        let queue = seen.snapshot.accept_queue.as_ref();
+    fn count_kept(&mut self, socket: &mut Socket, one: &Snapshot) {
+        let queue = one.accept_queue.as_ref();
         let mut now = socket.kept;
         let told = Told {
             full: queue.is_some_and(|queue| queue.full_us.is_some()),
-            waits: seen.waits.is_some() && seen.waited_sum_ns.is_some(),
+            waits: one.waits.is_some() && one.waited_sum_ns.is_some(),
         };
         if let Some(queue) = queue {
             now.full_us = queue.full_us.unwrap_or(now.full_us);
             now.fills = queue.full_times.unwrap_or(now.fills);
         }
-        now.waits = seen.waits.unwrap_or(now.waits);
-        now.waited_sum_ns = seen.waited_sum_ns.unwrap_or(now.waited_sum_ns);
+        now.waits = one.waits.unwrap_or(now.waits);
+        now.waited_sum_ns = one.waited_sum_ns.unwrap_or(now.waited_sum_ns);
         let series = match self.series.get_mut(&socket.whose) {
             Some(series) if socket.placed => series,
             _ => &mut self.overflow,
@@ -340,7 +343,13 @@ impl Fleet {
     }
 
     /// What happened at a listener since the last time.
-    pub fn counts(&mut self, netns: u32, listener: &Listener, outcomes: &BTreeMap<u8, u64>, now: Duration) {
+    pub fn counts(
+        &mut self,
+        netns: u32,
+        listener: &Listener,
+        outcomes: &BTreeMap<u8, u64>,
+        now: Duration,
+    ) {
         for (tag, count) in outcomes {
             *self.host.entry(*tag).or_default() += count;
         }
@@ -376,9 +385,14 @@ impl Fleet {
 
     /// The socket on a port, if all sockets on it have the same labels.
     fn only_one(&self, netns: u32, port: u16) -> Option<SocketKey> {
-        let mut found = self.sockets.iter().filter(|(key, _)| key.0 == netns && key.1 == port);
+        let mut found = self
+            .sockets
+            .iter()
+            .filter(|(key, _)| key.0 == netns && key.1 == port);
         let (key, first) = found.next()?;
-        found.all(|(_, other)| other.whose == first.whose).then_some(*key)
+        found
+            .all(|(_, other)| other.whose == first.whose)
+            .then_some(*key)
     }
 
     fn add(&mut self, key: SocketKey, outcomes: BTreeMap<u8, u64>) {
@@ -423,8 +437,11 @@ impl Fleet {
                 since => since,
             };
         }
-        self.series
-            .retain(|_, series| series.vacant.is_none_or(|since| now.saturating_sub(since) < STAYS));
+        self.series.retain(|_, series| {
+            series
+                .vacant
+                .is_none_or(|since| now.saturating_sub(since) < STAYS)
+        });
     }
 
     /// Gives places: to those that refused something first, then to the oldest.
@@ -505,7 +522,12 @@ impl Fleet {
     }
 
     fn tell_states(&self, exposition: &mut Exposition) {
-        let mut states = [("exported", 0), (EPHEMERAL, 0), ("young", 0), ("overflow", 0)];
+        let mut states = [
+            ("exported", 0),
+            (EPHEMERAL, 0),
+            ("young", 0),
+            ("overflow", 0),
+        ];
         for socket in self.sockets.values() {
             let place = match (socket.placed, socket.ephemeral, socket.crowded) {
                 (true, false, _) => 0,
@@ -516,7 +538,11 @@ impl Fleet {
             states[place].1 += 1;
         }
         for (state, count) in states {
-            exposition.host(LISTENERS, vec![("state", state.to_owned())], Value::Count(count));
+            exposition.host(
+                LISTENERS,
+                vec![("state", state.to_owned())],
+                Value::Count(count),
+            );
         }
     }
 }
@@ -538,7 +564,12 @@ fn tell_series(series: &Series, sockets: &[&Socket], exposition: &mut Exposition
     let whose = &series.whose;
     for (tag, count) in &series.outcomes {
         if let Some(outcome) = Outcome::of(*tag) {
-            exposition.listener(OUTCOMES, whose, outcome_labels(outcome), Value::Count(*count));
+            exposition.listener(
+                OUTCOMES,
+                whose,
+                outcome_labels(outcome),
+                Value::Count(*count),
+            );
         }
     }
     let mut count = |metric, value: Option<Value>| {
@@ -546,9 +577,15 @@ fn tell_series(series: &Series, sockets: &[&Socket], exposition: &mut Exposition
             exposition.listener(metric, whose, Vec::new(), value);
         }
     };
-    count(FULL, series.full_us.map(|us| Value::Measure(us as f64 / 1e6)));
+    count(
+        FULL,
+        series.full_us.map(|us| Value::Measure(us as f64 / 1e6)),
+    );
     count(FILLS, series.fills.map(Value::Count));
-    let times = series.waits.as_ref().map(|waits| times(waits, series.waited_sum_ns));
+    let times = series
+        .waits
+        .as_ref()
+        .map(|waits| times(waits, series.waited_sum_ns));
     count(WAIT, times);
     if !sockets.is_empty() {
         let sum = |value: fn(&Socket) -> Option<u32>| {
@@ -557,14 +594,25 @@ fn tell_series(series: &Series, sockets: &[&Socket], exposition: &mut Exposition
         };
         count(CONNECTIONS, sum(|socket| socket.depth));
         count(SYN_REQUESTS, sum(|socket| socket.syn));
-        let fullest = sockets.iter().filter(|socket| socket.limit.is_some()).max_by(|a, b| {
-            let part = |socket: &Socket, other: &Socket| {
-                u64::from(socket.peak()) * (u64::from(other.limit.unwrap_or(0)) + 1)
-            };
-            part(a, b).cmp(&part(b, a))
-        });
-        count(LIMIT, fullest.and_then(|socket| socket.limit).map(|limit| Value::Count(limit.into())));
-        count(PEAK, fullest.map(|socket| Value::Count(socket.peak().into())));
+        let fullest = sockets
+            .iter()
+            .filter(|socket| socket.limit.is_some())
+            .max_by(|a, b| {
+                let part = |socket: &Socket, other: &Socket| {
+                    u64::from(socket.peak()) * (u64::from(other.limit.unwrap_or(0)) + 1)
+                };
+                part(a, b).cmp(&part(b, a))
+            });
+        count(
+            LIMIT,
+            fullest
+                .and_then(|socket| socket.limit)
+                .map(|limit| Value::Count(limit.into())),
+        );
+        count(
+            PEAK,
+            fullest.map(|socket| Value::Count(socket.peak().into())),
+        );
         count(OLDEST, oldest(sockets));
         count(SOCKETS, Some(Value::Count(sockets.len() as u64)));
         let full = sockets.iter().filter(|socket| socket.is_full()).count();
@@ -618,4 +666,7 @@ fn times(waits: &[u64; BUCKETS], sum_ns: u64) -> Value {
     }
 }
 
-const _: () = assert!((registry::BOUNDS[registry::BOUNDS.len() - 1] as usize) < BUCKETS - 1);
+const _: () = assert!((BOUNDS[BOUNDS.len() - 1] as usize) < BUCKETS - 1);
+
+#[cfg(test)]
+mod tests;

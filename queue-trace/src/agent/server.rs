@@ -1,6 +1,10 @@
 //! The server: `/metrics` for scrapers, `/healthz` and `/readyz` for whoever keeps it running,
 //! `/listeners` for who is on the machine. It answers GET alone, few at once, and waits for
 //! nobody for long.
+#![expect(
+    unsafe_code,
+    reason = "a descriptor that the service manager hands over is a number"
+)]
 
 use std::{
     convert::Infallible,
@@ -69,7 +73,8 @@ impl Bound {
                 remove_stale(path).with_context(cannot)?;
                 let socket = StdUnix::bind(path).with_context(cannot)?;
                 // The group may read what is told of processes; others may not.
-                fs::set_permissions(path, fs::Permissions::from_mode(0o660)).with_context(cannot)?;
+                fs::set_permissions(path, fs::Permissions::from_mode(0o660))
+                    .with_context(cannot)?;
                 Ok(Self::Unix(socket, Some(path.clone())))
             }
         }
@@ -88,7 +93,11 @@ impl Bound {
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
             let socket = socket2::Socket::from(fd);
             let is_unix = socket.local_addr().context("LISTEN_FDS")?.is_unix();
-            bound.push(if is_unix { Self::Unix(socket.into(), None) } else { Self::Tcp(socket.into()) });
+            bound.push(if is_unix {
+                Self::Unix(socket.into(), None)
+            } else {
+                Self::Tcp(socket.into())
+            });
         }
         Ok(bound)
     }
@@ -116,7 +125,9 @@ fn remove_stale(path: &Path) -> Result<()> {
     }
     match StdStream::connect(path) {
         Ok(_) => bail!("somebody listens there"),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(fs::remove_file(path)?),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Ok(fs::remove_file(path)?)
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -210,7 +221,9 @@ type Answer = Response<Full<Bytes>>;
 fn answer<T>(request: &Request<T>, board: &Board, local: bool) -> Answer {
     if request.method() != Method::GET {
         let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
-        answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+        answer
+            .headers_mut()
+            .insert(header::ALLOW, HeaderValue::from_static("GET"));
         return answer;
     }
     match request.uri().path() {
@@ -222,17 +235,23 @@ fn answer<T>(request: &Request<T>, board: &Board, local: bool) -> Answer {
                 plain(StatusCode::SERVICE_UNAVAILABLE, words)
             }
         },
-        "/readyz" => match board.state().not_ready.clone() {
-            None => plain(StatusCode::OK, "ready\n"),
-            Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
-        },
+        "/readyz" => {
+            let not_ready = board.state().not_ready.clone();
+            match not_ready {
+                None => plain(StatusCode::OK, "ready\n"),
+                Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            }
+        }
         "/listeners" if local => listeners(request, board),
         "/listeners" => {
             let words = "names of processes are told on loopback addresses and unix sockets only\n";
             plain(StatusCode::FORBIDDEN, words)
         }
         "/" => with_type(StatusCode::OK, LINKS, "text/html; charset=utf-8"),
-        _ => plain(StatusCode::NOT_FOUND, "there is no such page; / has the links\n"),
+        _ => plain(
+            StatusCode::NOT_FOUND,
+            "there is no such page; / has the links\n",
+        ),
     }
 }
 
@@ -263,19 +282,26 @@ fn listeners<T>(request: &Request<T>, board: &Board) -> Answer {
 /// Compressed, if the other side takes it.
 fn packed<T>(request: &Request<T>, body: Vec<u8>, content_type: &'static str) -> Answer {
     let accepts = request.headers().get(header::ACCEPT_ENCODING);
-    let accepts = accepts.and_then(|accepts| accepts.to_str().ok()).unwrap_or_default();
+    let accepts = accepts
+        .and_then(|accepts| accepts.to_str().ok())
+        .unwrap_or_default();
     let gzip = accepts.split(',').any(|coding| {
         let mut parts = coding.split(';').map(str::trim);
         parts.next() == Some("gzip") && !parts.any(|part| part == "q=0")
     });
     let compressed = gzip.then(|| {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        encoder.write_all(&body).and_then(|()| encoder.finish()).ok()
+        encoder
+            .write_all(&body)
+            .and_then(|()| encoder.finish())
+            .ok()
     });
     match compressed.flatten() {
         Some(compressed) => {
             let mut answer = with_type(StatusCode::OK, compressed, content_type);
-            answer.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            answer
+                .headers_mut()
+                .insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             answer
         }
         None => with_type(StatusCode::OK, body, content_type),
@@ -289,6 +315,8 @@ fn plain(status: StatusCode, body: impl Into<Bytes>) -> Answer {
 fn with_type(status: StatusCode, body: impl Into<Bytes>, content_type: &'static str) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
 }

@@ -99,11 +99,7 @@ impl Settings {
             Some(path) => File::read(path)?,
             None => File::default(),
         };
-        let named = |key: &'static str| {
-            move |error: String| {
-                anyhow::anyhow!("{key}: {error}")
-            }
-        };
+        let named = |key: &'static str| move |error: String| anyhow::anyhow!("{key}: {error}");
         let allowed = match (&said.labels, &file.labels) {
             (Some(said), _) => said.clone(),
             (None, Some(text)) => text.parse().map_err(named("labels"))?,
@@ -114,11 +110,12 @@ impl Settings {
             (None, Some(text)) => text.parse().map_err(named("ephemeral-ports"))?,
             (None, None) => Ephemeral::of_machine(),
         };
-        let time = |said: Option<Duration>, file: &Option<String>, key, other: u64| match (said, file) {
-            (Some(said), _) => Ok(said),
-            (None, Some(text)) => duration(text).map_err(named(key)),
-            (None, None) => Ok(Duration::from_secs(other)),
-        };
+        let time =
+            |said: Option<Duration>, file: &Option<String>, key, other: u64| match (said, file) {
+                (Some(said), _) => Ok(said),
+                (None, Some(text)) => duration(text).map_err(named(key)),
+                (None, None) => Ok(Duration::from_secs(other)),
+            };
         let bytes = |said: Option<u64>, file: &Option<String>, key, other: u64| match (said, file) {
             (Some(said), _) => Ok(said),
             (None, Some(text)) => size(text).map_err(named(key)),
@@ -128,13 +125,21 @@ impl Settings {
             limits: Limits {
                 allowed,
                 ephemeral,
-                listeners: said.max_listeners.or(file.max_listeners).unwrap_or(LISTENERS),
+                listeners: said
+                    .max_listeners
+                    .or(file.max_listeners)
+                    .unwrap_or(LISTENERS),
             },
             bounds: Bounds {
                 before: time(said.before, &file.before, "before", 60)?,
                 memory: MEMORY,
                 after: time(said.after, &file.after, "after", 10)?,
-                size: bytes(said.incident_size, &file.incident_size, "incident-size", 64 << 20)?,
+                size: bytes(
+                    said.incident_size,
+                    &file.incident_size,
+                    "incident-size",
+                    64 << 20,
+                )?,
                 a_day: said.incidents_a_day.or(file.incidents_a_day).unwrap_or(10),
                 keep: Keep {
                     bytes: bytes(said.keep, &file.keep, "keep", 1 << 30)?,
@@ -150,7 +155,8 @@ impl Settings {
 /// # Errors
 /// If it is none.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{text:?} is not a time like 60s: {error}"))
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{text:?} is not a time like 60s: {error}"))
 }
 
 /// A size such as `64M`.
@@ -158,7 +164,9 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// If it is none.
 pub fn size(text: &str) -> Result<u64, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let unit = match unit {
         "" => 1,
@@ -168,8 +176,12 @@ pub fn size(text: &str) -> Result<u64, String> {
         "T" => 1 << 40,
         _ => 0,
     };
-    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    size.filter(|size| *size > 0).ok_or_else(|| format!("{text:?} is not a size like 64M"))
+    let size = number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit));
+    size.filter(|size| *size > 0)
+        .ok_or_else(|| format!("{text:?} is not a size like 64M"))
 }
 
 /// A range of ports such as `32768-60999`, or `none`.
@@ -177,8 +189,12 @@ pub fn size(text: &str) -> Result<u64, String> {
 /// # Errors
 /// If it is neither.
 pub fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
-    let range = text.split_once('-').and_then(|(from, to)| Some(from.parse().ok()?..=to.parse().ok()?));
-    range.filter(|range| !range.is_empty()).ok_or_else(|| format!("{text:?} is not a range of ports like 32768-60999, nor none"))
+    let range = text
+        .split_once('-')
+        .and_then(|(from, to)| Some(from.parse().ok()?..=to.parse().ok()?));
+    range
+        .filter(|range| !range.is_empty())
+        .ok_or_else(|| format!("{text:?} is not a range of ports like 32768-60999, nor none"))
 }
 
 /// An address to listen on.
@@ -190,6 +206,12 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
+impl Default for Listen {
+    fn default() -> Self {
+        Self::Tcp(([127, 0, 0, 1], 9801).into())
+    }
+}
+
 impl std::str::FromStr for Listen {
     type Err = String;
 
@@ -198,7 +220,9 @@ impl std::str::FromStr for Listen {
             Some("") => Err("unix: without a path".to_owned()),
             Some(path) => Ok(Self::Unix(path.into())),
             None => text.parse().map(Self::Tcp).map_err(|_| {
-                format!("{text:?} is neither an address with a port, like 127.0.0.1:9801, nor unix:PATH")
+                format!(
+                    "{text:?} is neither an address with a port, like 127.0.0.1:9801, nor unix:PATH"
+                )
             }),
         }
     }
@@ -219,9 +243,17 @@ mod tests {
 
     #[test]
     fn the_command_line_goes_before_the_file() {
-        let path = std::env::temp_dir().join(format!("queue-trace-config-{}.toml", std::process::id()));
-        std::fs::write(&path, "labels = \"none\"\nmax-listeners = 7\nkeep = \"5M\"\nbefore = \"2m\"\n").unwrap();
-        let said = Said { max_listeners: Some(9), ..Said::default() };
+        let path =
+            std::env::temp_dir().join(format!("queue-trace-config-{}.toml", std::process::id()));
+        std::fs::write(
+            &path,
+            "labels = \"none\"\nmax-listeners = 7\nkeep = \"5M\"\nbefore = \"2m\"\n",
+        )
+        .unwrap();
+        let said = Said {
+            max_listeners: Some(9),
+            ..Said::default()
+        };
         let settings = Settings::of(&said, Some(&path)).unwrap();
         assert_eq!(settings.limits.listeners, 9);
         assert_eq!(settings.limits.allowed, "none".parse().unwrap());

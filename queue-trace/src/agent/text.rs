@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, fmt, sync::Arc};
 use prometheus_client::{
     collector::Collector,
     encoding::{
-        DescriptorEncoder, EncodeLabel, EncodeLabelSet, LabelSetEncoder,
-        MetricEncoder, NoLabelSet, prometheus_text, text,
+        DescriptorEncoder, EncodeLabel, EncodeLabelSet, LabelSetEncoder, MetricEncoder, NoLabelSet,
+        prometheus_text, text,
     },
     metrics::{MetricType, exemplar::Exemplar},
     registry::{Registry, Unit},
@@ -103,7 +103,8 @@ impl Collector for Told {
                 Kind::Histogram => MetricType::Histogram,
                 Kind::Info => MetricType::Info,
             };
-            let mut family = encoder.encode_descriptor(metric.base, metric.help, unit.as_ref(), kind)?;
+            let mut family =
+                encoder.encode_descriptor(metric.base, metric.help, unit.as_ref(), kind)?;
             for point in points {
                 encode(&mut family, metric, point)?;
             }
@@ -165,16 +166,26 @@ mod tests {
     fn sample() -> Arc<Exposition> {
         let mut exposition = Exposition::new(2, 1);
         let whose = Arc::new(Whose {
-            words: vec![("network_local_port", "80".to_owned()), ("systemd_unit", "a\"b\\c\nd".to_owned())],
+            words: vec![
+                ("network_local_port", "80".to_owned()),
+                ("systemd_unit", "a\"b\\c\nd".to_owned()),
+            ],
             ..Whose::default()
         });
-        let outcome = vec![("verdict", "syn_dropped".to_owned()), ("cause", String::new())];
+        let outcome = vec![
+            ("verdict", "syn_dropped".to_owned()),
+            ("cause", String::new()),
+        ];
         exposition.listener(OUTCOMES, &whose, outcome, Value::Count(3));
         exposition.listener(CONNECTIONS, &whose, Vec::new(), Value::Count(2));
         exposition.listener(FULL, &whose, Vec::new(), Value::Measure(1.5));
         let buckets = vec![(0.5, 2), (f64::INFINITY, 1)];
         exposition.listener(WAIT, &whose, Vec::new(), Value::Times { buckets, sum: 2.5 });
-        exposition.host(ATTACH_INFO, vec![("family", "fentry".to_owned())], Value::Count(1));
+        exposition.host(
+            ATTACH_INFO,
+            vec![("family", "fentry".to_owned())],
+            Value::Count(1),
+        );
         Arc::new(exposition)
     }
 
@@ -188,7 +199,7 @@ mod tests {
             format!("queue_trace_accept_queue_connections{{{l}}} 2"),
             format!("queue_trace_accept_queue_full_seconds_total{{{l}}} 1.5"),
             format!("queue_trace_accept_wait_seconds_count{{{l}}} 3"),
-            format!("queue_trace_accept_wait_seconds_bucket{{le=\"+Inf\",{l}}} 3"),
+            format!("queue_trace_accept_wait_seconds_bucket{{{l},le=\"+Inf\"}} 3"),
             "queue_trace_attach_info{family=\"fentry\"} 1".to_owned(),
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
@@ -199,8 +210,14 @@ mod tests {
     #[test]
     fn open_metrics() {
         let text = Form::OpenMetrics.write(sample()).unwrap();
-        assert!(text.contains("# UNIT queue_trace_accept_queue_full_seconds seconds\n"), "{text}");
-        assert!(text.contains("# TYPE queue_trace_outcomes counter\n"), "{text}");
+        assert!(
+            text.contains("# UNIT queue_trace_accept_queue_full_seconds seconds\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("# TYPE queue_trace_outcomes counter\n"),
+            "{text}"
+        );
         assert!(text.ends_with("# EOF\n"));
     }
 
@@ -212,9 +229,15 @@ mod tests {
             application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,\
             text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
         assert_eq!(form(newest), Form::OpenMetrics);
-        assert_eq!(form("text/plain;version=0.0.4;q=0.9, application/openmetrics-text;q=0.1"), Form::Prometheus);
+        assert_eq!(
+            form("text/plain;version=0.0.4;q=0.9, application/openmetrics-text;q=0.1"),
+            Form::Prometheus
+        );
         assert_eq!(form("*/*"), Form::Prometheus);
         assert_eq!(Form::of_accept(None), Form::Prometheus);
-        assert_eq!(form("application/openmetrics-text; version=9.0.0"), Form::Prometheus);
+        assert_eq!(
+            form("application/openmetrics-text; version=9.0.0"),
+            Form::Prometheus
+        );
     }
 }

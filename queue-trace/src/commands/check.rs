@@ -1,174 +1,130 @@
-//! `queue-trace check`: what can be observed on this machine, and what cannot.
+//! `queue-trace check`: what can be observed on this machine, or on another machine's kernel,
+//! and what cannot. `report` holds the forms.
 
-use std::io::{self, Write};
+mod report;
 
-use anyhow::Result;
-use clap::Args;
-use queue_trace_common::{
-    hook::{HOOKS, Need},
-    outcome::{self, Kind, OUTCOMES, Set},
+use std::{
+    io::{self, Write},
+    path::Path,
 };
 
+use anyhow::{Context, Result};
+use clap::Args;
+
+use self::report::Mode;
+pub use self::report::{Report, Verdict};
 use crate::{
     kernel::{
-        btf::Types,
+        btf::{Architecture, Types},
         host::Host,
-        plan::{Family, Plan},
+        judgement::{self, Judgement},
         selection::Selection,
         session::{self, Session},
     },
-    model::event::Name,
     options::Kernel,
 };
 
 /// Options of `check`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  queue-trace check --attach kprobe")]
+#[command(after_help = "Examples:\n  \
+    queue-trace check                                     this machine: attaches for a moment\n  \
+    queue-trace check --btf vmlinux.btf --release 6.8.0   another machine's kernel, from its types\n\n\
+    With --btf nothing is attached. /sys/kernel/btf/vmlinux of the other machine is such a file.")]
 pub struct CheckArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
     pub kernel: Kernel,
+
+    /// The release of the kernel that --btf describes, as uname -r says it there
+    #[arg(long, value_name = "RELEASE", requires = "btf")]
+    pub release: Option<String>,
+
+    /// Write one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
-/// How much can be observed; also the exit status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The main verdicts.
-    Main = 0,
-    /// Only some of them.
-    Some = 1,
-    /// None.
-    None = 2,
-}
-
-/// The verdicts without which a listener's refusals are not told.
-const MAIN: [u8; 6] = [
-    outcome::COOKIE_SENT_FULL,
-    outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL,
-    outcome::SYN_DROPPED_SYN_QUEUE_FULL,
-    outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL,
-    outcome::COOKIE_DROPPED_ACCEPT_QUEUE_FULL,
-    outcome::COOKIE_FAILED_INVALID,
-];
-
-/// Looks, attaches for a moment, and reports.
-///
-/// # Errors
-/// If the report cannot be written.
-pub fn check(args: &CheckArgs, out: &mut impl Write) -> io::Result<Verdict> {
-    let host = Host::look();
-    writeln!(out, "kernel       {}", host.release)?;
-    writeln!(out, "privileges   {}", privileges(&host))?;
-    if let Some(mode) = &host.lockdown {
-        writeln!(out, "lockdown     {mode}")?;
+/// Looks, attaches for a moment, and reports; or judges the kernel that a file describes.
+#[must_use]
+pub fn check(args: &CheckArgs) -> Report {
+    match &args.kernel.btf {
+        Some(file) => judge(file, args.release.as_deref()),
+        None => look(&args.kernel),
     }
-    let types = match Types::read(args.kernel.btf.as_deref()) {
+}
+
+/// A kernel that need not run here.
+fn judge(file: &Path, release: Option<&str>) -> Report {
+    let mut report = Report {
+        kernel: release.map(str::to_owned),
+        types: Some(file.display().to_string()),
+        judged: true,
+        ..Report::default()
+    };
+    let types = match Types::of_file(file) {
         Ok(types) => types,
         Err(error) => {
-            writeln!(out, "types        {error}")?;
-            return nothing(out);
+            report.error = Some(error.to_string());
+            return report;
         }
     };
-    writeln!(out, "types        {}", types.path().display())?;
+    let judgement = Judgement::of(&types, release);
+    report.architecture = judgement.architecture.map(Architecture::name);
+    report.set_hooks(&types, None);
+    report.set_modes(
+        judgement
+            .ways
+            .iter()
+            .map(|(family, plan)| match plan {
+                Ok(plan) => Mode::usable(plan),
+                Err(why) => Mode::refused(*family, why),
+            })
+            .collect(),
+    );
+    report
+}
 
-    if let Err(error) = session::fit(&host) {
-        hooks(out, &types, None)?;
-        writeln!(out, "\n{error:#}")?;
-        return nothing(out);
-    }
+/// This machine.
+fn look(kernel: &Kernel) -> Report {
+    let host = Host::look();
+    let mut report = Report {
+        kernel: Some(host.release.clone()),
+        architecture: Some(std::env::consts::ARCH),
+        privileges: Some(host.privileges.to_string()),
+        lockdown: host.lockdown.clone(),
+        ..Report::default()
+    };
+    let types = match Types::read(None) {
+        Ok(types) => types,
+        Err(error) => {
+            report.error = Some(error.to_string());
+            return report;
+        }
+    };
+    report.types = Some(types.path().display().to_string());
     let everything = Selection {
-        outcomes: outcome::of_kind(Kind::Refusal) | outcome::of_kind(Kind::Routine),
+        outcomes: judgement::everything(),
         ..Selection::default()
     };
     // Attached only for this: what it sees is of no interest here.
-    match Session::begin(&args.kernel, &everything) {
-        Ok(session) => report(out, &types, &session.plan),
+    let begun = session::fit(&host).and_then(|()| Session::begin(kernel, &everything));
+    match begun {
+        Ok(session) => {
+            let plan = &session.plan;
+            report.set_hooks(&types, Some(plan));
+            let refused = plan.passed_over.iter();
+            let mut modes: Vec<_> = refused
+                .map(|(family, why)| Mode::refused(*family, why))
+                .collect();
+            modes.push(Mode::usable(plan));
+            report.set_modes(modes);
+        }
         Err(error) => {
-            hooks(out, &types, None)?;
-            writeln!(out, "\n{error:#}")?;
-            nothing(out)
+            report.set_hooks(&types, None);
+            report.error = Some(format!("{error:#}"));
         }
     }
-}
-
-fn nothing(out: &mut impl Write) -> io::Result<Verdict> {
-    writeln!(out, "\nNothing can be observed.")?;
-    Ok(Verdict::None)
-}
-
-fn privileges(host: &Host) -> String {
-    let privileges = host.privileges;
-    if privileges.sys_admin {
-        "CAP_SYS_ADMIN".to_owned()
-    } else {
-        let held: Vec<_> = [
-            ("CAP_BPF", privileges.bpf),
-            ("CAP_PERFMON", privileges.perfmon),
-        ]
-        .into_iter()
-        .filter_map(|(name, held)| held.then_some(name))
-        .collect();
-        match held.len() {
-            0 => "none of CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN".to_owned(),
-            _ => held.join(", "),
-        }
-    }
-}
-
-fn report(out: &mut impl Write, types: &Types, plan: &Plan) -> io::Result<Verdict> {
-    for (family, why) in &plan.passed_over {
-        writeln!(out, "{:<12} refused: {why}", family.name())?;
-    }
-    writeln!(out, "{:<12} attached", plan.family.name())?;
-    hooks(out, types, Some(plan))?;
-
-    writeln!(out, "\nobservable")?;
-    outcomes(out, plan.observable)?;
-    if plan.unobservable != 0 {
-        writeln!(out, "not observable")?;
-        outcomes(out, plan.unobservable)?;
-    }
-    for limit in plan.limits() {
-        writeln!(out, "note: {limit}")?;
-    }
-    let main = MAIN.iter().fold(0, |set, tag| set | 1 << tag);
-    Ok(if plan.observable & main == main {
-        writeln!(out, "\nThe main verdicts are observable.")?;
-        Verdict::Main
-    } else {
-        writeln!(out, "\nOnly some of the main verdicts are observable.")?;
-        Verdict::Some
-    })
-}
-
-fn hooks(out: &mut impl Write, types: &Types, plan: Option<&Plan>) -> io::Result<()> {
-    let by_hooks = plan.is_none_or(|plan| plan.family != Family::Tracepoint);
-    writeln!(out, "\nhooks")?;
-    for hook in &HOOKS {
-        let left_out = plan.and_then(|plan| {
-            let mut left_out = plan.left_out.iter();
-            left_out.find_map(|(left, why)| (left.index == hook.index).then_some(why))
-        });
-        let state = match (types.fits(hook), left_out) {
-            (Err(why), _) if hook.need == Need::Optional => format!("- ({why})"),
-            (Err(why), _) => format!("MISSING: {why}"),
-            (Ok(_), Some(why)) => format!("REFUSED: {why}"),
-            (Ok(prototype), None) if !by_hooks => format!("not used      {prototype}"),
-            (Ok(prototype), None) => format!(
-                "{:<13} {prototype}",
-                plan.map_or("present", |plan| plan.family.name())
-            ),
-        };
-        writeln!(out, "  {:<30} {state}", hook.function)?;
-    }
-    Ok(())
-}
-
-fn outcomes(out: &mut impl Write, set: Set) -> io::Result<()> {
-    for outcome in OUTCOMES.iter().filter(|o| set & o.bit() != 0) {
-        writeln!(out, "  {:<36} {}", Name(outcome).to_string(), outcome.says)?;
-    }
-    Ok(())
+    report
 }
 
 /// Runs the check and gives the exit status.
@@ -176,6 +132,18 @@ fn outcomes(out: &mut impl Write, set: Set) -> io::Result<()> {
 /// # Errors
 /// If the report cannot be written.
 pub fn run(args: &CheckArgs) -> Result<u8> {
-    let verdict = check(args, &mut io::stdout().lock())?;
-    Ok(verdict as u8)
+    let report = check(args);
+    let mut text = Vec::new();
+    match args.json {
+        true => report.json(&mut text)?,
+        false => report.text(&mut text)?,
+    }
+    let mut out = io::stdout().lock();
+    match out.write_all(&text).and_then(|()| out.flush()) {
+        // Whoever reads the first lines only is told the rest by the status.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(report.verdict as u8),
+    }
 }

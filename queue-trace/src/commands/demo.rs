@@ -17,6 +17,7 @@ use crate::{
     lab::{Family, scenario, scenario::SCENARIOS},
     options::Kernel,
     sink::{Json, Output, Sink, Text},
+    stderr::say,
     trace::{
         stream,
         stream::{Live, Until},
@@ -68,10 +69,10 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     let netns = stage.netns();
     let selection = Selection {
         outcomes: outcome::of_kind(Kind::Refusal),
-        netns: [(netns.id(), Some(NetnsPath::Path(netns.path())))].into(),
+        netns: [(netns.id(), Some(NetnsPath::at(netns.path())))].into(),
         ..Selection::default()
     };
-    eprintln!("demo: {}", case.about);
+    say!("demo: {}", case.about);
     // The thread that plays the case starts first: the tracer gives up privileges
     // that the case needs.
     let (go, told_to_go) = mpsc::channel();
@@ -96,7 +97,10 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
         let colour = output.wants_colour();
         Box::new(Text::new(output, colour, TimeZone::system()))
     };
-    let until = Until::default();
+    let until = Until {
+        reader_is_gone: true,
+        ..Until::default()
+    };
     live.run(sink.as_mut(), until, async {
         let _ = played.await;
         tokio::time::sleep(SETTLE).await;
@@ -109,11 +113,12 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
         .join()
         .map_err(|_| anyhow!("the case's thread panicked"))??;
     drop(stage);
-    eprintln!("\n{}.", report.did);
+    say!("");
+    say!("{}.", report.did);
     for imposed in &report.imposed {
         let outcome = imposed.outcome;
         if outcome.kind == Kind::Refusal {
-            eprintln!("  {:>4} times: {}.", imposed.count, outcome.says);
+            say!("  {:>4} times: {}.", imposed.count, outcome.says);
         }
     }
     Ok(())

@@ -8,10 +8,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_mangen::Man;
-
-use crate::commands::Cli;
 
 /// Options of `completions`.
 #[derive(Debug, Args)]
@@ -35,29 +33,29 @@ pub struct ManArgs {
     pub folder: Option<PathBuf>,
 }
 
-/// Writes a completion script to standard output.
+/// Writes a completion script of the program's command line to standard output.
 ///
 /// # Errors
 /// If standard output cannot be written.
-pub fn completions(args: &CompletionsArgs) -> Result<()> {
+pub fn completions(args: &CompletionsArgs, mut program: Command) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "queue-trace", &mut script);
+    clap_complete::generate(args.shell, &mut program, "queue-trace", &mut script);
     print(&script)
 }
 
-/// Writes the manual page to standard output, or a page for each command to a folder.
+/// Writes the program's manual page to standard output, or a page for each command to a folder.
 ///
 /// # Errors
 /// If they cannot be written.
-pub fn man(args: &ManArgs) -> Result<()> {
+pub fn man(args: &ManArgs, program: Command) -> Result<()> {
     let Some(folder) = &args.folder else {
         let mut page = Vec::new();
-        Man::new(Cli::command()).render(&mut page)?;
+        Man::new(program).render(&mut page)?;
         return print(&page);
     };
     let cannot = || format!("cannot write manual pages to {}", folder.display());
     fs::create_dir_all(folder).with_context(cannot)?;
-    clap_mangen::generate_to(Cli::command(), folder).with_context(cannot)
+    clap_mangen::generate_to(program, folder).with_context(cannot)
 }
 
 fn print(bytes: &[u8]) -> Result<()> {

@@ -9,14 +9,20 @@ pub mod top;
 pub mod trace;
 
 #[cfg(target_os = "linux")]
+pub mod agent;
+#[cfg(target_os = "linux")]
 pub mod check;
 #[cfg(target_os = "linux")]
 pub mod demo;
 #[cfg(target_os = "linux")]
+pub mod incidents;
+#[cfg(target_os = "linux")]
+mod limits;
+#[cfg(target_os = "linux")]
 pub mod listeners;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use self::trace::TraceArgs;
 
@@ -89,6 +95,16 @@ pub enum Command {
     ///
     /// Press ? for the keys. A recording is played, and shown at any moment of it.
     Top(top::TopArgs),
+    /// Be always on: metrics for Prometheus and OTLP, and a recording of each incident
+    ///
+    /// Ends with SIGTERM or Ctrl-C; SIGHUP reads --config again. docs/agent.md has the rest.
+    #[cfg(target_os = "linux")]
+    Agent(agent::AgentArgs),
+    /// List the incident recordings of the agent, and what was found in them
+    ///
+    /// Needs no privilege but to read the folder.
+    #[cfg(target_os = "linux")]
+    Incidents(incidents::IncidentsArgs),
     /// Write a completion script for a shell to standard output
     Completions(manual::CompletionsArgs),
     /// Write the manual page to standard output, or all pages to a folder
@@ -108,8 +124,10 @@ pub fn run(cli: &Cli) -> Result<u8> {
         }
         Some(Command::Diagnose(args)) if !args.files.is_empty() => diagnose::recorded(args),
         Some(Command::Report(args)) => report::run(args).map(|()| 0),
-        Some(Command::Completions(args)) => manual::completions(args).map(|()| 0),
-        Some(Command::Man(args)) => manual::man(args).map(|()| 0),
+        #[cfg(target_os = "linux")]
+        Some(Command::Incidents(args)) => incidents::run(args).map(|()| 0),
+        Some(Command::Completions(args)) => manual::completions(args, Cli::command()).map(|()| 0),
+        Some(Command::Man(args)) => manual::man(args, Cli::command()).map(|()| 0),
         command => watch(command.as_ref(), cli),
     }
 }
@@ -124,10 +142,12 @@ fn event_loop() -> Result<tokio::runtime::Runtime> {
 /// What needs a kernel to watch.
 #[cfg(target_os = "linux")]
 fn watch(command: Option<&Command>, cli: &Cli) -> Result<u8> {
+    limits::raise_open_files();
     let runtime = event_loop()?;
     // Attaching registers with the event loop, also where nothing waits on it.
     let _inside = runtime.enter();
     match command {
+        Some(Command::Agent(args)) => runtime.block_on(agent::run(args)).map(|()| 0),
         Some(Command::Check(args)) => check::run(args),
         Some(Command::Diagnose(args)) => runtime.block_on(diagnose::watch(args)),
         Some(Command::Demo(args)) => runtime.block_on(demo::run(args)).map(|()| 0),
@@ -164,7 +184,6 @@ fn log_to_stderr(verbose: u8) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use queue_trace_common::outcome::{self, Kind};
 
     use super::*;

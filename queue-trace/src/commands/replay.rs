@@ -1,7 +1,7 @@
 //! `queue-trace replay`: a recording, shown as the live stream was.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     io::{self, Write},
     net::IpAddr,
     path::PathBuf,
@@ -21,6 +21,7 @@ use crate::{
     options::Filters,
     recording::{Line, Reader, select::Only},
     sink::{Medium, Output, Sink, Text},
+    stderr::say,
 };
 
 /// Options of `replay`.
@@ -55,7 +56,9 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
     let only = Only::from_cli(&args.filters)?;
     let mut reader = Reader::open(&args.files)?;
     let mut output = Output::open(args.output.as_deref())?;
+    output.is_none_of(&args.files)?;
     let name = output.name();
+    let mut room = Room::default();
     let shown = if args.json {
         as_json(&mut reader, &only, &mut output)
     } else {
@@ -64,6 +67,7 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
             &mut reader,
             &only,
             Text::new(output, colour, TimeZone::system()),
+            &mut room,
         )
     };
     match shown {
@@ -78,9 +82,39 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
         },
     }
     for note in reader.notes() {
-        eprintln!("note: {note}");
+        say!("note: {note}");
+    }
+    if room.left_out > 0 {
+        say!(
+            "note: {} lines of the summary are not shown, as there are too many",
+            room.left_out
+        );
     }
     Ok(())
+}
+
+/// What is kept of a recording until its end, so that it does not take more memory the longer
+/// the recording is.
+#[derive(Default)]
+struct Room {
+    bytes: usize,
+    left_out: u64,
+}
+
+impl Room {
+    /// Of the lines at the end: more than the totals of 50,000 listeners.
+    const MOST: usize = 16 << 20;
+
+    /// Whether there is room for so many bytes of a recording.
+    fn takes(&mut self, bytes: usize) -> bool {
+        let fits = self.bytes.saturating_add(bytes) <= Self::MOST;
+        if fits {
+            self.bytes += bytes;
+        } else {
+            self.left_out += 1;
+        }
+        fits
+    }
 }
 
 /// The lines as they stand in the recording, those that pass.
@@ -95,21 +129,28 @@ fn as_json(reader: &mut Reader, only: &Only, output: &mut Output) -> Result<()> 
     Ok(())
 }
 
-fn as_text(reader: &mut Reader, only: &Only, mut text: Text<Output>) -> Result<()> {
+fn as_text(
+    reader: &mut Reader,
+    only: &Only,
+    mut text: Text<Output>,
+    room: &mut Room,
+) -> Result<()> {
     let mut totals = Vec::new();
     let mut sums = Sums::default();
     let mut clients = Vec::new();
     let mut ledgers = Vec::new();
     while let Some(entry) = reader.next()? {
+        let bytes = entry.raw.len();
         let Some(line) = entry.line.filter(|line| only.passes(line)) else {
             continue;
         };
         match line {
             // They are shown together, and last.
+            Line::Total(_) | Line::Clients(_) | Line::Ledger(_) if !room.takes(bytes) => {}
             Line::Total(total) => totals.push(total),
             Line::Clients(whose) => clients.push(whose),
             Line::Ledger(ledger) => ledgers.push(ledger),
-            Line::Counts(counts) => sums.add(&counts, only.outcomes),
+            Line::Counts(counts) => sums.add(&counts, only.outcomes, room),
             Line::End(_) => {}
             line => line.to(&mut text)?,
         }
@@ -137,15 +178,24 @@ struct Sums(BTreeMap<SumKey, (Listener, u64)>);
 type SumKey = (u32, u16, Option<IpAddr>, Option<u64>, u8);
 
 impl Sums {
-    fn add(&mut self, counts: &Counts, selection: outcome::Set) {
+    fn add(&mut self, counts: &Counts, selection: outcome::Set, room: &mut Room) {
         let Listener {
             addr, port, inode, ..
         } = counts.listener;
         for (name, count) in &counts.outcomes {
             if let Some(outcome) = outcome_named(name).filter(|o| selection & o.bit() != 0) {
                 let key = (counts.netns, port, addr, inode, outcome.tag);
-                let (_, sum) = self.0.entry(key).or_insert((counts.listener, 0));
-                *sum = sum.saturating_add(*count);
+                match self.0.entry(key) {
+                    Entry::Occupied(mut entry) => {
+                        let (_, sum) = entry.get_mut();
+                        *sum = sum.saturating_add(*count);
+                    }
+                    Entry::Vacant(entry) => {
+                        if room.takes(size_of::<(SumKey, Listener, u64)>()) {
+                            entry.insert((counts.listener, *count));
+                        }
+                    }
+                }
             }
         }
     }

@@ -1,11 +1,16 @@
 //! `queue-trace report`: one page of a recording.
 
-use std::{fs, path::PathBuf};
+use std::{io::Write, path::PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::{diagnose, report::page};
+use crate::{
+    diagnose,
+    report::page,
+    sink::{Medium, Output},
+    stderr::say,
+};
 
 /// Options of `report`.
 #[derive(Debug, Args)]
@@ -25,13 +30,17 @@ pub struct ReportArgs {
 /// # Errors
 /// If the recording cannot be read, or the page not written.
 pub fn run(args: &ReportArgs) -> Result<()> {
+    let mut output = Output::open(Some(&args.output))?;
+    output.is_none_of(&args.files)?;
     let case = diagnose::read(&args.files)?;
     let page = page(&case);
-    fs::write(&args.output, page)
+    output
+        .write_all(page.as_bytes())
+        .and_then(|()| output.finish())
         .with_context(|| format!("cannot write to {}", args.output.display()))?;
     for note in &case.notes {
-        eprintln!("note: {note}");
+        say!("note: {note}");
     }
-    eprintln!("wrote {}", args.output.display());
+    say!("wrote {}", args.output.display());
     Ok(())
 }

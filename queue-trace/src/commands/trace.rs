@@ -111,6 +111,8 @@ fn limit(text: &str) -> Result<Limit, String> {
 mod live {
     //! What needs a kernel to watch.
 
+    use std::path::PathBuf;
+
     use anyhow::Result;
     use jiff::tz::TimeZone;
 
@@ -133,34 +135,66 @@ mod live {
             ..Selection::of(&args.filters)?
         };
         session::fit(&Host::look())?;
-        // Before attaching: a file that cannot be written costs nothing yet.
-        let (mut sink, name) = sink_of(args)?;
+        // Before attaching: a file that cannot be written costs nothing yet. What is in its
+        // place stays until it is known that there is something to write.
+        let target = Target::prepare(args)?;
         let live = Live::begin(&args.kernel, selection)?;
-        live.announce();
         let until = Until {
             count: args.count,
             duration: args.duration,
+            reader_is_gone: target.is_standard_output(),
         };
+        let name = target.name();
+        let mut sink = target.begin(args.json)?;
+        live.announce();
         live.run(sink.as_mut(), until, std::future::pending())
             .await
             .map_err(|error| write_error(error, &name))
     }
 
-    /// The sink asked for, and its name.
-    fn sink_of(args: &TraceArgs) -> Result<(Box<dyn Sink>, String)> {
-        if let (Some(rotation), Some(path)) = (args.rotation(), &args.output) {
-            let name = path.display().to_string();
-            return Ok((Box::new(Rotating::begin(path, rotation)?), name));
+    /// Where the stream goes, before it is known that there will be one.
+    enum Target {
+        Files(PathBuf, Box<Rotating>),
+        Output(Output),
+    }
+
+    impl Target {
+        fn prepare(args: &TraceArgs) -> Result<Self> {
+            Ok(match (args.rotation(), &args.output) {
+                (Some(rotation), Some(path)) => {
+                    let rotating = Rotating::prepare(path, rotation)?;
+                    Self::Files(path.clone(), Box::new(rotating))
+                }
+                (_, path) => Self::Output(Output::open(path.as_deref())?),
+            })
         }
-        let output = Output::open(args.output.as_deref())?;
-        let name = output.name();
-        let sink: Box<dyn Sink> = if args.json {
-            Box::new(Json::new(output))
-        } else {
-            let colour = output.wants_colour();
-            Box::new(Text::new(output, colour, TimeZone::system()))
-        };
-        Ok((sink, name))
+
+        fn is_standard_output(&self) -> bool {
+            matches!(self, Self::Output(output) if output.is_standard())
+        }
+
+        /// As the user knows it.
+        fn name(&self) -> String {
+            match self {
+                Self::Files(path, _) => path.display().to_string(),
+                Self::Output(output) => output.name(),
+            }
+        }
+
+        fn begin(self, json: bool) -> Result<Box<dyn Sink>> {
+            let mut output = match self {
+                Self::Files(_, rotating) => return Ok(rotating),
+                Self::Output(output) => output,
+            };
+            // A recording can be read while it is written.
+            output.appear()?;
+            Ok(if json {
+                Box::new(Json::new(output))
+            } else {
+                let colour = output.wants_colour();
+                Box::new(Text::new(output, colour, TimeZone::system()))
+            })
+        }
     }
 }
 

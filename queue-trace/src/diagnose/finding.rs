@@ -4,13 +4,12 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::{
-    diagnose::{
-        case::{Case, History},
-        rules::{Harm, Rule},
-    },
-    model::snapshot::Snapshot,
+use super::{
+    case::{Case, History, Key},
+    episode::Episode,
+    when::When,
 };
+use crate::model::{event::rfc3339, snapshot::Snapshot};
 
 /// A finding: what happened, how it is known, why it is so, and what to do.
 #[derive(Debug, Clone, Serialize)]
@@ -19,8 +18,27 @@ pub struct Finding {
     pub rule: &'static str,
     /// How bad it is.
     pub harm: Harm,
-    /// How many packets or connections it befell; orders findings of equal harm.
+    /// How many packets or connections it is about; orders findings of equal harm.
     pub count: u64,
+    /// The first of them, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first: Option<String>,
+    /// The last of them, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
+    /// How many episodes.
+    pub times: u64,
+    /// Whether it had not ended when the observation did.
+    pub ongoing: bool,
+    /// When and how often, and how bad the worst was, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// The worst episodes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub episodes: Vec<Episode>,
+    /// The listener, in its case.
+    #[serde(skip)]
+    pub key: Key,
     /// The network namespace.
     pub netns: u32,
     /// The listener, as address and port.
@@ -43,6 +61,36 @@ pub struct Finding {
     pub thresholds: &'static [Threshold],
 }
 
+/// Episodes of a finding that are given whole.
+const SHOWN: usize = 3;
+
+/// How bad a finding is, worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Harm {
+    /// Clients are not served at all.
+    Outage,
+    /// Some clients are refused.
+    Refusing,
+    /// It works, but at a cost, or not for long.
+    Degraded,
+    /// What made another finding possible, or worse.
+    Setting,
+}
+
+impl Harm {
+    /// As it is shown.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Outage => "OUTAGE",
+            Self::Refusing => "REFUSING",
+            Self::Degraded => "DEGRADED",
+            Self::Setting => "SETTING",
+        }
+    }
+}
+
 /// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Remedy {
@@ -62,24 +110,55 @@ pub struct Threshold {
 }
 
 impl Finding {
-    /// Of a rule, at a listener.
+    /// At a listener; of which rule is to be said.
     #[must_use]
-    pub fn new(rule: &Rule, netns: u32, history: &History, count: u64, what: String) -> Self {
+    pub(super) fn of(key: &Key, history: &History, count: u64, what: String) -> Self {
         let owner = history.snapshot.as_ref().and_then(Snapshot::owner);
         Self {
-            rule: rule.name,
-            harm: rule.harm,
+            rule: "",
+            harm: Harm::Degraded,
             count,
-            netns,
+            first: None,
+            last: None,
+            times: 0,
+            ongoing: false,
+            when: None,
+            episodes: Vec::new(),
+            key: *key,
+            netns: key.netns,
             listener: history.name(),
             inode: history.listener.inode,
             owner,
             what,
             evidence: Vec::new(),
-            why: rule.why,
+            why: "",
             remedies: Vec::new(),
-            thresholds: rule.thresholds,
+            thresholds: &[],
         }
+    }
+
+    /// With when it was.
+    #[must_use]
+    pub fn at(mut self, when: &When) -> Self {
+        let (first, last) = when.span();
+        self.first = Some(rfc3339(first));
+        self.last = Some(rfc3339(last));
+        self.times = when.times();
+        self.ongoing = when.is_ongoing();
+        self.when = Some(when.words());
+        self.episodes = when.worst(SHOWN).cloned().collect();
+        self
+    }
+
+    /// With the time between its first packet and its last, where no episode is known.
+    #[must_use]
+    pub fn between(mut self, span: Option<(i128, i128)>) -> Self {
+        if let Some((first, last)) = span {
+            self.first = Some(rfc3339(first));
+            self.last = Some(rfc3339(last));
+            self.when = Some(super::when::between(first, last));
+        }
+        self
     }
 
     /// With a piece of evidence more.
@@ -151,6 +230,8 @@ pub struct NotJudged {
     pub rule: &'static str,
     /// The outcomes that were not looked for, or cannot be told there.
     pub needs: Vec<String>,
+    /// Why it could not be judged, in words.
+    pub reason: String,
 }
 
 impl Diagnosis {
@@ -174,6 +255,9 @@ impl Diagnosis {
                 finding.harm.word()
             )?;
             paragraph(out, "", &finding.what)?;
+            if let Some(when) = &finding.when {
+                paragraph(out, "when", when)?;
+            }
             for evidence in &finding.evidence {
                 paragraph(out, "evidence", evidence)?;
             }
@@ -188,7 +272,7 @@ impl Diagnosis {
             Verdict::Findings => {}
             Verdict::NothingFound => writeln!(
                 out,
-                "Nothing wrong: no handshake was refused in {:.1} s, and nothing was missed.",
+                "Nothing wrong: no handshake was refused in {:.1} s, every rule could be judged, and nothing was missed.",
                 self.seconds
             )?,
             Verdict::CouldNotTell => writeln!(
@@ -203,22 +287,25 @@ impl Diagnosis {
         for doubt in &self.doubts {
             paragraph(out, "doubt", doubt)?;
         }
-        if !self.not_judged.is_empty() {
-            let names: Vec<_> = self.not_judged.iter().map(|not| not.rule).collect();
-            let family = case
-                .header
-                .as_ref()
-                .map_or("?", |header| &header.attach.family);
-            let hint = if case.told & super::case::ENTERED == 0 {
-                " (a recording made with --all tells more)"
-            } else {
-                ""
-            };
-            let text = format!(
-                "by {family}, with what was asked for: {}{hint}",
-                names.join(", ")
-            );
+        self.write_not_judged(case, out)
+    }
+
+    /// The rules that could not be judged, those for one reason together.
+    fn write_not_judged(&self, case: &Case, out: &mut dyn Write) -> io::Result<()> {
+        let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+        for NotJudged { rule, reason, .. } in &self.not_judged {
+            match reasons.iter_mut().find(|(known, _)| known == reason) {
+                Some((_, rules)) => rules.push(rule),
+                None => reasons.push((reason, vec![rule])),
+            }
+        }
+        for (reason, rules) in reasons {
+            let text = format!("{}: {reason}", rules.join(", "));
             paragraph(out, "unjudged", &text)?;
+        }
+        let hint = !self.not_judged.is_empty() && case.told & super::case::ENTERED == 0;
+        if hint && !case.listeners.is_empty() {
+            paragraph(out, "", "a recording made with --all tells more")?;
         }
         Ok(())
     }

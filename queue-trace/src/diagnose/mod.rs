@@ -2,15 +2,23 @@
 //! stream or from a recording.
 
 pub mod case;
+pub mod detector;
+pub mod distinct;
+pub mod episode;
 mod finding;
-mod rules;
+mod history;
+mod rule;
+pub mod rules;
+pub mod timeline;
+pub mod when;
 
 use anyhow::Result;
 
 pub use self::{
     case::Case,
-    finding::{Diagnosis, Finding, NotJudged, Remedy, Threshold, Verdict},
-    rules::{Harm, RULES, Rule},
+    finding::{Diagnosis, Finding, Harm, NotJudged, Remedy, Threshold, Verdict},
+    rule::Rule,
+    rules::RULES,
 };
 use crate::recording::Reader;
 
@@ -26,7 +34,7 @@ pub fn read(files: &[std::path::PathBuf]) -> Result<Case> {
     let mut case = Case::new();
     while let Some(entry) = reader.next()? {
         if let Some(line) = entry.line {
-            // A case never refuses a line.
+            // It refuses a second recording.
             line.to(&mut case)?;
         }
     }
@@ -39,21 +47,17 @@ pub fn read(files: &[std::path::PathBuf]) -> Result<Case> {
 pub fn diagnose(case: &Case) -> Diagnosis {
     let mut findings: Vec<_> = RULES
         .iter()
-        .flat_map(|rule| (rule.find)(rule, case))
+        .flat_map(|rule| rules::findings(rule, case))
         .collect();
     findings.sort_by(|a, b| a.harm.cmp(&b.harm).then(b.count.cmp(&a.count)));
-    let not_judged = RULES
+    let not_judged: Vec<_> = RULES
         .iter()
-        .filter(|rule| !case.tells(rule.needs))
-        .map(|rule| NotJudged {
-            rule: rule.name,
-            needs: rules::names(rule.needs & !case.told),
-        })
+        .filter_map(|rule| rule.not_judged(case))
         .collect();
     let (proof, doubts) = proof(case);
     let verdict = if !findings.is_empty() {
         Verdict::Findings
-    } else if doubts.is_empty() {
+    } else if doubts.is_empty() && not_judged.is_empty() {
         Verdict::NothingFound
     } else {
         Verdict::CouldNotTell
@@ -73,6 +77,7 @@ pub fn diagnose(case: &Case) -> Diagnosis {
 fn proof(case: &Case) -> (Vec<String>, Vec<String>) {
     let mut proof = Vec::new();
     let mut doubts = case.notes.clone();
+    doubts.extend(case.timeline.notes());
     for ledger in case.ledgers.values() {
         let moved: u64 = ledger
             .counters
@@ -106,8 +111,14 @@ fn proof(case: &Case) -> (Vec<String>, Vec<String>) {
     }
     if case.crowded_out > 0 {
         doubts.push(format!(
-            "{} lines were about listeners beyond the first thousand",
+            "{} lines about refusals were left out: more listeners were in trouble than there is room for",
             case.crowded_out
+        ));
+    }
+    if case.left_out > 0 {
+        proof.push(format!(
+            "{} listeners that refused nothing are not kept: those in trouble are",
+            case.left_out
         ));
     }
     (proof, doubts)

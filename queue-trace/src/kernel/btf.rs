@@ -2,21 +2,27 @@
 //! take, what enumerators are worth. Nothing here touches the kernel; it reads the
 //! file `/sys/kernel/btf/vmlinux` or the one given with `--btf`.
 
+mod evidence;
+mod file;
+mod marks;
+#[cfg(test)]
+mod tests;
+
 use std::{
+    cell::Cell,
     collections::{HashMap, HashSet},
-    io::Write as _,
-    os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
 
-use btf_rs::{Backend, Btf, BtfType, Type};
+use btf_rs::{Btf, BtfType, Type};
 use queue_trace_common::{
     counter::{COUNTERS, GROUPS},
     field::{self, FIELDS, Field},
     hook::{self, HOOKS, Hook},
     settings::{self, CAST, TYPED},
 };
-use rustix::fs::{MemfdFlags, memfd_create};
+
+pub use self::{evidence::Architecture, file::FileError};
 
 /// Where kernels that have BTF show it.
 pub const SYSTEM: &str = "/sys/kernel/btf/vmlinux";
@@ -37,8 +43,17 @@ pub enum BtfError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the reader says.
-        why: btf_rs::Error,
+        /// What is wrong with it.
+        why: FileError,
+    },
+    /// The file holds the types of another kernel than the one that runs.
+    #[error(
+        "{path} holds the types of another kernel: those of this one are at {SYSTEM} and differ. \
+         Leave --btf out (`queue-trace check --btf` judges another kernel)"
+    )]
+    Another {
+        /// The file.
+        path: PathBuf,
     },
     /// A field without which nothing works.
     #[error("this kernel has no field {0}: its layout is not one that queue-trace knows")]
@@ -49,6 +64,9 @@ pub enum BtfError {
     /// An enumerator without which nothing works.
     #[error("this kernel's BTF has no enumerator {0}")]
     NoEnumerator(&'static str),
+    /// A counter further from the first than any kernel has it.
+    #[error("the counter {0} is at a place that no kernel has")]
+    FarCounter(&'static str),
     /// Counters that are read together and are not neighbours.
     #[error("this kernel does not keep {0} next to {1}, which queue-trace reads together")]
     Apart(&'static str, &'static str),
@@ -80,28 +98,57 @@ pub struct Types {
 }
 
 impl Types {
-    /// Reads the running kernel's types, or those of a file.
+    /// The running kernel's types, by its own word or by that of a file made for it.
     ///
     /// # Errors
     /// [`BtfError::Missing`] if the kernel shows none, [`BtfError::Unreadable`] if the
-    /// file is not BTF.
+    /// file is not BTF, [`BtfError::Another`] if it is another kernel's.
     pub fn read(file: Option<&Path>) -> Result<Self, BtfError> {
-        let path = file.unwrap_or(Path::new(SYSTEM));
-        if file.is_none() && !path.exists() {
-            return Err(BtfError::Missing);
+        let system = Path::new(SYSTEM);
+        let Some(path) = file else {
+            if !system.exists() {
+                return Err(BtfError::Missing);
+            }
+            let btf = file::open_system(system).map_err(|why| BtfError::Unreadable {
+                path: system.to_owned(),
+                why,
+            })?;
+            return Ok(Self::of(btf, system.to_owned()));
+        };
+        let types = Self::of_file(path)?;
+        // Where the kernel shows none only the self-test can tell.
+        if let Ok(own) = std::fs::read(system)
+            && file::bytes(path).is_ok_and(|given| given != own)
+        {
+            return Err(BtfError::Another {
+                path: path.to_owned(),
+            });
         }
-        let btf = open(path).map_err(|why| BtfError::Unreadable {
+        Ok(types)
+    }
+
+    /// The types in a file, of whatever kernel.
+    ///
+    /// # Errors
+    /// [`BtfError::Unreadable`].
+    pub fn of_file(path: &Path) -> Result<Self, BtfError> {
+        let read = || -> Result<Btf, FileError> { Ok(file::open(&file::bytes(path)?)?) };
+        let btf = read().map_err(|why| BtfError::Unreadable {
             path: path.to_owned(),
             why,
         })?;
+        Ok(Self::of(btf, path.to_owned()))
+    }
+
+    fn of(btf: Btf, path: PathBuf) -> Self {
         let mut types = Self {
             btf,
-            path: path.to_owned(),
+            path,
             enumerators: HashMap::new(),
-            by_name: HashMap::new(),
+            by_name: names().into_iter().map(|name| (name, Vec::new())).collect(),
         };
         types.index();
-        Ok(types)
+        types
     }
 
     /// The file that they were read from.
@@ -120,8 +167,9 @@ impl Types {
     /// enumerators, wherever they are declared (the kernel's counters and states are in
     /// anonymous enums, which have no name to look up).
     fn index(&mut self) {
-        let is_enumerator = |name: &str| name.starts_with("LINUX_MIB_") || name.starts_with("TCP_");
-        let names = names();
+        // As many as one name has in any kernel, several times over.
+        const MOST: usize = 64;
+        let wanted = enumerators();
         let (first, last) = self.btf.base().type_id_range();
         for id in first..=last {
             // What was wanted and cannot be decoded will be missed by name.
@@ -131,7 +179,7 @@ impl Types {
             if let Type::Enum(kind) = &kind {
                 for member in &kind.members {
                     if let Ok(name) = self.btf.resolve_name(member)
-                        && is_enumerator(&name)
+                        && wanted.contains(name.as_str())
                     {
                         let value = u64::from(member.val());
                         self.enumerators.entry(name).or_insert(value);
@@ -140,9 +188,10 @@ impl Types {
             }
             if let Some(named) = kind.as_btf_type()
                 && let Ok(name) = self.btf.resolve_name(named)
-                && names.contains(name.as_str())
+                && let Some(ids) = self.by_name.get_mut(&name)
+                && ids.len() < MOST
             {
-                self.by_name.entry(name).or_default().push(id);
+                ids.push(id);
             }
         }
     }
@@ -189,6 +238,9 @@ impl Types {
                     _ => None,
                 })?;
         let mut prototype = self.prototype_of(pointer.as_btf_type()?)?;
+        if prototype.arguments.is_empty() {
+            return None;
+        }
         prototype.arguments.remove(0);
         Some(prototype)
     }
@@ -223,18 +275,20 @@ impl Types {
             arguments: prototype
                 .parameters
                 .iter()
-                .map(|parameter| self.type_name(parameter.get_type_id().unwrap_or(0)))
+                .map(|parameter| self.type_name(parameter.get_type_id().unwrap_or(0), DEEPEST))
                 .collect(),
-            returns: self.type_name(prototype.return_type_id()),
+            returns: self.type_name(prototype.return_type_id(), DEEPEST),
         })
     }
 
-    /// The name of a type without qualifiers; `*name` for a pointer to it.
-    fn type_name(&self, id: u32) -> String {
+    /// The name of a type without qualifiers; `*name` for a pointer to it. `depth`: how many
+    /// more types it may lead through.
+    fn type_name(&self, id: u32, depth: usize) -> String {
         if id == 0 {
             return "void".to_owned();
         }
-        let Ok(kind) = self.btf.resolve_type_by_id(id) else {
+        let (Ok(kind), Some(depth)) = (self.btf.resolve_type_by_id(id), depth.checked_sub(1))
+        else {
             return "?".to_owned();
         };
         let Some(as_type) = kind.as_btf_type() else {
@@ -242,9 +296,9 @@ impl Types {
         };
         let inner = as_type.get_type_id().unwrap_or(0);
         match &kind {
-            Type::Ptr(_) => format!("*{}", self.type_name(inner)),
+            Type::Ptr(_) => format!("*{}", self.type_name(inner, depth)),
             Type::Const(_) | Type::Volatile(_) | Type::Restrict(_) | Type::TypeTag(_) => {
-                self.type_name(inner)
+                self.type_name(inner, depth)
             }
             _ => self
                 .btf
@@ -264,25 +318,36 @@ impl Types {
             .find(|kind| matches!(kind, Type::Struct(_) | Type::Union(_)))?;
         let mut bits = 0;
         let mut bit_field = None;
+        let patience = Cell::new(PATIENCE);
         for name in names {
-            let (at, next, width) = self.member(&kind, name)?;
+            let (at, next, width) = self.member(&kind, name, DEEPEST, &patience)?;
             bits += at;
             kind = next;
             bit_field = width;
         }
         let size = match bit_field {
             Some(width) => (bits % 8 + width).div_ceil(8),
-            None => self.size(&kind)?,
+            None => self.size(&kind, DEEPEST)?,
         };
         Some((bits / 8, size))
     }
 
     /// A member of a struct, also inside its anonymous members: where it is in bits,
-    /// its type, and its width if it is a bit-field.
-    fn member(&self, holder: &Type, name: &str) -> Option<(usize, Type, Option<usize>)> {
+    /// its type, and its width if it is a bit-field. Looks at no more than `depth` structs inside
+    /// each other, and at no more members in all than `patience` says: a struct that is said
+    /// to hold itself has no end.
+    fn member(
+        &self,
+        holder: &Type,
+        name: &str,
+        depth: usize,
+        patience: &Cell<usize>,
+    ) -> Option<(usize, Type, Option<usize>)> {
         let (Type::Struct(holder) | Type::Union(holder)) = holder else {
             return None;
         };
+        let depth = depth.checked_sub(1)?;
+        patience.set(patience.get().checked_sub(holder.members.len() + 1)?);
         for member in &holder.members {
             let found = self.btf.resolve_name(member).unwrap_or_default();
             let at = member.bit_offset() as usize;
@@ -295,8 +360,9 @@ impl Types {
                 return Some((at, kind, width));
             }
             if found.is_empty() {
+                patience.set(patience.get().checked_sub(1)?);
                 let kind = self.unqualified(self.btf.resolve_chained_type(member).ok()?)?;
-                if let Some((inside, kind, width)) = self.member(&kind, name) {
+                if let Some((inside, kind, width)) = self.member(&kind, name, depth, patience) {
                     return Some((at + inside, kind, width));
                 }
             }
@@ -305,21 +371,22 @@ impl Types {
     }
 
     /// A type without its typedefs and qualifiers.
-    fn unqualified(&self, kind: Type) -> Option<Type> {
-        match &kind {
-            Type::Typedef(_)
-            | Type::Const(_)
-            | Type::Volatile(_)
-            | Type::Restrict(_)
-            | Type::TypeTag(_) => {
-                let next = self.btf.resolve_chained_type(kind.as_btf_type()?).ok()?;
-                self.unqualified(next)
-            }
-            _ => Some(kind),
+    fn unqualified(&self, mut kind: Type) -> Option<Type> {
+        for _ in 0..DEEPEST {
+            kind = match &kind {
+                Type::Typedef(_)
+                | Type::Const(_)
+                | Type::Volatile(_)
+                | Type::Restrict(_)
+                | Type::TypeTag(_) => self.btf.resolve_chained_type(kind.as_btf_type()?).ok()?,
+                _ => return Some(kind),
+            };
         }
+        None
     }
 
-    fn size(&self, kind: &Type) -> Option<usize> {
+    fn size(&self, kind: &Type, depth: usize) -> Option<usize> {
+        let depth = depth.checked_sub(1)?;
         match kind {
             Type::Int(int) => Some(int.size()),
             Type::Ptr(_) => Some(size_of::<u64>()),
@@ -329,7 +396,7 @@ impl Types {
             Type::Array(array) => {
                 let element = self.unqualified(self.btf.resolve_chained_type(array).ok()?)?;
                 // A flexible array counts as one element: enough to say it is there.
-                Some(self.size(&element)? * array.len().max(1))
+                self.size(&element, depth)?.checked_mul(array.len().max(1))
             }
             _ => None,
         }
@@ -366,6 +433,9 @@ impl Types {
         let mut kernel = settings::Kernel::default();
         for (place, (first, count)) in kernel.counters.iter_mut().zip(GROUPS) {
             let base = self.enumerator(COUNTERS[first].enumerator)?;
+            if base > FARTHEST_COUNTER {
+                return Err(BtfError::FarCounter(COUNTERS[first].name));
+            }
             for next in 1..count {
                 let counter = &COUNTERS[first + next];
                 if self.enumerator(counter.enumerator)? != base + next as u64 {
@@ -430,24 +500,43 @@ impl Types {
     }
 }
 
+/// The tracepoints by which packets, connections and listeners are watched without hooks.
+pub const TRACEPOINTS: [&str; 4] = [
+    "inet_sock_set_state",
+    "consume_skb",
+    "kfree_skb",
+    "netif_receive_skb",
+];
+
 /// The functions that stand for what the kernel can iterate over.
 pub const ITERATORS: [&str; 2] = ["bpf_iter_task_file", "bpf_iter_tcp"];
 
 /// What the typedefs of tracepoints' prototypes begin with.
 const TRACEPOINT: &str = "btf_trace_";
 
-/// The names of the types that are often looked up: functions, holders of fields, tracepoints.
+/// Types that may lead to each other, and structs that may be inside each other, before it is
+/// taken for a circle.
+const DEEPEST: usize = 32;
+
+/// Members that are looked at for one field. The largest structs have a few hundred.
+const PATIENCE: usize = 1 << 16;
+
+/// Kernels have less than two hundred counters.
+const FARTHEST_COUNTER: u64 = 4096;
+
+/// The names of the types that are looked up: functions, holders of fields, tracepoints.
 fn names() -> HashSet<String> {
     let functions = HOOKS
         .iter()
         .map(|hook| hook.function)
         .chain(ITERATORS)
+        .chain(marks::NAMES)
         .map(str::to_owned);
     let holders = FIELDS
         .iter()
         .filter_map(|field| field.path.split('.').next())
         .map(str::to_owned);
-    let tracepoints = [KFREE_SKB].map(|name| format!("{TRACEPOINT}{name}"));
+    let tracepoints = TRACEPOINTS.map(|name| format!("{TRACEPOINT}{name}"));
     let typed = TYPED.into_iter().chain([CAST]).map(str::to_owned);
     functions
         .chain(holders)
@@ -456,99 +545,16 @@ fn names() -> HashSet<String> {
         .collect()
 }
 
+/// The enumerators that are looked up, wherever they are declared: the kernel's counters and
+/// states are in anonymous enums.
+fn enumerators() -> HashSet<&'static str> {
+    COUNTERS
+        .iter()
+        .map(|counter| counter.enumerator)
+        .chain(["TCP_ESTABLISHED", "TCP_SYN_RECV", "TCP_LISTEN"])
+        .chain([marks::RING_BUFFER])
+        .collect()
+}
+
 /// The tracepoint whose arguments differ between kernels.
 const KFREE_SKB: &str = "kfree_skb";
-
-/// Reads a file of types through a mapping of memory, which takes an eighth of the time
-/// and a tenth of the memory of parsing it whole. Kernels before 6.16 cannot map their
-/// own file, so a copy is mapped; where even that cannot be done it is parsed.
-fn open(path: &Path) -> Result<Btf, btf_rs::Error> {
-    if let Ok(btf) = Btf::from_file_with_backend(path, Backend::Mmap) {
-        return Ok(btf);
-    }
-    let copied = || -> std::io::Result<std::fs::File> {
-        let mut copy = std::fs::File::from(memfd_create("btf", MemfdFlags::CLOEXEC)?);
-        // Not from file to file: the kernel splices its own files a page at a time.
-        copy.write_all(&std::fs::read(path)?)?;
-        Ok(copy)
-    };
-    let Ok(copy) = copied() else {
-        return Btf::from_file(path);
-    };
-    let mapped = format!("/proc/self/fd/{}", copy.as_raw_fd());
-    if Path::new(&mapped).exists() {
-        Btf::from_file_with_backend(mapped, Backend::Mmap)
-    } else {
-        Btf::from_file(path)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    // Each machine that runs the tests has a kernel with BTF; one that has not
-    // fails here rather than passing without having compared anything.
-    fn types() -> Types {
-        Types::read(None).unwrap()
-    }
-
-    #[test]
-    fn every_field_of_the_table_is_found() {
-        let fields = types().fields().unwrap();
-        for (field, wanted) in fields.iter().zip(&FIELDS) {
-            assert!(field.size > 0, "{} is missing", wanted.path);
-        }
-    }
-
-    #[test]
-    fn fields_have_the_sizes_that_are_read() {
-        let fields = types().fields().unwrap();
-        for (index, size) in [
-            (field::SK_FAMILY, 2),
-            (field::SK_PORT, 2),
-            (field::SK_STATE, 1),
-            (field::SK_ADDR6, 16),
-            (field::SK_DEPTH, 4),
-            (field::SYN_DEPTH, 4),
-            (field::NET_ID, 4),
-            (field::SKB_HEAD, 8),
-            (field::SKB_NETWORK, 2),
-        ] {
-            assert_eq!(fields[index].size, size, "{}", FIELDS[index].path);
-        }
-    }
-
-    #[test]
-    fn counters_are_neighbours() {
-        types().kernel().unwrap();
-    }
-
-    #[test]
-    fn hooks_that_exist_fit() {
-        let types = types();
-        for hook in &HOOKS {
-            if types.prototype(hook.function).is_some() {
-                types.fits(hook).unwrap();
-            }
-        }
-    }
-
-    #[test]
-    fn missing_things_are_named() {
-        let types = types();
-        assert!(types.locate("sock.no_such_member").is_none());
-        assert!(types.locate("no_such_struct.x").is_none());
-        assert!(types.prototype("no_such_function").is_none());
-        let error = types.enumerator("TCP_NO_SUCH").unwrap_err();
-        assert!(error.to_string().contains("TCP_NO_SUCH"));
-    }
-
-    #[test]
-    fn a_file_that_is_not_btf_is_refused() {
-        let error = Types::read(Some(Path::new("/proc/self/status")))
-            .err()
-            .unwrap();
-        assert!(matches!(error, BtfError::Unreadable { .. }), "{error}");
-    }
-}

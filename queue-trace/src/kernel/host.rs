@@ -1,7 +1,7 @@
 //! Facts about this machine: which kernel, which privileges, which ways to attach it
 //! shows. Only looks; nothing is loaded or attached here.
 
-use std::{fs, path::Path};
+use std::{fmt, fs, path::Path};
 
 use rustix::{
     system::uname,
@@ -19,6 +19,8 @@ pub struct Host {
     pub privileges: Privileges,
     /// The kernel's lockdown mode, if it has one and it is not `none`.
     pub lockdown: Option<String>,
+    /// Whether functions can be traced, by which fentry comes to them, and if not, why.
+    pub ftrace: Result<(), String>,
     /// Whether kprobes can be had, and if not, why.
     pub kprobes: Result<(), String>,
 }
@@ -51,6 +53,22 @@ fn has_realtime(version: &str) -> bool {
     version.split_whitespace().any(|word| word == "PREEMPT_RT")
 }
 
+/// The switch of the function tracer (`kernel.ftrace_enabled`): without it programs attach by
+/// fentry and never run.
+const FTRACE_SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
+
+/// The switch of kprobes: the same. It is in debugfs, which need not be mounted; then only the
+/// self-test tells.
+const KPROBE_SWITCH: &str = "/sys/kernel/debug/kprobes/enabled";
+
+/// Whether a switch is on, as far as it can be seen.
+fn switched_on(switch: &str, off: &str) -> Result<(), String> {
+    match fs::read_to_string(switch) {
+        Ok(value) if value.trim() == "0" => Err(format!("{off} ({switch} is 0)")),
+        _ => Ok(()),
+    }
+}
+
 impl Privileges {
     /// Whether they suffice to load and attach.
     #[must_use]
@@ -73,6 +91,23 @@ impl Privileges {
     }
 }
 
+impl fmt::Display for Privileges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.sys_admin {
+            return f.write_str("CAP_SYS_ADMIN");
+        }
+        let held = [("CAP_BPF", self.bpf), ("CAP_PERFMON", self.perfmon)];
+        let held = held
+            .into_iter()
+            .filter_map(|(name, held)| held.then_some(name));
+        let held: Vec<_> = held.collect();
+        match held[..] {
+            [] => f.write_str("none of CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN"),
+            _ => f.write_str(&held.join(", ")),
+        }
+    }
+}
+
 impl Host {
     /// Looks around.
     #[must_use]
@@ -85,8 +120,9 @@ impl Host {
             lockdown: fs::read_to_string("/sys/kernel/security/lockdown")
                 .ok()
                 .and_then(|modes| lockdown_mode(&modes)),
+            ftrace: switched_on(FTRACE_SWITCH, "the function tracer is switched off"),
             kprobes: if Path::new(KPROBE_DEVICE).exists() {
-                Ok(())
+                switched_on(KPROBE_SWITCH, "kprobes are switched off")
             } else {
                 Err("the kernel was built without kprobes (CONFIG_KPROBE_EVENTS)".to_owned())
             },
@@ -96,8 +132,14 @@ impl Host {
     /// Whether the kernel is too old to try.
     #[must_use]
     pub fn too_old(&self) -> bool {
-        version(&self.release).is_some_and(|version| version < OLDEST)
+        is_too_old(&self.release)
     }
+}
+
+/// Whether a release is older than [`OLDEST`]. One that is no number is not.
+#[must_use]
+pub fn is_too_old(release: &str) -> bool {
+    version(release).is_some_and(|version| version < OLDEST)
 }
 
 /// The mode in brackets, unless it is `none`.

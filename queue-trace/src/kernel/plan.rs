@@ -10,7 +10,10 @@ use queue_trace_common::{
 
 pub use crate::model::event::Name;
 use crate::{
-    kernel::{btf::Types, host::Host},
+    kernel::{
+        btf::{TRACEPOINTS, Types},
+        host::Host,
+    },
     model::lines::AttachPlan,
     options::Attach,
 };
@@ -48,6 +51,8 @@ pub struct Offers {
     pub families: [Result<(), String>; 3],
     /// For each hook, whether it can be had, and if not, why.
     pub hooks: Vec<Result<(), Without>>,
+    /// Whether packets can be seen right before a socket decides on them, and if not, why.
+    pub delivery: Result<(), String>,
 }
 
 /// Why a hook is not to be had.
@@ -71,17 +76,33 @@ impl Offers {
     #[must_use]
     pub fn look(host: &Host, types: &Types) -> Self {
         let fentry = if types.path() == std::path::Path::new(crate::kernel::btf::SYSTEM) {
-            Ok(())
+            host.ftrace.clone()
         } else {
             Err("fentry needs the kernel's own type information".to_owned())
         };
         Self {
             families: [fentry, host.kprobes.clone(), Ok(())],
-            hooks: HOOKS
-                .iter()
-                .map(|hook| types.fits(hook).map(|_| ()).map_err(Without::Absent))
-                .collect(),
+            hooks: Self::fitting(types),
+            delivery: Ok(()),
         }
+    }
+
+    /// No way at all, for one reason.
+    #[must_use]
+    pub fn none(why: &str) -> Self {
+        Self {
+            families: [(); 3].map(|()| Err(why.to_owned())),
+            hooks: HOOKS.iter().map(|_| Ok(())).collect(),
+            delivery: Err(why.to_owned()),
+        }
+    }
+
+    /// For each hook, whether the kernel's function is there as it is known.
+    pub(super) fn fitting(types: &Types) -> Vec<Result<(), Without>> {
+        let hooks = HOOKS.iter();
+        hooks
+            .map(|hook| types.fits(hook).map(|_| ()).map_err(Without::Absent))
+            .collect()
     }
 
     fn family(&self, family: Family) -> &Result<(), String> {
@@ -115,6 +136,15 @@ pub enum PlanError {
     None(String),
 }
 
+impl PlanError {
+    /// Why, without the option that asked for it.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        let (Self::Refused { why, .. } | Self::None(why)) = self;
+        why
+    }
+}
+
 /// The plan.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -130,20 +160,25 @@ pub struct Plan {
     pub observable: Set,
     /// Those that cannot, among those wanted.
     pub unobservable: Set,
-    /// What the self-test found warnings, a sentence each.
+    /// By tracepoints: whether packets are seen right before a socket decides on them, and if
+    /// not, why.
+    pub delivery: Result<(), String>,
+    /// What else is to be known, a sentence each.
     pub warnings: Vec<String>,
 }
 
-/// The tracepoints of that mode.
-pub const TRACEPOINTS: [&str; 4] = [
-    "inet_sock_set_state",
-    "consume_skb",
-    "kfree_skb",
-    "netif_receive_skb",
+/// What is attached to beside the tracepoints, at the root of the cgroups.
+pub const DELIVERY: &str = "cgroup_skb/ingress";
+
+/// What can be told besides where packets are seen right before a socket decides on them.
+const BY_DELIVERY: [u8; 2] = [
+    outcome::ESTABLISHED_FAST_OPEN,
+    outcome::ACK_DROPPED_LISTENER_CLOSING,
 ];
 
 /// What tracepoints alone can tell.
-const BY_TRACEPOINTS: [u8; 15] = [
+const BY_TRACEPOINTS: [u8; 16] = [
+    outcome::QUEUE_DISCARDED,
     outcome::REQUEST_ABORTED,
     outcome::QUEUED,
     outcome::COOKIE_SENT_FULL,
@@ -205,11 +240,13 @@ impl Plan {
             left_out: Vec::new(),
             observable: selection,
             unobservable: 0,
+            delivery: offers.delivery.clone(),
             warnings: Vec::new(),
         };
         if family == Family::Tracepoint {
-            let tells = BY_TRACEPOINTS.iter().fold(0, |set, tag| set | 1 << tag);
-            plan.observable &= tells;
+            let by_delivery = BY_DELIVERY.iter().filter(|_| plan.delivery.is_ok());
+            let tells = BY_TRACEPOINTS.iter().chain(by_delivery);
+            plan.observable &= tells.fold(0, |set, tag| set | 1 << tag);
         } else {
             for hook in &HOOKS {
                 if !is_needed(hook, selection) {
@@ -262,7 +299,10 @@ impl Plan {
     #[must_use]
     pub fn attached_to(&self) -> Vec<&'static str> {
         match self.family {
-            Family::Tracepoint => TRACEPOINTS.to_vec(),
+            Family::Tracepoint => {
+                let delivery = self.delivery.is_ok().then_some(DELIVERY);
+                TRACEPOINTS.into_iter().chain(delivery).collect()
+            }
             _ => self.hooks.iter().map(|hook| hook.function).collect(),
         }
     }
@@ -280,11 +320,12 @@ impl Plan {
             if !reasons.is_empty() {
                 limits.push(format!("tracepoints only ({})", reasons.join("; ")));
             }
-            limits.push(
-                "in a SO_REUSEPORT group of listeners the socket shown for a SYN is the last \
-                 one that began to listen"
-                    .to_owned(),
-            );
+            if let Err(why) = &self.delivery {
+                limits.push(format!(
+                    "which listener a packet reached is concluded from its address and port, and \
+                     unknown where several share them ({why})"
+                ));
+            }
             limits.push(
                 "how long connections wait for accept(), and how long accept queues are full, \
                  cannot be told"
@@ -301,33 +342,6 @@ impl Plan {
         }
         limits.extend(self.warnings.iter().cloned());
         limits
-    }
-
-    /// Takes in what the self-test found: the programs that did not fire.
-    pub fn note_silent<'a>(&mut self, silent: impl IntoIterator<Item = &'a String>) {
-        for program in silent {
-            let hook = HOOKS.iter().find(|hook| {
-                program
-                    .strip_prefix(hook.name)
-                    .is_some_and(|rest| rest.starts_with("_enter") || rest.starts_with("_exit"))
-            });
-            match hook {
-                Some(hook) => {
-                    let lost = match self.observable & hook.serves {
-                        0 => "what is kept of the queues".to_owned(),
-                        lost => names(lost),
-                    };
-                    self.warnings.push(format!(
-                        "{} did not fire in the self-test, so these may be missed: {lost}",
-                        hook.function
-                    ));
-                }
-                None => self
-                    .warnings
-                    .push(format!("{program} did not fire in the self-test")),
-            }
-        }
-        self.warnings.dedup();
     }
 }
 
@@ -385,6 +399,7 @@ mod tests {
         Offers {
             families: [Ok(()), Ok(()), Ok(())],
             hooks: vec![Ok(()); hook::COUNT],
+            delivery: Ok(()),
         }
     }
 
@@ -460,17 +475,22 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_that_stays_silent_is_said_once() {
-        let mut plan = Plan::make(Attach::Auto, ALL, &offers()).unwrap();
-        plan.note_silent(&["proven_enter".to_owned()]);
-        plan.note_silent(&["ack_enter".to_owned(), "ack_exit".to_owned()]);
-        let limits = plan.limits();
-        assert_eq!(limits.len(), 2, "{limits:?}");
-        assert!(limits[0].contains("tcp_peer_is_proven"), "{limits:?}");
-        assert!(
-            limits[1].contains("ack_dropped:accept_queue_full"),
-            "{limits:?}"
+    fn a_hook_that_stays_silent_is_left_out_and_said() {
+        let mut offers = offers();
+        let silent = || "it did not run".to_owned();
+        offers.refused(Family::Fentry, Some(&HOOKS[hook::LISTEN_CALL]), silent());
+        let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
+        assert_eq!(
+            plan.limits(),
+            ["not attached: __sys_listen: it did not run"]
         );
+
+        offers.refused(Family::Fentry, Some(&HOOKS[hook::SYN_V4]), silent());
+        offers.refused(Family::Kprobe, Some(&HOOKS[hook::SYN_V4]), silent());
+        let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
+        assert_eq!(plan.family, Family::Tracepoint);
+        let limits = plan.limits().join("\n");
+        assert!(limits.contains("fentry: it did not run"), "{limits}");
     }
 
     #[test]
@@ -498,6 +518,23 @@ mod tests {
         let plan = Plan::make(Attach::Tracepoint, ALL, &offers).unwrap();
         assert_eq!(plan.family, Family::Tracepoint);
         assert_ne!(plan.unobservable & (1 << outcome::ACCEPTED), 0);
+    }
+
+    #[test]
+    fn without_delivery_tracepoints_tell_less_and_say_so() {
+        let mut offers = offers();
+        let sees = |offers: &Offers| Plan::make(Attach::Tracepoint, ALL, offers).unwrap();
+        let plan = sees(&offers);
+        assert!(plan.attached_to().contains(&DELIVERY));
+        assert_ne!(plan.observable & (1 << outcome::ESTABLISHED_FAST_OPEN), 0);
+        assert!(!plan.limits().join("\n").contains("which listener"));
+
+        offers.delivery = Err("cannot mount cgroup2".into());
+        let plan = sees(&offers);
+        assert!(!plan.attached_to().contains(&DELIVERY));
+        assert_eq!(plan.observable & (1 << outcome::ESTABLISHED_FAST_OPEN), 0);
+        assert_ne!(plan.observable & (1 << outcome::QUEUE_DISCARDED), 0);
+        assert!(plan.limits().join("\n").contains("cannot mount cgroup2"));
     }
 
     #[test]

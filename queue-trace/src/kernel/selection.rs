@@ -1,9 +1,13 @@
 //! What the user wants to see, checked against the machine: from the command line to
 //! the filters of the kernel side.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use queue_trace_common::{
     outcome::{self, Kind},
@@ -46,6 +50,8 @@ impl Selection {
     /// # Errors
     /// If a namespace named by its path is not there.
     pub fn of(filters: &Filters) -> Result<Self> {
+        fits("--addr", &filters.addrs)?;
+        fits("--client", &filters.clients)?;
         Ok(Self {
             outcomes: filters.outcomes(),
             ports: filters.ports.clone(),
@@ -63,6 +69,7 @@ impl Selection {
     /// # Errors
     /// If a namespace named by its path is not there.
     pub fn of_listeners(which: &Which, rate: u32) -> Result<Self> {
+        fits("--addr", &which.addrs)?;
         Ok(Self {
             outcomes: outcome::of_kind(Kind::Refusal),
             ports: which.ports.clone(),
@@ -78,12 +85,18 @@ impl Selection {
     /// # Errors
     /// If one named by its path is not there.
     fn namespaces_named(named: &[NetnsArg]) -> Result<BTreeMap<u32, Option<NetnsPath>>> {
+        let ids = named.iter().any(|arg| matches!(arg, NetnsArg::Id(_)));
+        let known = ids.then(netns::list).unwrap_or_default();
         named
             .iter()
             .map(|arg| match arg {
+                // Nothing would ever be seen, which would look as if nothing happened.
+                NetnsArg::Id(id) if !known.contains_key(id) => bail!(
+                    "--netns {id}: no network namespace has this number (lsns -t net shows them)"
+                ),
                 NetnsArg::Id(id) => Ok((*id, None)),
                 NetnsArg::Path(path) => netns::id(path)
-                    .map(|id| (id, Some(NetnsPath::Path(path.clone()))))
+                    .map(|id| (id, Some(NetnsPath::at(path.clone()))))
                     .with_context(|| {
                         format!("--netns {}: no network namespace there", path.display())
                     }),
@@ -176,6 +189,56 @@ impl Selection {
     }
 }
 
+/// Fails if there are more networks than the kernel side has room for.
+fn fits(option: &str, networks: &[IpNet]) -> Result<()> {
+    let room = prefixes(networks).len();
+    if room > NETWORKS {
+        bail!(
+            "{option}: {} networks are more than fit ({NETWORKS}): name larger ones",
+            networks.len()
+        );
+    }
+    Ok(())
+}
+
+/// Networks as the kernel side's table has them: prefixes of IPv6 addresses, IPv4 as
+/// `::ffff:a.b.c.d`. An IPv6 network never contains IPv4 addresses, so one in whose range they
+/// are written becomes what is left of it without them.
+#[must_use]
+pub fn prefixes(networks: &[IpNet]) -> BTreeSet<(u32, Ipv6Addr)> {
+    const V4: u128 = 0xffff << 32;
+    const V4_BITS: u32 = 96;
+    let mut prefixes = BTreeSet::new();
+    for network in networks {
+        match network {
+            IpNet::V4(v4) => {
+                let bits = V4_BITS + u32::from(v4.prefix_len());
+                prefixes.insert((bits, v4.network().to_ipv6_mapped()));
+            }
+            IpNet::V6(v6) => {
+                let bits = u32::from(v6.prefix_len());
+                if bits < V4_BITS && v6.contains(&Ipv6Addr::from_bits(V4)) {
+                    // Each half on the way to IPv4 that does not lead there.
+                    prefixes.extend((bits..V4_BITS).map(|bit| {
+                        let other = V4 ^ (1 << (127 - bit));
+                        let bits = bit + 1;
+                        (
+                            bits,
+                            Ipv6Addr::from_bits(other >> (128 - bits) << (128 - bits)),
+                        )
+                    }));
+                } else {
+                    prefixes.insert((bits, v6.network()));
+                }
+            }
+        }
+    }
+    prefixes
+}
+
+/// Places in the kernel side's tables of networks.
+const NETWORKS: usize = 1024;
+
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
 const SMALLEST_RING: u32 = 256 << 10;
@@ -185,6 +248,8 @@ const UNLIMITED_RING: u32 = 4 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -204,6 +269,34 @@ mod tests {
         assert_eq!(ring(0, 1), UNLIMITED_RING);
     }
 
+    fn any_network() -> impl Strategy<Value = IpNet> {
+        let v4 = (any::<Ipv4Addr>(), 0..=32u8);
+        let v4 = v4.prop_map(|(address, bits)| IpNet::new(address.into(), bits).unwrap());
+        // Not within what is written of IPv4.
+        let near_v4 = (32..128u32).prop_map(|bit| Ipv6Addr::from_bits(0xffff << 32 ^ 1 << bit));
+        let v6 = (proptest::prop_oneof![any::<Ipv6Addr>(), near_v4], 0..=128u8);
+        let v6 = v6.prop_map(|(address, bits)| IpNet::new(address.into(), bits).unwrap());
+        proptest::prop_oneof![v4, v6]
+    }
+
+    #[test]
+    fn more_networks_than_fit_are_refused() {
+        let some = |count: u32| -> Vec<IpNet> {
+            let address = |number| Ipv4Addr::from_bits(number << 8);
+            (0..count)
+                .map(|number| IpNet::new(address(number).into(), 24).unwrap())
+                .collect()
+        };
+        fits("--client", &some(1024)).unwrap();
+        let error = fits("--client", &some(1025)).unwrap_err().to_string();
+        assert!(
+            error.contains("--client") && error.contains("1024"),
+            "{error}"
+        );
+        // Some room, for all of IPv6.
+        fits("--client", &["::/0".parse().unwrap()]).unwrap();
+    }
+
     proptest! {
         #[test]
         fn the_port_bits_are_the_ports_asked_for(ranges in proptest::collection::vec((1u16.., 1u16..), 0..5), port in 1u16..) {
@@ -213,6 +306,30 @@ mod tests {
             let set = bits[usize::from(port >> 6)] >> (port & 63) & 1 == 1;
             prop_assert_eq!(set, ports.iter().any(|range| range.contains(&port)));
             prop_assert_eq!(selection.filter().ports != 0, !ports.is_empty());
+        }
+
+        /// The table has what the networks contain, and nothing else.
+        #[test]
+        fn the_prefixes_are_the_networks(
+            networks in proptest::collection::vec(any_network(), 0..4),
+            address in proptest::prop_oneof![
+                any::<Ipv4Addr>().prop_map(IpAddr::from),
+                any::<Ipv6Addr>().prop_map(IpAddr::from),
+                (0..128u32).prop_map(|bit| Ipv6Addr::from_bits(0xffff << 32 ^ 1 << bit).into()),
+            ],
+        ) {
+            let written = match address {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+                IpAddr::V6(v6) => v6,
+            };
+            // Addresses of IPv4 are not written otherwise by the kernel side.
+            let address = written.to_ipv4_mapped().map_or(address, IpAddr::from);
+            let wanted = networks.iter().any(|network| network.contains(&address));
+            let found = prefixes(&networks).iter().any(|(bits, prefix)| {
+                let differ = written.to_bits() ^ prefix.to_bits();
+                differ.leading_zeros() >= *bits
+            });
+            prop_assert_eq!(found, wanted);
         }
     }
 }

@@ -1,6 +1,11 @@
 //! The one way to attach: refuses where it cannot go well, tries the best plan first, learns
 //! from what the kernel refuses, and tests itself.
 
+#![cfg_attr(
+    target_env = "gnu",
+    expect(unsafe_code, reason = "giving memory back is a call of the C library")
+)]
+
 use anyhow::{Result, bail};
 use bytes::Bytes;
 
@@ -9,10 +14,11 @@ use crate::{
         btf::Types,
         decode::decode,
         host::{Host, OLDEST},
+        obstacle,
         plan::{Offers, Plan, PlanError},
         probe::{AttachError, Probe},
         selection::Selection,
-        self_test,
+        self_test::{Faults, Stage},
     },
     options::Kernel,
 };
@@ -38,13 +44,8 @@ impl Session {
         let host = Host::look();
         fit(&host)?;
         let types = Types::read(options.btf.as_deref())?;
-        let (mut probe, mut plan) = attach(&host, &types, options, selection)?;
+        let (probe, mut plan, early) = attach(&host, &types, options, selection)?;
         plan.warnings.extend_from_slice(probe.notes());
-        let early = if options.no_canary {
-            Vec::new()
-        } else {
-            self_test(&mut probe, &mut plan)?
-        };
         // The kernel's types took most of it, and are not needed any more.
         drop(types);
         give_back_memory();
@@ -69,6 +70,9 @@ pub fn fit(host: &Host) -> Result<()> {
             host.release
         );
     }
+    if let Some(obstacle) = obstacle::find() {
+        bail!(obstacle);
+    }
     if !host.privileges.suffice() {
         bail!(
             "attaching to the kernel takes root, or the capabilities CAP_BPF and CAP_PERFMON: \
@@ -87,50 +91,112 @@ fn attach(
     types: &Types,
     kernel: &Kernel,
     selection: &Selection,
-) -> Result<(Probe, Plan)> {
+) -> Result<(Probe, Plan, Vec<Bytes>)> {
     let mut offers = Offers::look(host, types);
+    let stage = match kernel.no_canary {
+        true => None,
+        false => Some(Stage::set(selection)),
+    };
+    let let_in = match &stage {
+        Some(Ok(stage)) => stage.let_in(selection),
+        _ => selection.clone(),
+    };
+    let mut interruptions = 0;
     loop {
         let plan = Plan::make(kernel.attach, selection.outcomes, &offers)
             .map_err(|error| with_remedy(error, host))?;
-        match Probe::attach(&plan, types, selection) {
-            Ok(probe) => return Ok((probe, plan)),
+        match Probe::attach(&plan, types, &let_in) {
+            Ok(mut probe) => match self_test(stage.as_ref(), &mut probe, &plan)? {
+                Tested::Good(early) => {
+                    if let Some(Ok(stage)) = stage {
+                        probe.keep_netns(stage.netns.into_handle());
+                    }
+                    return Ok((probe, plan, early));
+                }
+                Tested::Unknown(why) => {
+                    let mut plan = plan;
+                    plan.warnings
+                        .push(format!("the self-test could not be made: {why}"));
+                    return Ok((probe, plan, Vec::new()));
+                }
+                // A hook that is silent, or reads something else, is as good as refused.
+                Tested::Faulty(Faults(faults)) => {
+                    for (hook, why) in faults {
+                        log::debug!("{}: {why}", plan.family.name());
+                        offers.refused(plan.family, hook, why);
+                    }
+                }
+            },
+            // A signal came meanwhile, which says nothing of the kernel.
+            Err(AttachError::Interrupted(why)) if interruptions < INTERRUPTIONS => {
+                log::debug!("{}: interrupted: {why}", plan.family.name());
+                interruptions += 1;
+            }
+            Err(AttachError::Interrupted(why)) => bail!("attaching was interrupted: {why}"),
             Err(AttachError::Refused { hook, why }) => {
                 log::debug!("{}: refused: {why}", plan.family.name());
                 offers.refused(plan.family, hook, why);
+            }
+            Err(AttachError::Delivery(why)) => {
+                log::debug!("packets are not seen where they are delivered: {why}");
+                offers.delivery = Err(why);
             }
             Err(AttachError::Other(error)) => return Err(error),
         }
     }
 }
 
-/// Runs the self-test, notes in the plan what it found, and removes its traces. Gives
-/// the records of others that came meanwhile.
+/// How often it is tried again when a signal comes while a program is verified.
+const INTERRUPTIONS: u32 = 20;
+
+/// What the self-test said.
+enum Tested {
+    /// All is well. With the records of others that came meanwhile.
+    Good(Vec<Bytes>),
+    /// Some hooks do not do their part.
+    Faulty(Faults),
+    /// It could not be made.
+    Unknown(String),
+}
+
+/// Runs the self-test, if there is to be one, and removes its traces.
 ///
 /// # Errors
 /// If the kernel side's maps cannot be read.
-fn self_test(probe: &mut Probe, plan: &mut Plan) -> Result<Vec<Bytes>> {
-    let canary = match self_test::run(probe) {
-        Ok(canary) => canary,
-        Err(error) => {
-            plan.warnings
-                .push(format!("the self-test could not be made: {error:#}"));
-            return Ok(Vec::new());
-        }
+fn self_test(stage: Option<&Result<Stage>>, probe: &mut Probe, plan: &Plan) -> Result<Tested> {
+    let stage = match stage {
+        None => return Ok(Tested::Good(Vec::new())),
+        Some(Err(error)) => return Ok(Tested::Unknown(format!("{error:#}"))),
+        Some(Ok(stage)) => stage,
     };
-    plan.note_silent(&canary.silent);
+    let mut faults = match stage.run(probe, plan) {
+        Ok(faults) => faults,
+        Err(error) => return Ok(Tested::Unknown(format!("{error:#}"))),
+    };
+    if !faults.0.is_empty()
+        // On a machine that is very busy a packet of its own may have been late, or a program
+        // kept from running by another: only what is so twice is so.
+        && let Ok(again) = stage.run(probe, plan)
+    {
+        faults = again;
+    }
+    if !faults.0.is_empty() {
+        return Ok(Tested::Faulty(faults));
+    }
+    let ours = stage.netns.id();
     let mut early = Vec::new();
     loop {
         let records = probe.take_records();
         if records.is_empty() {
             break;
         }
-        let others = records.into_iter().filter(|record| {
-            decode(record.clone(), 0).map_or(true, |event| event.netns != canary.netns)
-        });
+        let others = records
+            .into_iter()
+            .filter(|record| decode(record.clone(), 0).map_or(true, |event| event.netns != ours));
         early.extend(others);
     }
-    probe.forget(canary.netns)?;
-    Ok(early)
+    probe.forget(ours)?;
+    Ok(Tested::Good(early))
 }
 
 fn with_remedy(error: PlanError, host: &Host) -> anyhow::Error {

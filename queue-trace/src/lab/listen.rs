@@ -1,5 +1,7 @@
 //! Listeners with the options that change what happens to a handshake.
 
+#![expect(unsafe_code, reason = "a socket option that no crate has")]
+
 use std::{
     net::{SocketAddr, TcpListener},
     os::fd::AsRawFd,

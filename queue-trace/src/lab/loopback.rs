@@ -6,6 +6,11 @@
 //! client passes `lo`, where a packet socket hears it, and ends there. No TCP
 //! of this host answers it with a reset, so half-open requests stay half-open.
 
+#![expect(
+    unsafe_code,
+    reason = "the ioctls that bring up an interface and add a route"
+)]
+
 use std::{
     ffi::CStr,
     fs, io,

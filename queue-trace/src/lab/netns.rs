@@ -4,10 +4,12 @@
 //! where it is. The namespace lives as long as its handle, the sockets made
 //! inside it and the threads inside it.
 
+#![expect(unsafe_code, reason = "unshare changes the calling thread")]
+
 use std::{
     fs::{self, File},
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::MetadataExt,
     },
     panic::resume_unwind,
@@ -50,6 +52,11 @@ impl Netns {
             loopback::bring_up()?;
             Ok(Self { handle, id })
         })
+    }
+
+    /// What keeps the namespace, and so its number, from going to another.
+    pub fn into_handle(self) -> OwnedFd {
+        self.handle.into()
     }
 
     /// The namespace's inode number, as in `readlink /proc/self/ns/net`.

@@ -20,10 +20,7 @@ pub fn of(pid: u32) -> Option<&'static str> {
     texts.any(tells).then_some(RUST)
 }
 
-/// Go.
-pub const GO: &str = "Go";
-/// Rust.
-pub const RUST: &str = "Rust";
+pub use crate::model::runtime::{GO, RUST};
 
 #[cfg(test)]
 mod tests {

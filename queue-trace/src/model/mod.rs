@@ -8,6 +8,8 @@ pub mod event;
 pub mod latency;
 pub mod ledger;
 pub mod lines;
+pub mod printable;
+pub mod runtime;
 pub mod snapshot;
 pub mod socket;
 pub mod space_saving;

@@ -4,10 +4,16 @@
 
 use std::collections::BTreeMap;
 
-use queue_trace_common::outcome::{Kind, Outcome};
+use queue_trace_common::{
+    outcome::{Kind, Outcome},
+    queue::BUCKETS,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::model::socket::{Listener, Process};
+use crate::model::{
+    printable::{Printable, printable},
+    socket::{Listener, Process},
+};
 
 /// A listener at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -66,12 +72,61 @@ pub struct Snapshot {
     /// of the state as in ps(1), and the kernel function that they waited in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<BTreeMap<String, u32>>,
+    /// The file descriptors of the owner that had least room for more, when its accept queue was
+    /// full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub descriptors: Option<Descriptors>,
     /// Whether it was closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<bool>,
+    /// How many connections entered its accept queue, since it was attached. This and what
+    /// follows is for conclusions about it, and does not travel in JSON.
+    #[serde(skip)]
+    pub entered: Option<u64>,
+    /// How many accepted connections had waited how long: a histogram.
+    #[serde(skip)]
+    pub waits: Option<[u64; BUCKETS]>,
+    /// How long they had waited, all together, nanoseconds.
+    #[serde(skip)]
+    pub waited_sum_ns: Option<u64>,
+    /// Place in its `SO_REUSEPORT` group, and how many are in it, as the kernel has it.
+    #[serde(skip)]
+    pub place: Option<(u32, u32)>,
+    /// The device that it is bound to, by number; 0: none.
+    #[serde(skip)]
+    pub device: u32,
 }
 
+/// File descriptors of a process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Descriptors {
+    /// The process.
+    pub pid: u32,
+    /// How many are open.
+    pub open: u64,
+    /// How many may be, `RLIMIT_NOFILE`.
+    pub limit: u64,
+}
+
+impl Descriptors {
+    /// Whether the next one is refused.
+    #[must_use]
+    pub fn is_used_up(&self) -> bool {
+        self.open >= self.limit
+    }
+}
+
+/// A listener's socket: namespace, port and inode number.
+pub type Key = (u32, u16, Option<u64>);
+
 impl Snapshot {
+    /// Which one.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        (self.netns, self.listener.port, self.listener.inode)
+    }
+
     /// Whose it is, as a person says it: `nginx[812,813] nginx.service`.
     #[must_use]
     pub fn owner(&self) -> Option<String> {
@@ -88,14 +143,19 @@ impl Snapshot {
             .map(|(comm, pids)| {
                 let shown: Vec<_> = pids.iter().take(SHOWN).map(u32::to_string).collect();
                 let more = if pids.len() > SHOWN { ",…" } else { "" };
-                format!("{comm}[{}{more}]", shown.join(","))
+                format!("{}[{}{more}]", Printable(comm), shown.join(","))
             })
             .collect();
         // As container tools show an id.
-        let short = |id: &String| format!("container {}", id.get(..12).unwrap_or(id));
-        let place = self.pod.as_ref().map(|pod| format!("pod {pod}"));
+        let short = |id: &String| {
+            let id = id.get(..12).unwrap_or(id);
+            format!("container {}", Printable(id))
+        };
+        let pod = self.pod.as_ref();
+        let place = pod.map(|pod| format!("pod {}", Printable(pod)));
         let place = place.or_else(|| self.container.as_ref().map(short));
-        parts.extend(place.or_else(|| self.unit.clone()));
+        let unit = self.unit.as_deref();
+        parts.extend(place.or_else(|| unit.map(|unit| printable(unit).into_owned())));
         (!parts.is_empty()).then(|| parts.join(" "))
     }
 
@@ -107,7 +167,10 @@ impl Snapshot {
             return String::new();
         };
         let from = queue.limit_from.as_deref();
-        let mut text = from.unwrap_or_default().replace('_', " ");
+        let mut text = match from {
+            Some("backlog_or_earlier_somaxconn") => "backlog, or somaxconn at that time".to_owned(),
+            from => from.unwrap_or_default().replace('_', " "),
+        };
         if let Some(asked) = queue.asked.filter(|_| from != Some("backlog")) {
             text.push_str(&format!(" (asked {asked})"));
         }
@@ -146,6 +209,51 @@ impl Snapshot {
             let all: Vec<_> = threads.into_iter().take(5).map(words).collect();
             all.join(", ")
         })
+    }
+
+    /// That an owner has no file descriptor left, in words: `20 open in server[12], its limit is 20`.
+    #[must_use]
+    pub fn descriptors_used_up(&self) -> Option<String> {
+        let used = self.descriptors.filter(Descriptors::is_used_up)?;
+        let mut owners = self.processes.iter().flatten();
+        let owner = owners.find(|process| process.pid == used.pid);
+        let comm = owner.map_or("", |process| &process.comm);
+        Some(format!(
+            "{} open in {comm}[{}], its limit is {}",
+            used.open, used.pid, used.limit
+        ))
+    }
+
+    /// How many wait in its accept queue, as far as is known.
+    #[must_use]
+    pub fn depth(&self) -> Option<u32> {
+        self.accept_queue.as_ref()?.depth
+    }
+
+    /// How many may wait in its accept queue.
+    #[must_use]
+    pub fn limit(&self) -> Option<u32> {
+        self.accept_queue.as_ref()?.limit
+    }
+
+    /// The limit of its accept queue, and `net.core.somaxconn` of the namespace.
+    #[must_use]
+    pub fn limits(&self) -> Option<(u32, Option<u32>)> {
+        let queue = self.accept_queue.as_ref()?;
+        Some((queue.limit?, queue.somaxconn))
+    }
+
+    /// Whether its accept queue is full.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.accept_queue.as_ref().is_some_and(Gauge::is_full)
+    }
+
+    /// How many packets it refused, as far as is known.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        let drops = self.drops.iter().flatten();
+        drops.fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 
     /// Whether it was closed.

@@ -40,6 +40,12 @@ impl<K: Copy + Eq + Hash + Ord> SpaceSaving<K> {
         }
     }
 
+    /// How many things are counted.
+    #[must_use]
+    pub fn things(&self) -> usize {
+        self.counts.len()
+    }
+
     /// Counts a thing that came so often.
     pub fn add(&mut self, key: K, by: u64) {
         if by == 0 {

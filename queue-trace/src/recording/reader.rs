@@ -4,23 +4,26 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
-    io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom},
-    path::{Path, PathBuf},
+    io::{self, BufRead, Read, Seek, SeekFrom},
+    path::PathBuf,
 };
 
 use anyhow::{Context, Result, bail};
-use flate2::bufread::MultiGzDecoder;
 
+use super::{Fault, Line, input::Input};
 use crate::{
-    model::lines::SCHEMA,
-    recording::{Fault, Line},
+    model::{lines::SCHEMA, printable::printable},
+    sink::packed::{MAGIC, Packing, unpacked},
 };
 
 /// Longer than any line that queue-trace writes.
 const LONGEST: u64 = 1 << 20;
 /// So many kinds of fault are told apart; the rest is summed up.
 const KINDS: usize = 16;
-const BUFFER: usize = 256 << 10;
+/// So much without a line's end, or without a single line that is understood, is no recording:
+/// bytes.
+const NONSENSE: u64 = 64 << 20;
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// A line, and the bytes that it was read from, without the line's end.
 #[derive(Debug)]
@@ -44,7 +47,7 @@ pub struct Place {
 
 /// Reads one recording, or the files of one recording in order.
 pub struct Reader {
-    left: VecDeque<PathBuf>,
+    left: VecDeque<Input>,
     /// How many files are read already.
     done: usize,
     file: Option<Open>,
@@ -53,6 +56,8 @@ pub struct Reader {
     notes: Vec<String>,
     /// Of the first file: what it is, if it is no recording at all.
     first_line: Option<String>,
+    /// Whether something kept a file from being read to its end.
+    damaged: bool,
 }
 
 /// The file that is being read.
@@ -80,21 +85,18 @@ impl Reader {
     /// # Errors
     /// If one of them cannot be read.
     pub fn open(files: &[PathBuf]) -> Result<Self> {
-        for path in files.iter().filter(|path| *path != Path::new("-")) {
-            let file =
-                File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-            if file.metadata().is_ok_and(|about| about.is_dir()) {
-                bail!("cannot read {}: it is a folder", path.display());
-            }
-        }
+        let named = |path: &PathBuf| {
+            Input::find(path).with_context(|| format!("cannot read {}", path.display()))
+        };
         Ok(Self {
-            left: files.iter().cloned().collect(),
+            left: files.iter().map(named).collect::<Result<_>>()?,
             done: 0,
             file: None,
             buffer: Vec::new(),
             understood: 0,
             notes: Vec::new(),
             first_line: None,
+            damaged: false,
         })
     }
 
@@ -104,9 +106,10 @@ impl Reader {
     /// # Errors
     /// If the file cannot be read any more.
     pub fn open_at(files: &[PathBuf], place: Place) -> Result<Self> {
-        let mut left: VecDeque<_> = files.iter().skip(place.file).cloned().collect();
+        let left = files.iter().skip(place.file).cloned();
+        let mut left: VecDeque<_> = left.map(Input::File).collect();
         let file = match left.pop_front() {
-            Some(path) => Some(Open::at(&path, place.offset)?),
+            Some(input) => Some(Open::at(input, place.offset)?),
             None => None,
         };
         Ok(Self {
@@ -117,6 +120,7 @@ impl Reader {
             understood: place.understood,
             notes: Vec::new(),
             first_line: None,
+            damaged: false,
         })
     }
 
@@ -141,6 +145,7 @@ impl Reader {
             understood: 0,
             notes: Vec::new(),
             first_line: None,
+            damaged: false,
         }
     }
 
@@ -154,15 +159,17 @@ impl Reader {
     pub fn next(&mut self) -> Result<Option<Entry<'_>>> {
         loop {
             if self.file.is_none() {
-                let Some(path) = self.left.pop_front() else {
+                let Some(input) = self.left.pop_front() else {
                     break;
                 };
-                self.file = Some(Open::at(&path, 0)?);
+                self.file = Some(Open::at(input, 0)?);
             }
             let Some(file) = &mut self.file else { break };
-            if !file.read_line(&mut self.buffer) {
+            let endless = self.understood == 0 && file.offset > NONSENSE;
+            if endless || !file.read_line(&mut self.buffer) {
                 let file = self.file.take();
                 self.done += 1;
+                self.damaged |= file.as_ref().is_some_and(Open::is_damaged);
                 self.notes.extend(file.into_iter().flat_map(Open::notes));
                 continue;
             }
@@ -212,6 +219,9 @@ impl Reader {
                     self.notes.join("; ")
                 )
             }
+            None if self.damaged => {
+                bail!("nothing can be read: {}", self.notes.join("; "))
+            }
             None => bail!(
                 "the recording is empty: it has no line (was the recorder killed before it was \
                  ready?)"
@@ -229,7 +239,7 @@ impl Reader {
 impl Open {
     fn new(name: String, bytes: Box<dyn Read>) -> Self {
         let mut open = Self {
-            name,
+            name: printable(&name).into_owned(),
             bytes: Box::new(io::empty()),
             offset: 0,
             lines: 0,
@@ -238,24 +248,47 @@ impl Open {
             cut: None,
             faults: BTreeMap::new(),
         };
-        match decompressed(bytes) {
-            Ok(bytes) => open.bytes = bytes,
+        match unpacked(bytes).and_then(|bytes| open.begin(bytes)) {
+            Ok(()) => {}
             Err(error) => open.cut = Some(format!("cannot be read: {error}")),
         }
         open
     }
 
-    /// Opens a file where a line of its text begins.
-    fn at(path: &Path, offset: u64) -> Result<Self> {
-        if path == Path::new("-") {
-            return Ok(Self::new(
-                "standard input".to_owned(),
-                Box::new(io::stdin()),
+    /// Passes over what some editors and shells put before the text.
+    fn begin(&mut self, mut bytes: Box<dyn BufRead>) -> io::Result<()> {
+        let start = bytes.fill_buf()?;
+        if start.starts_with(&[0xff, 0xfe]) || start.starts_with(&[0xfe, 0xff]) {
+            return Err(io::Error::other(
+                "it is in UTF-16, as PowerShell's > writes it: convert it to UTF-8, or write it \
+                 with -o FILE",
             ));
         }
+        if start.starts_with(BYTE_ORDER_MARK) {
+            bytes.consume(BYTE_ORDER_MARK.len());
+            self.offset += BYTE_ORDER_MARK.len() as u64;
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    /// Opens a file where a line of its text begins.
+    fn at(input: Input, offset: u64) -> Result<Self> {
+        let path = match input {
+            Input::Standard => {
+                return Ok(Self::new(
+                    "standard input".to_owned(),
+                    Box::new(io::stdin()),
+                ));
+            }
+            Input::Stream(path, file) => {
+                return Ok(Self::new(path.display().to_string(), Box::new(file)));
+            }
+            Input::File(path) => path,
+        };
         let name = path.display().to_string();
         let cannot = || format!("cannot read {name}");
-        let mut file = File::open(path).with_context(cannot)?;
+        let mut file = File::open(&path).with_context(cannot)?;
         if offset == 0 {
             return Ok(Self::new(name, Box::new(file)));
         }
@@ -269,8 +302,8 @@ impl Open {
         let from = if packed { 0 } else { offset };
         file.seek(SeekFrom::Start(from)).with_context(cannot)?;
         let mut open = Self::new(name.clone(), Box::new(file));
-        io::copy(&mut (&mut open.bytes).take(offset - from), &mut io::sink())
-            .with_context(cannot)?;
+        let left = offset.saturating_sub(from + open.offset);
+        io::copy(&mut (&mut open.bytes).take(left), &mut io::sink()).with_context(cannot)?;
         open.offset = offset;
         Ok(open)
     }
@@ -311,6 +344,10 @@ impl Open {
             }
             self.note("lines longer than any that queue-trace writes".to_owned());
             match skip_line(&mut self.bytes) {
+                Ok(NONSENSE..) => {
+                    self.cut = Some(format!("has a line without end, line {}", self.lines));
+                    return false;
+                }
                 Ok(skipped) => self.offset += skipped,
                 Err(error) => {
                     self.cut = Some(format!("is cut off in line {}: {error}", self.lines));
@@ -359,6 +396,10 @@ impl Open {
         tally.count += 1;
     }
 
+    fn is_damaged(&self) -> bool {
+        self.cut.is_some() || !self.faults.is_empty()
+    }
+
     /// What is missing, once it has been read.
     fn notes(self) -> Vec<String> {
         let Self { name, lines, .. } = &self;
@@ -391,10 +432,10 @@ impl Open {
     }
 }
 
-/// Skips the rest of a line, and gives its length.
+/// Skips the rest of a line, and gives its length; gives up on a line without end.
 fn skip_line(bytes: &mut dyn BufRead) -> io::Result<u64> {
     let mut skipped = 0;
-    loop {
+    while skipped < NONSENSE {
         let buffer = bytes.fill_buf()?;
         if buffer.is_empty() {
             return Ok(skipped);
@@ -407,42 +448,5 @@ fn skip_line(bytes: &mut dyn BufRead) -> io::Result<u64> {
             return Ok(skipped);
         }
     }
-}
-
-/// How a file is compressed.
-#[derive(Debug, Clone, Copy)]
-enum Packing {
-    Zstd,
-    Gzip,
-}
-
-/// So many of the first bytes tell it.
-const MAGIC: u64 = 4;
-
-impl Packing {
-    fn of(start: &[u8]) -> Option<Self> {
-        match start {
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Self::Zstd),
-            [0x1f, 0x8b, ..] => Some(Self::Gzip),
-            _ => None,
-        }
-    }
-}
-
-/// The text of a file, as its first bytes say.
-fn decompressed(mut bytes: Box<dyn Read>) -> io::Result<Box<dyn BufRead>> {
-    let mut start = Vec::new();
-    (&mut bytes).take(MAGIC).read_to_end(&mut start)?;
-    let packing = Packing::of(&start);
-    let whole = BufReader::with_capacity(BUFFER, Cursor::new(start).chain(bytes));
-    Ok(match packing {
-        Some(Packing::Zstd) => {
-            let decoder = zstd::Decoder::with_buffer(whole)?;
-            Box::new(BufReader::with_capacity(BUFFER, decoder))
-        }
-        Some(Packing::Gzip) => {
-            Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(whole)))
-        }
-        None => Box::new(whole),
-    })
+    Ok(skipped)
 }

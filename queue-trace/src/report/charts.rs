@@ -10,8 +10,9 @@ use crate::{
     diagnose::{
         Case,
         case::{History, Slot},
+        episode::Trouble,
     },
-    model::{event::Name, latency::Distribution, words::short_time},
+    model::{clock::NS_PER_SECOND, event::Name, latency::Distribution, words::short_time},
 };
 
 /// Values over time.
@@ -234,13 +235,17 @@ fn depth(case: &Case, history: &History, id: String) -> Option<Chart> {
             values: syn,
         },
     ];
-    if let Some(limit) = history.limit {
+    let limits = limits(case, history, &time);
+    if limits.iter().any(Option::is_some) {
         series.push(Series {
             label: "limit".to_owned(),
             colour: 0,
             dashed: true,
-            values: vec![Some(limit.into()); time.len()],
+            values: limits,
         });
+    }
+    if let Some(episodes) = episodes(case, history, &time) {
+        series.push(episodes);
     }
     Some(Chart {
         id,
@@ -249,6 +254,46 @@ fn depth(case: &Case, history: &History, id: String) -> Option<Chart> {
         stacked: false,
         time,
         series,
+    })
+}
+
+/// The limit in force at each moment: the one seen last, or before any the first one.
+fn limits(case: &Case, history: &History, time: &[i64]) -> Vec<Option<u64>> {
+    let of = |time: &i64| history.slots.get(&(time / case.width))?.limit;
+    let first = time.iter().find_map(of).or(history.limit);
+    let mut limit = first;
+    time.iter()
+        .map(|moment| {
+            limit = of(moment).or(limit);
+            limit.map(u64::from)
+        })
+        .collect()
+}
+
+/// The moments of its episodes, drawn at the deepest that the accept queue was in each.
+fn episodes(case: &Case, history: &History, time: &[i64]) -> Option<Series> {
+    let mut values = vec![None; time.len()];
+    for trouble in Trouble::ALL {
+        for episode in history.detector.episodes(trouble) {
+            let slot = |ns: i128| ns.div_euclid(NS_PER_SECOND * i128::from(case.width));
+            let (from, to) = (slot(episode.begin_ns), slot(episode.end_ns));
+            let depth = match trouble {
+                Trouble::AcceptQueueFull => episode.deepest,
+                Trouble::SynQueueFull => episode.deepest_syn,
+            };
+            for (value, moment) in values.iter_mut().zip(time) {
+                let at = i128::from(moment / case.width);
+                if (from..=to).contains(&at) {
+                    *value = (*value).max(Some(u64::from(depth.unwrap_or(0))));
+                }
+            }
+        }
+    }
+    values.iter().any(Option::is_some).then(|| Series {
+        label: "refusing (episodes)".to_owned(),
+        colour: 1,
+        dashed: true,
+        values,
     })
 }
 

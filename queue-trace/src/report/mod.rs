@@ -2,12 +2,17 @@
 //! made, and none when it is read.
 
 mod charts;
+mod episodes;
+mod parts;
 
 use jiff::{Timestamp, tz::TimeZone};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use queue_trace_common::outcome::{Kind, OUTCOMES};
 
-use self::charts::{Chart, charts};
+use self::{
+    charts::{Chart, charts},
+    parts::{identity, left_out},
+};
 use crate::{
     diagnose,
     diagnose::{
@@ -31,7 +36,9 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 
 /// Listeners that have charts of their own.
 const CHARTED: usize = 8;
 /// Rows of a table.
-const ROWS: usize = 200;
+const ROWS: usize = 1000;
+/// Networks in the table of a listener's clients.
+const NETWORKS: usize = 10;
 
 /// The page.
 #[must_use]
@@ -84,6 +91,7 @@ pub fn page(case: &Case) -> String {
                             @for chart in charts { (figure(chart)) }
                         }
                     }
+                    (episodes::table(&listeners))
                     (listener_table(&listeners))
                     (client_table(case, &listeners))
                     (ledgers(case, &diagnosis))
@@ -118,7 +126,7 @@ fn moment(ns: i128, format: &str) -> String {
 }
 
 fn span(case: &Case) -> String {
-    match case.span {
+    match case.span() {
         None => "No moment is known.".to_owned(),
         Some((from, to)) => format!(
             "{} to {} UTC, {:.1} s, {} events",
@@ -127,13 +135,6 @@ fn span(case: &Case) -> String {
             case.seconds(),
             case.lines
         ),
-    }
-}
-
-fn identity(key: &Key) -> String {
-    match key.inode {
-        Some(inode) => format!("netns {}, socket inode {inode}", key.netns),
-        None => format!("netns {}", key.netns),
     }
 }
 
@@ -150,7 +151,7 @@ fn findings(diagnosis: &Diagnosis) -> Markup {
         Verdict::Findings => ("findings", format!("{} found.", plural(diagnosis.findings.len(), "finding"))),
         Verdict::NothingFound => (
             "nothing_found",
-            "Nothing wrong: no handshake was refused, and the ledger proves that nothing was missed.".to_owned(),
+            "Nothing wrong: no handshake was refused, every rule could be judged, and the ledger shows that nothing was missed.".to_owned(),
         ),
         Verdict::CouldNotTell => (
             "could_not_tell",
@@ -171,7 +172,7 @@ fn findings(diagnosis: &Diagnosis) -> Markup {
                     summary { (plural(diagnosis.not_judged.len(), "rule")) " could not be judged" }
                     ul {
                         @for rule in &diagnosis.not_judged {
-                            li { (rule.rule) ": not looked for, or not observable there: " (rule.needs.join(", ")) }
+                            li { (rule.rule) ": " (rule.reason) }
                         }
                     }
                 }
@@ -198,6 +199,7 @@ fn finding_of(finding: &Finding) -> Markup {
             }
             p { strong { (finding.what) } }
             dl {
+                @if let Some(when) = &finding.when { dt { "When" } dd { (when) } }
                 dt { "Evidence" }
                 dd { ul { @for evidence in &finding.evidence { li { (evidence) } } } }
                 dt { "Why" }
@@ -240,6 +242,7 @@ fn figure(chart: &Chart) -> Markup {
                         }
                     }
                 }
+                (left_out(chart.rows(usize::MAX).count(), ROWS, "moments"))
             }
         }
     }
@@ -287,7 +290,7 @@ fn listener_rows(listeners: &[(&Key, &History)]) -> Markup {
                 }
             }
         } }
-        @if listeners.len() > ROWS { p.soft { (listeners.len() - ROWS) " more are not shown." } }
+        (left_out(listeners.len(), ROWS, "listeners"))
     }
 }
 
@@ -325,11 +328,12 @@ fn number(number: Option<u32>) -> String {
 }
 
 fn client_table(case: &Case, listeners: &[(&Key, &History)]) -> Markup {
-    let known: Vec<_> = listeners
+    let mut known: Vec<_> = listeners
         .iter()
         .filter_map(|(key, history)| Some((history, case.clients_of(key)?)))
-        .take(CHARTED)
         .collect();
+    let all = known.len();
+    known.truncate(CHARTED);
     html! {
         section aria-labelledby="clients" {
             h2 #clients { "Clients refused or put off" }
@@ -343,7 +347,7 @@ fn client_table(case: &Case, listeners: &[(&Key, &History)]) -> Markup {
                 }
                 div.scroll { table {
                     thead { tr { th scope="col" { "Network" } th.n scope="col" { "Events" } th.n scope="col" { "Share" } } }
-                    tbody { @for network in clients.networks.iter().take(10) {
+                    tbody { @for network in clients.networks.iter().take(NETWORKS) {
                         tr {
                             th scope="row" { (network.network) }
                             td.n { (network.count) }
@@ -351,7 +355,9 @@ fn client_table(case: &Case, listeners: &[(&Key, &History)]) -> Markup {
                         }
                     } }
                 } }
+                (left_out(clients.networks.len(), NETWORKS, "networks"))
             }
+            (left_out(all, CHARTED, "listeners with such clients"))
         }
     }
 }
@@ -363,6 +369,7 @@ fn ledgers(case: &Case, diagnosis: &Diagnosis) -> Markup {
             @for proof in &diagnosis.proof { p { (proof) "." } }
             @if case.ledgers.is_empty() { p { "The recording has none." } }
             @for ledger in case.ledgers.values().take(CHARTED) { (ledger_of(ledger)) }
+            (left_out(case.ledgers.len(), CHARTED, "namespaces"))
             @if !case.losses.is_empty() {
                 h3 { "Lost on the way" }
                 ul { @for (what, count) in &case.losses { li { (count) " " (what) } } }
@@ -410,7 +417,8 @@ fn environment(case: &Case) -> Markup {
                     }
                 }
             } @else { p { "The recording has no header, so it is not known." } }
-            @let known: Vec<_> = case.listeners.values().filter(|history| history.sysctls.is_some()).take(ROWS).collect();
+            @let all = case.listeners.values().filter(|history| history.sysctls.is_some());
+            @let known: Vec<_> = all.clone().take(ROWS).collect();
             @if !known.is_empty() {
                 h3 { "Settings at the listeners" }
                 div.scroll { table {
@@ -426,6 +434,7 @@ fn environment(case: &Case) -> Markup {
                         }
                     } } }
                 } }
+                (left_out(all.count(), ROWS, "listeners"))
             }
         }
     }

@@ -1,15 +1,20 @@
 //! Where output goes: one trait, a file for each form.
 
+mod file;
 mod json;
 mod output;
+pub(crate) mod packed;
 mod paint;
 mod rotate;
 mod rows;
+#[cfg(target_os = "linux")]
+mod standard;
 mod text;
 
-use std::io;
+use std::{io, time::Duration};
 
 pub use self::{
+    file::NewFile,
     json::Json,
     output::{Medium, Output, person_wants_colour},
     rotate::{Limit, Rotating, Rotation},
@@ -48,4 +53,17 @@ pub trait Sink {
     fn end(&mut self, time: &str) -> io::Result<()>;
     /// Makes what was written visible.
     fn flush(&mut self) -> io::Result<()>;
+
+    /// Once a second, live; whether it wants to see all listeners now.
+    fn second(&mut self) -> io::Result<bool> {
+        Ok(false)
+    }
+    /// All listeners, as it wanted, and how long it took to look at them.
+    fn look(&mut self, _: &[Snapshot], _: Duration) -> io::Result<()> {
+        Ok(())
+    }
+    /// The ledgers of all namespaces, live, as often as they are compared.
+    fn books(&mut self, _: &[Ledger]) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -14,6 +14,8 @@ use anyhow::{Context, Result};
 use flate2::write::GzEncoder;
 use zstd::stream::write::Encoder as ZstdEncoder;
 
+use super::{file::NewFile, file::refuse_inputs, packed::Packing};
+
 /// Something that can be written to the end.
 pub trait Medium: Write {
     /// Writes out all, and what marks its end. Nothing may be written after it.
@@ -35,10 +37,11 @@ pub fn person_wants_colour() -> bool {
     !says_no("NO_COLOR") && !dumb
 }
 
-/// Standard output or a file.
+/// Standard output or a file. A file takes its place when it is told to, or at the latest when
+/// all is written.
 pub struct Output {
     form: Form,
-    path: Option<PathBuf>,
+    file: Option<NewFile>,
     terminal: bool,
     flushed: Instant,
 }
@@ -49,32 +52,74 @@ enum Form {
     Gzip(GzEncoder<Tally<File>>),
 }
 
-/// How often a compressed file is flushed at most.
+/// How often a compressed file is flushed at most, and looked at whether it is still there.
 const FLUSH: Duration = Duration::from_secs(1);
 
 impl Output {
-    /// Standard output, or a new file at the path.
+    /// Standard output, or a new file that is to take its place at the path.
     ///
     /// # Errors
     /// If the file cannot be made.
     pub fn open(path: Option<&Path>) -> Result<Self> {
-        let (form, terminal) = match path {
-            None => (
-                Form::plain(Box::new(io::stdout())),
-                io::stdout().is_terminal(),
-            ),
-            Some(path) => {
-                let cannot = || format!("cannot write to {}", path.display());
-                let file = File::create(path).with_context(cannot)?;
-                (Form::named(path, file).with_context(cannot)?, false)
-            }
-        };
+        match path {
+            None => Ok(Self::standard()),
+            Some(path) => Self::to(NewFile::prepare(path)?),
+        }
+    }
+
+    /// Standard output.
+    #[must_use]
+    pub fn standard() -> Self {
+        Self {
+            form: Form::plain(standard()),
+            file: None,
+            terminal: io::stdout().is_terminal(),
+            flushed: Instant::now(),
+        }
+    }
+
+    /// A new file.
+    ///
+    /// # Errors
+    /// If it cannot be written to.
+    pub fn to(file: NewFile) -> Result<Self> {
+        let cannot = || format!("cannot write to {}", file.path().display());
+        let form = file
+            .writer()
+            .and_then(|writer| Form::named(file.path(), writer));
         Ok(Self {
-            form,
-            path: path.map(Path::to_owned),
-            terminal,
+            form: form.with_context(cannot)?,
+            file: Some(file),
+            terminal: false,
             flushed: Instant::now(),
         })
+    }
+
+    /// Lets the file be found at its path from now on, not only when all is written.
+    ///
+    /// # Errors
+    /// If its place is taken, or cannot be taken.
+    pub fn appear(&mut self) -> Result<()> {
+        let name = self.name();
+        let placed = self.file.as_mut().map_or(Ok(()), NewFile::take_place);
+        placed.with_context(|| format!("cannot write to {name}"))
+    }
+
+    /// Fails if it is what one of these inputs is read from.
+    ///
+    /// # Errors
+    /// Which one it is.
+    pub fn is_none_of(&self, inputs: &[PathBuf]) -> Result<()> {
+        match &self.file {
+            Some(file) => file.is_none_of(inputs),
+            None => standard_output_is_none_of(inputs),
+        }
+    }
+
+    /// Whether it is standard output.
+    #[must_use]
+    pub fn is_standard(&self) -> bool {
+        self.file.is_none()
     }
 
     /// Whether a person may be looking at it in colour.
@@ -86,8 +131,8 @@ impl Output {
     /// The name by which the user knows it.
     #[must_use]
     pub fn name(&self) -> String {
-        match &self.path {
-            Some(path) => path.display().to_string(),
+        match &self.file {
+            Some(file) => file.path().display().to_string(),
             None => "standard output".to_owned(),
         }
     }
@@ -103,6 +148,34 @@ impl Output {
     }
 }
 
+#[cfg(target_os = "linux")]
+fn standard() -> Box<dyn Write> {
+    Box::new(super::standard::Standard::default())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn standard() -> Box<dyn Write> {
+    Box::new(io::stdout())
+}
+
+/// A regular file as standard output that is read at the same time grows without end.
+#[cfg(unix)]
+fn standard_output_is_none_of(inputs: &[PathBuf]) -> Result<()> {
+    use std::os::fd::AsFd;
+    let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned().map(File::from) else {
+        return Ok(());
+    };
+    if stdout.metadata().is_ok_and(|about| about.is_file()) {
+        refuse_inputs(&stdout, inputs, "standard output")?;
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn standard_output_is_none_of(_: &[PathBuf]) -> Result<()> {
+    Ok(())
+}
+
 impl Form {
     fn plain(writer: Box<dyn Write>) -> Self {
         Self::Plain(BufWriter::with_capacity(64 << 10, Tally::of(writer)))
@@ -110,17 +183,16 @@ impl Form {
 
     /// As the end of the name says.
     fn named(path: &Path, file: File) -> io::Result<Self> {
-        let ending = path.extension().and_then(|ending| ending.to_str());
-        Ok(match ending {
-            Some("zst") => Self::Zstd(ZstdEncoder::new(
+        Ok(match Packing::named(path) {
+            Some(Packing::Zstd) => Self::Zstd(ZstdEncoder::new(
                 Tally::of(file),
                 zstd::DEFAULT_COMPRESSION_LEVEL,
             )?),
-            Some("gz") => Self::Gzip(GzEncoder::new(
+            Some(Packing::Gzip) => Self::Gzip(GzEncoder::new(
                 Tally::of(file),
                 flate2::Compression::default(),
             )),
-            _ => Self::plain(Box::new(file)),
+            None => Self::plain(Box::new(file)),
         })
     }
 }
@@ -135,28 +207,33 @@ impl Write for Output {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if let Form::Plain(writer) = &mut self.form {
-            return writer.flush();
-        }
-        if self.flushed.elapsed() < FLUSH {
-            return Ok(());
-        }
-        self.flushed = Instant::now();
+        let due = self.flushed.elapsed() >= FLUSH;
         match &mut self.form {
-            Form::Plain(writer) => writer.flush(),
-            Form::Zstd(writer) => writer.flush(),
-            Form::Gzip(writer) => writer.flush(),
+            Form::Plain(writer) => writer.flush()?,
+            _ if !due => {}
+            Form::Zstd(writer) => writer.flush()?,
+            Form::Gzip(writer) => writer.flush()?,
         }
+        if due {
+            self.flushed = Instant::now();
+            self.file.as_ref().map_or(Ok(()), NewFile::is_still_there)?;
+        }
+        Ok(())
     }
 }
 
 impl Medium for Output {
     fn finish(&mut self) -> io::Result<()> {
         match &mut self.form {
-            Form::Plain(writer) => writer.flush(),
-            Form::Zstd(writer) => writer.do_finish(),
-            Form::Gzip(writer) => writer.try_finish(),
+            Form::Plain(writer) => writer.flush()?,
+            Form::Zstd(writer) => writer.do_finish()?,
+            Form::Gzip(writer) => writer.try_finish()?,
         }
+        if let Some(file) = &mut self.file {
+            file.take_place()?;
+            file.is_still_there()?;
+        }
+        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ use crate::{
     model::{
         clock::NS_PER_SECOND,
         event::Event,
+        printable::Printable,
         socket::Listener,
         words::{cause_words, listener_words, short_time},
     },
@@ -152,7 +153,8 @@ impl Rows {
             push(line, format_args!("  waited {}", short_time(waited_us)));
         }
         if let Some(process) = &event.process {
-            push(line, format_args!("  by {}[{}]", process.comm, process.pid));
+            let comm = Printable(&process.comm);
+            push(line, format_args!("  by {comm}[{}]", process.pid));
         }
     }
 }
@@ -174,7 +176,7 @@ fn column(line: &mut String, text: &str, width: usize) {
     line.extend(std::iter::repeat_n(' ', width - text.len()));
 }
 
-fn push(line: &mut String, what: std::fmt::Arguments) {
+fn push(line: &mut String, what: std::fmt::Arguments<'_>) {
     // A string takes whatever is written to it.
     let _ = line.write_fmt(what);
 }

@@ -28,9 +28,20 @@ pub struct Text<W> {
     out: W,
     paint: Paint,
     rows: Rows,
-    /// What was told last of each listener, by namespace and inode number.
-    listeners: HashMap<(u32, Option<u64>), Snapshot>,
+    /// What the summary says of each listener, by namespace and inode number.
+    listeners: HashMap<(u32, Option<u64>), Told>,
 }
+
+/// What the summary says of a listener, as was told last.
+struct Told {
+    owner: Option<String>,
+    history: Option<String>,
+}
+
+/// Listeners of which the summary says more than their counts.
+const LISTENERS: usize = 1 << 16;
+/// Characters of an owner's name.
+const LONGEST: usize = 512;
 
 /// Networks of clients in the summary, for each listener.
 const SHOWN_NETWORKS: usize = 5;
@@ -81,8 +92,13 @@ impl<W: Medium> Sink for Text<W> {
         let whose = (snapshot.netns, snapshot.listener.inode);
         if snapshot.is_closed() && snapshot.counts.as_ref().is_none_or(BTreeMap::is_empty) {
             self.listeners.remove(&whose);
-        } else {
-            self.listeners.insert(whose, snapshot.clone());
+        } else if self.listeners.len() < LISTENERS || self.listeners.contains_key(&whose) {
+            let short = |owner: String| owner.chars().take(LONGEST).collect();
+            let told = Told {
+                owner: snapshot.owner().map(short),
+                history: history(snapshot),
+            };
+            self.listeners.insert(whose, told);
         }
         Ok(())
     }
@@ -123,12 +139,12 @@ impl<W: Medium> Sink for Text<W> {
                     identity.push_str(&format!(", socket inode {inode}"));
                 }
                 let told = self.listeners.get(&(total.netns, total.listener.inode));
-                if let Some(owner) = told.and_then(Snapshot::owner) {
+                if let Some(owner) = told.and_then(|told| told.owner.as_ref()) {
                     identity.push_str(", ");
-                    identity.push_str(&owner);
+                    identity.push_str(owner);
                 }
                 writeln!(self.out, "{name}  ({identity})")?;
-                if let Some(history) = told.and_then(history) {
+                if let Some(history) = told.and_then(|told| told.history.as_ref()) {
                     writeln!(self.out, "            {history}")?;
                 }
             }

@@ -34,6 +34,10 @@ use crate::stop::StopSignals;
 pub(crate) trait Source {
     /// A second has passed.
     fn tick(&mut self, paused: bool) -> Result<Option<Seen>>;
+    /// Waits for what takes its time: keys and signals are heard meanwhile.
+    async fn arrived(&mut self) -> Result<Seen> {
+        std::future::pending().await
+    }
     /// To another moment.
     fn go(&mut self, step: Step) -> Result<Option<Seen>>;
 }
@@ -87,6 +91,7 @@ async fn show(
                 // The terminal is gone.
                 None => return Ok(()),
             },
+            seen = source.arrived() => Some(seen?).filter(|_| !top.paused),
             _ = tick.tick() => source.tick(top.paused)?,
         };
         if let Some(seen) = news {

@@ -6,6 +6,7 @@
 //! the recording is, so that memory does not grow with it.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
@@ -20,14 +21,14 @@ use crate::{
         event::{Event, Name, from_rfc3339, outcome_named},
         latency::Histogram,
         lines::{Counts, Header},
-        snapshot::{Gauge, Snapshot, drops, is_drop},
+        snapshot::{Gauge, Key, Snapshot, drops, is_drop},
         socket::Listener,
     },
     options::Which,
-    recording::{Line, Place, Reader, select::Only},
+    recording::{Input, Line, Place, Reader, select::Only},
     top::{
         Source,
-        seen::{Key, PAST, Row, Seen, key_of},
+        seen::{PAST, Seen, key_of},
         state::Step,
     },
 };
@@ -36,6 +37,8 @@ use crate::{
 const LISTENERS: usize = 1024;
 /// Checkpoints kept at most.
 const CHECKPOINTS: usize = 64;
+/// Memory for them, bytes: fewer are kept of many listeners.
+const WEIGHT: usize = 64 << 20;
 /// Lines between checkpoints, at least.
 const LINES: u64 = 1 << 13;
 /// For so many seconds it is told how long the oldest connection has been waiting, and what
@@ -60,6 +63,8 @@ pub struct Recorded {
 struct Checkpoint {
     place: Place,
     scene: Scene,
+    /// About how much memory it takes, bytes.
+    weight: usize,
 }
 
 /// What was known at a moment.
@@ -68,7 +73,7 @@ struct Scene {
     /// The second that the latest lines are of, since 1970; `None` before the first.
     second: Option<i64>,
     listeners: BTreeMap<Key, Known>,
-    /// Lines about listeners for which there was no room.
+    /// Listeners that were left out for lack of room.
     crowded_out: u64,
     /// Whether there are counts once a second. If not, the events are all there is.
     counted: bool,
@@ -101,6 +106,15 @@ impl Recorded {
     fn open_with(files: &[PathBuf], which: &Which, networks: Prefixes, apart: u64) -> Result<Self> {
         if files.iter().any(|path| path == Path::new("-")) {
             bail!("top reads keys from standard input: give it a recording by its name");
+        }
+        if let Some(other) = files
+            .iter()
+            .find(|path| path.exists() && !Input::is_file(path))
+        {
+            bail!(
+                "cannot play {}: top reads a recording more than once, so it takes files only",
+                other.display()
+            );
         }
         let mut recorded = Self {
             files: files.to_vec(),
@@ -158,9 +172,16 @@ impl Recorded {
                 let far = |last: &Checkpoint| place.understood - last.place.understood >= apart;
                 if later && last.is_none_or(far) {
                     let scene = self.scene.clone();
-                    self.checkpoints.push(Checkpoint { place, scene });
+                    let weight = scene.weight();
+                    self.checkpoints.push(Checkpoint {
+                        place,
+                        scene,
+                        weight,
+                    });
                 }
-                if self.checkpoints.len() > CHECKPOINTS {
+                let weight: usize = self.checkpoints.iter().map(|one| one.weight).sum();
+                let many = self.checkpoints.len() > CHECKPOINTS || weight > WEIGHT;
+                if many && self.checkpoints.len() > 1 {
                     let mut number = 0..;
                     self.checkpoints
                         .retain(|_| number.next().is_some_and(|n| n % 2 == 0));
@@ -181,7 +202,7 @@ impl Recorded {
         self.notes = self.reader.notes().to_vec();
         if self.scene.crowded_out > 0 {
             self.notes.push(format!(
-                "{} lines were about listeners beyond the first {LISTENERS}",
+                "{} listeners that were in less trouble than others are left out for lack of room",
                 self.scene.crowded_out
             ));
         }
@@ -260,6 +281,12 @@ impl Source for Recorded {
 }
 
 impl Scene {
+    /// About how much memory it takes, bytes.
+    fn weight(&self) -> usize {
+        let listeners = self.listeners.values().map(Known::weight);
+        self.seen.weight() + listeners.sum::<usize>()
+    }
+
     /// The seconds until this one are over.
     fn pass_to(&mut self, second: i64) {
         let from = self.second.unwrap_or(second);
@@ -289,23 +316,22 @@ impl Scene {
             Line::Header(header) => self.counted = header.attach.outcomes.is_some(),
             Line::Event(event) => {
                 let counted = self.counted;
-                if let Some(known) = self.known(key_of(event), &event.listener) {
-                    known.event(event, counted);
-                    // As when it is live: what is routine is seen by its counts.
-                    if event.outcome.kind == Kind::Refusal {
-                        self.seen.event(event);
-                    }
+                let known = self.known(key_of(event), &event.listener);
+                known.event(event, counted);
+                // As when it is live: what is routine is seen by its counts.
+                if event.outcome.kind == Kind::Refusal {
+                    self.seen.event(event);
                 }
             }
             Line::Counts(counts) => {
                 let Listener { port, inode, .. } = counts.listener;
-                if let Some(known) = self.known((counts.netns, port, inode), &counts.listener) {
-                    known.counts(counts);
-                }
+                let known = self.known((counts.netns, port, inode), &counts.listener);
+                known.counts(counts);
             }
             Line::Listener(snapshot) => self.told(snapshot),
             // What is said at the end is of no moment.
-            Line::Loss(_) | Line::Total(_) | Line::Clients(_) | Line::Ledger(_) | Line::End(_) => {}
+            Line::Total(_) | Line::Clients(_) | Line::Ledger(_) | Line::End(_) => {}
+            Line::Loss(note) => self.seen.lost(note),
         }
     }
 
@@ -317,17 +343,29 @@ impl Scene {
             return;
         }
         let second = self.second;
-        if let Some(known) = self.known(key, &snapshot.listener) {
-            known.told = snapshot.clone();
-            known.told_at = second;
-        }
+        let known = self.known(key, &snapshot.listener);
+        known.told = snapshot.clone();
+        known.told_at = second;
     }
 
-    /// The listener of that key, if there is room for it.
-    fn known(&mut self, key: Key, listener: &Listener) -> Option<&mut Known> {
-        if self.listeners.len() >= LISTENERS && !self.listeners.contains_key(&key) {
-            self.crowded_out += 1;
-            return None;
+    /// Keeps the listeners in trouble.
+    fn make_room(&mut self) {
+        let trouble = |known: &Known| {
+            let refused = known.all_counts().filter(|(o, _)| o.kind == Kind::Refusal);
+            let refused = refused.fold(0, |sum: u64, (_, count)| sum.saturating_add(count));
+            (known.told.is_full(), refused, known.told.depth())
+        };
+        let mut all: Vec<_> = std::mem::take(&mut self.listeners).into_iter().collect();
+        all.sort_by_cached_key(|(_, known)| Reverse(trouble(known)));
+        self.crowded_out += all.len().saturating_sub(LISTENERS) as u64;
+        all.truncate(LISTENERS);
+        self.listeners = all.into_iter().collect();
+    }
+
+    /// The listener of that key, for which room is made.
+    fn known(&mut self, key: Key, listener: &Listener) -> &mut Known {
+        if self.listeners.len() >= 2 * LISTENERS && !self.listeners.contains_key(&key) {
+            self.make_room();
         }
         let known = self.listeners.entry(key).or_default();
         known.told.netns = key.0;
@@ -337,11 +375,33 @@ impl Scene {
             cookie: listener.cookie.or(before.cookie),
             ..*listener
         };
-        Some(known)
+        known
     }
 }
 
 impl Known {
+    fn weight(&self) -> usize {
+        /// Of an entry of a map, with a short name.
+        const ENTRY: usize = 96;
+        let Snapshot {
+            processes,
+            cgroup,
+            drops,
+            counts,
+            threads,
+            ..
+        } = &self.told;
+        let entries = self.counts.len()
+            + [drops, counts]
+                .into_iter()
+                .flatten()
+                .map(BTreeMap::len)
+                .sum::<usize>()
+            + threads.as_ref().map_or(0, BTreeMap::len)
+            + processes.as_ref().map_or(0, Vec::len);
+        size_of::<Self>() + entries * ENTRY + cgroup.as_ref().map_or(0, String::len) + 2 * ENTRY
+    }
+
     fn event(&mut self, event: &Event, counted: bool) {
         if let Some(queue) = event.accept_queue {
             let gauge = self.told.accept_queue.get_or_insert_default();
@@ -394,7 +454,7 @@ impl Known {
         dropped.fold(0, |sum, (_, count)| sum.saturating_add(count))
     }
 
-    fn row(&self, now: Option<i64>) -> Row {
+    fn row(&self, now: Option<i64>) -> Snapshot {
         let mut snapshot = self.told.clone();
         snapshot.drops = Some(drops(self.all_counts()));
         let named = self
@@ -412,10 +472,8 @@ impl Known {
             snapshot.oldest_waiting_us = None;
             snapshot.threads = None;
         }
-        Row {
-            snapshot,
-            waits: waits.map(|_| self.waits.places),
-        }
+        snapshot.waits = waits.map(|_| self.waits.places);
+        snapshot
     }
 }
 

@@ -4,15 +4,16 @@
 
 mod rivals;
 
-use std::ffi::OsString;
-use std::path::Path;
+use std::{ffi::OsString, path::Path};
 
 use anyhow::{Context, Result, bail};
 
-use crate::architecture::Architecture;
-use crate::artifacts::{self, For};
-use crate::process;
-use crate::vm::{self, Attach, Size};
+use crate::{
+    architecture::Architecture,
+    artifacts::{self, For},
+    process,
+    vm::{self, Attach, Size},
+};
 
 #[derive(clap::Args)]
 pub struct Args {

@@ -1,14 +1,11 @@
 //! The tools that queue-trace is compared with: Debian's packages with all the libraries
 //! they need, unpacked into a folder of the cache. Installs nothing.
 
-use std::fs;
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::apt::Apt;
-use crate::architecture::Architecture;
-use crate::workspace;
+use crate::{apt::Apt, architecture::Architecture, workspace};
 
 /// The release that has them all in one version.
 const SUITE: &str = "trixie";

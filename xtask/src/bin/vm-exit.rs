@@ -1,11 +1,17 @@
 //! Ends a virtual machine: writes a status to the port of QEMU's debug-exit
 //! device. Runs in the guest, so it needs nothing but the standard library.
 
-#[cfg(target_arch = "x86_64")]
-use std::arch::asm;
-#[cfg(target_arch = "x86_64")]
-use std::ffi::{c_int, c_ulong};
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "writes to an I/O port, without any crate")
+)]
+
 use std::process::ExitCode;
+#[cfg(target_arch = "x86_64")]
+use std::{
+    arch::asm,
+    ffi::{c_int, c_ulong},
+};
 
 #[cfg(target_arch = "x86_64")]
 const PORT: u16 = 0xf4;

@@ -1,16 +1,19 @@
 //! Compiles the kernel side to an object that depends on nothing but the source
 //! and the tools: not on folders, not on the caller's environment.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 
-use super::source::Source;
-use super::toolchain::{LLVM_PREFIX, Toolchain};
-use crate::architecture::Architecture;
-use crate::{process, workspace};
+use super::{
+    source::Source,
+    toolchain::{LLVM_PREFIX, Toolchain},
+};
+use crate::{architecture::Architecture, process, workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
 

@@ -1,15 +1,12 @@
 //! `queue-trace/bpf/manifest.toml`: what the committed objects were made of and
 //! with. Builds nothing.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::source::Source;
-use super::toolchain::Toolchain;
+use super::{source::Source, toolchain::Toolchain};
 
 const HEADER: &str = "# Written by `cargo xtask build-ebpf`; do not edit.\n";
 

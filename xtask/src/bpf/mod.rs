@@ -7,18 +7,14 @@ mod manifest;
 mod source;
 mod toolchain;
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
-
-use crate::architecture::Architecture;
-use crate::workspace;
 use manifest::Manifest;
 use source::Source;
-
 pub use toolchain::{LLVM_PREFIX, Toolchain, clean, linker_version};
+
+use crate::{architecture::Architecture, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {

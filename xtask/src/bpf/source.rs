@@ -6,9 +6,7 @@
 //! is outside `queue-trace-ebpf`, so two checkouts would give two objects. In
 //! the copy both are inside. What is hashed is what is copied and built.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};

@@ -1,10 +1,12 @@
 //! Finds a compiler that can build `core` for BPF, and the BPF linker. Compiles
 //! nothing.
 
-use std::env;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 

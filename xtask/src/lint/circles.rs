@@ -1,10 +1,11 @@
 //! Files that import each other in a circle.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
-use super::finding::Finding;
-use super::names::Import;
+use super::{finding::Finding, names::Import};
 
 /// One finding for each circle that a walk along the imports closes.
 pub fn findings(imports: &[Import]) -> Vec<Finding> {

@@ -4,11 +4,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use syn::spanned::Spanned;
-use syn::visit::{self, Visit};
+use syn::{
+    spanned::Spanned,
+    visit::{self, Visit},
+};
 
-use super::finding::Finding;
-use super::source::Sources;
+use super::{finding::Finding, source::Sources};
 
 const FOLDER: &str = "tests/live";
 /// The only condition on which a test may end early.

@@ -1,7 +1,6 @@
 //! One thing that the lint found.
 
-use std::fmt;
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 /// What is wrong, and where.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]

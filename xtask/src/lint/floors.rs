@@ -1,22 +1,22 @@
 //! The flow: the folders of a crate on floors, from the bottom up. A file imports from its own
 //! folder and from lower floors, not from its neighbours and not from above.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
-use super::finding::Finding;
-use super::names::Import;
+use super::{finding::Finding, names::Import};
 
 /// What stands on each floor: names of folders, or of files that have none.
 pub struct Floors(pub &'static [&'static [&'static str]]);
 
 /// Up to `top` no kernel is needed.
 pub const USER_SIDE: Floors = Floors(&[
-    &["model"],
-    &["recording", "sink"],
+    &["model", "options", "stop"],
+    &["sink"],
+    &["recording"],
     &["diagnose"],
     &["report", "top"],
-    &["kernel", "lab"],
+    &["lab"],
+    &["kernel"],
     &["listeners"],
     &["trace"],
     &["agent"],

@@ -1,7 +1,6 @@
 //! A file says first what it is for, in a `//!` header.
 
-use super::finding::Finding;
-use super::source::Sources;
+use super::{finding::Finding, source::Sources};
 
 pub fn findings(sources: &Sources) -> Vec<Finding> {
     let without = sources

@@ -1,23 +1,25 @@
 //! `cargo xtask lint`: what the compiler does not check of the layout. No files import each
 //! other in a circle, no folder imports against the flow (`floors`), every file says in its
-//! header what it is for, and no live test returns early without a reason (`early`).
+//! header what it is for, no live test returns early without a reason (`early`), and imports are
+//! in one style.
 
 mod circles;
 mod early;
 mod finding;
 mod floors;
 mod headers;
+mod imports;
 mod names;
 mod source;
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
-
-use crate::workspace;
 use floors::Floors;
 use names::Crate;
 use source::Sources;
+
+use crate::workspace;
 
 /// The crates whose files form no circle, and the floors of those that have some.
 const CRATES: [(&str, Option<&Floors>); 5] = [
@@ -33,6 +35,7 @@ pub fn run() -> Result<()> {
     let sources = Sources::read(&root)?;
     let mut findings = headers::findings(&sources);
     findings.extend(early::findings(&sources)?);
+    findings.extend(imports::findings(&sources)?);
     let mut edges = 0;
     for (name, floors) in CRATES {
         let imports = Crate::read(&sources, Path::new(name))?.imports();

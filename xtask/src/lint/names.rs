@@ -2,13 +2,17 @@
 //! the file that defines it. A name that a module only hands on (`pub use`) leads to where it
 //! comes from. Tests are left out, and so is what is not the crate's own.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use proc_macro2::{TokenStream, TokenTree};
-use syn::spanned::Spanned;
-use syn::visit::{self, Visit};
+use syn::{
+    spanned::Spanned,
+    visit::{self, Visit},
+};
 
 use super::source::Sources;
 

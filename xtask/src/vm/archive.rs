@@ -1,14 +1,12 @@
 //! Kernels in Debian's archive: which version of one is the newest, and its
 //! packages. Installs nothing.
 
-use std::path::Path;
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 
 use super::kernels::Kernel;
-use crate::apt::Apt;
-use crate::process;
+use crate::{apt::Apt, process};
 
 /// A kernel's image package, and those it needs where the kernel is split.
 #[derive(Debug, PartialEq)]

@@ -1,14 +1,18 @@
 //! Kernels on disk, ready to boot: `kernels/NAME/VERSION/` in the user's cache,
 //! and beside it which version is current. Fetches what is missing.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 
-use super::archive::{Archive, Package};
-use super::kernels::Kernel;
-use super::modules;
+use super::{
+    archive::{Archive, Package},
+    kernels::Kernel,
+    modules,
+};
 use crate::workspace;
 
 /// A kernel that was fetched.

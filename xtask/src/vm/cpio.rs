@@ -1,8 +1,7 @@
 //! Writes cpio archives in the `newc` format, which the kernel unpacks as its
 //! first file system. The kernel takes several, one after the other.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result};
 
@@ -97,8 +96,10 @@ impl Archive {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::process::{Command, Stdio};
+    use std::{
+        io::Write,
+        process::{Command, Stdio},
+    };
 
     use super::*;
 

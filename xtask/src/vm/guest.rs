@@ -1,16 +1,16 @@
 //! The guest's first and only file system: a few programs of this machine with
 //! their libraries, the given ones, and a command. Boots nothing.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 
-use super::cpio::Archive;
-use super::userland::Userland;
-use crate::architecture::Architecture;
-use crate::{process, workspace};
+use super::{cpio::Archive, userland::Userland};
+use crate::{architecture::Architecture, process, workspace};
 
 const INIT: &str = include_str!("init.sh");
 const POWER_OFF: &[u8] = b"#!/bin/dash\nexec busybox poweroff -f\n";

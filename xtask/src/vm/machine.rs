@@ -1,20 +1,18 @@
 //! One QEMU from start to end: its flags, its time limit, its console. Knows
 //! nothing of what runs inside.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, PipeReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, PipeReader, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 
-use super::cache::Image;
-use super::console;
-use super::guest::Guest;
-use super::qemu;
-use crate::architecture::Architecture;
-use crate::workspace;
+use super::{cache::Image, console, guest::Guest, qemu};
+use crate::{architecture::Architecture, workspace};
 
 /// The machine's size and how long it may run.
 #[derive(Clone, Debug, clap::Args)]

@@ -1,20 +1,26 @@
 //! `cargo xtask vm test`: the live tests on every kernel, in every way to
 //! attach, a few machines at a time, and one table of what came of it.
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::cache::{self, Image};
-use super::console;
-use super::guest::Guest;
-use super::kernels::{self, Attach, Kernel};
-use super::machine::{self, End, Run, Size};
-use crate::architecture::Architecture;
-use crate::artifacts::{self, For};
-use crate::live;
+use super::{
+    cache::{self, Image},
+    console,
+    guest::Guest,
+    kernels::{self, Attach, Kernel},
+    machine::{self, End, Run, Size},
+};
+use crate::{
+    architecture::Architecture,
+    artifacts::{self, For},
+    live,
+};
 
 #[derive(clap::Args, Default)]
 pub struct Args {
@@ -35,7 +41,8 @@ const SERVERS: [&str; 2] = ["/usr/sbin/nginx", "/usr/bin/redis-server"];
 
 /// Tests of servers that are more than a program and its libraries, or too big to travel in
 /// memory: on this machine's own kernel only.
-const HERE_ONLY: [&str; 4] = [
+const HERE_ONLY: [&str; 5] = [
+    "defaults",
     "servers::python",
     "servers::node",
     "diagnose::a_default_backlog_that_nobody_chose",
@@ -43,9 +50,10 @@ const HERE_ONLY: [&str; 4] = [
 ];
 
 /// One machine to boot.
-struct Job {
+struct Job<'a> {
     kernel: &'static Kernel,
     attach: Attach,
+    args: &'a Args,
 }
 
 /// What came of it.
@@ -59,8 +67,7 @@ struct Outcome {
 }
 
 /// What every machine gets.
-struct Plan<'a> {
-    args: &'a Args,
+struct Plan {
     /// The programs, for each architecture that is needed.
     built: Vec<Built>,
 }
@@ -83,36 +90,46 @@ impl Built {
     }
 }
 
+/// Builds the programs of all architectures, so that nobody waits for them later.
+pub fn build() -> Result<()> {
+    for architecture in Architecture::ALL {
+        Built::of(architecture)?;
+    }
+    Ok(())
+}
+
 /// Whether all tests passed.
 pub fn run(args: &Args) -> Result<bool> {
-    let kernels = kernels::select(&args.kernels)?;
+    run_all(std::slice::from_ref(args))
+}
+
+/// The same for several at once, so that no processor waits between them. Those that take
+/// longest had better be the first.
+pub fn run_all(all: &[Args]) -> Result<bool> {
+    let mut jobs = Vec::new();
+    for args in all {
+        for kernel in kernels::select(&args.kernels)? {
+            args.size.check(kernel.architecture)?;
+            // One after the other, before any machine waits for it.
+            cache::cached_or_fetched(kernel)?;
+            jobs.extend(args.jobs(kernel));
+        }
+    }
     let needed = |architecture: &Architecture| {
-        let mut kernels = kernels.iter();
-        kernels.any(|kernel| kernel.architecture == *architecture)
+        let mut jobs = jobs.iter();
+        jobs.any(|job| job.kernel.architecture == *architecture)
     };
-    let needed: Vec<_> = Architecture::ALL.into_iter().filter(needed).collect();
-    for architecture in &needed {
-        args.size.check(*architecture)?;
-    }
-    for kernel in &kernels {
-        // One after the other, before any machine waits for it.
-        cache::cached_or_fetched(kernel)?;
-    }
+    let needed = Architecture::ALL.into_iter().filter(needed);
     let plan = Plan {
-        args,
-        built: needed.into_iter().map(Built::of).collect::<Result<_>>()?,
+        built: needed.map(Built::of).collect::<Result<_>>()?,
     };
-    let jobs: Vec<_> = kernels
-        .into_iter()
-        .flat_map(|kernel| plan.jobs(kernel))
-        .collect();
     let outcomes = plan.run(&jobs)?;
 
     println!(
         "\n{:<15} {:<20} {:<10} {:>6} {:>6} {:>7}",
         "kernel", "version", "attach", "passed", "failed", "seconds"
     );
-    for (Job { kernel, attach }, (image, outcome)) in jobs.iter().zip(&outcomes) {
+    for (Job { kernel, attach, .. }, (image, outcome)) in jobs.iter().zip(&outcomes) {
         let Outcome {
             passed,
             failed,
@@ -137,23 +154,29 @@ pub fn run(args: &Args) -> Result<bool> {
     Ok(failed == 0)
 }
 
-impl Plan<'_> {
-    fn jobs(&self, kernel: &'static Kernel) -> Vec<Job> {
-        let attach = if self.args.attach.is_empty() {
+impl Args {
+    fn jobs(&self, kernel: &'static Kernel) -> impl Iterator<Item = Job<'_>> {
+        let attach = if self.attach.is_empty() {
             kernel.attach
         } else {
-            &self.args.attach
+            &self.attach
         };
-        attach
-            .iter()
-            .map(|&attach| Job { kernel, attach })
-            .collect()
+        let job = move |&attach| Job {
+            kernel,
+            attach,
+            args: self,
+        };
+        attach.iter().map(job)
     }
+}
 
+impl Plan {
     /// Runs the jobs on as many threads as there are processors for their machines.
-    fn run(&self, jobs: &[Job]) -> Result<Vec<(Image, Outcome)>> {
+    fn run(&self, jobs: &[Job<'_>]) -> Result<Vec<(Image, Outcome)>> {
         let processors = thread::available_parallelism()?.get();
-        let workers = (processors / self.args.size.smp.max(1) as usize).clamp(1, jobs.len().max(1));
+        let each = jobs.iter().map(|job| job.args.size.smp).max();
+        let workers = processors / each.unwrap_or(1).max(1) as usize;
+        let workers = workers.clamp(1, jobs.len().max(1));
         let next = AtomicUsize::new(0);
         let work = || -> Result<Vec<_>> {
             let mut done = Vec::new();
@@ -181,13 +204,13 @@ impl Plan<'_> {
         Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
     }
 
-    fn boot(&self, job: &Job) -> Result<(Image, Outcome)> {
+    fn boot(&self, job: &Job<'_>) -> Result<(Image, Outcome)> {
         let image = cache::cached_or_fetched(job.kernel)?;
         let mut name = format!("{}-{}", job.kernel.name, job.attach.name());
-        if self.args.size.smp > 1 {
-            name += &format!("-{}cpu", self.args.size.smp);
+        if job.args.size.smp > 1 {
+            name += &format!("-{}cpu", job.args.size.smp);
         }
-        let run = machine::run(&image, &self.guest(job)?, &self.args.size, &name, false)?;
+        let run = machine::run(&image, &self.guest(job)?, &job.args.size, &name, false)?;
         let outcome = judge(&run);
 
         let Outcome {
@@ -211,7 +234,7 @@ impl Plan<'_> {
         Ok((image, outcome))
     }
 
-    fn guest(&self, job: &Job) -> Result<Guest> {
+    fn guest(&self, job: &Job<'_>) -> Result<Guest> {
         let architecture = job.kernel.architecture;
         let mut built = self.built.iter();
         let built = built
@@ -221,8 +244,8 @@ impl Plan<'_> {
             |path: &PathBuf| format!("/bin/{}", path.file_name().unwrap_or_default().display());
         let environment = live::environment(&in_guest(&built.program), job.attach);
         let mut command = vec![in_guest(&built.tests), "--test-threads=1".into()];
-        command.extend(self.args.filters.iter().cloned());
-        let skipped = job.left_out(self.args.size.smp);
+        command.extend(job.args.filters.iter().cloned());
+        let skipped = job.left_out(job.args.size.smp);
         let skipped = skipped.flat_map(|group| ["--skip".into(), format!("{group}::")]);
         command.extend(skipped);
         let skipped = HERE_ONLY.iter().flat_map(|group| ["--skip", group]);
@@ -274,7 +297,7 @@ const ANYHOW: [&str; 7] = [
 /// Groups that need several processors.
 const SEVERAL: [&str; 1] = ["concurrency"];
 
-impl Job {
+impl Job<'_> {
     /// The groups of tests that the machine leaves to others.
     fn left_out(&self, processors: u32) -> impl Iterator<Item = &'static str> {
         let first = self.kernel.attach.first() == Some(&self.attach);
@@ -340,7 +363,12 @@ mod tests {
     fn every_group_runs_on_some_machine() {
         let left_out = |name: &str, attach, processors| {
             let kernel = kernels::find(name).unwrap();
-            let job = Job { kernel, attach };
+            let args = &Args::default();
+            let job = Job {
+                kernel,
+                attach,
+                args,
+            };
             job.left_out(processors).collect::<Vec<_>>()
         };
         assert_eq!(left_out("7.2", Attach::Fentry, 1), SEVERAL);

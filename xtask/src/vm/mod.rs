@@ -16,15 +16,12 @@ pub mod qemu;
 mod survey;
 mod userland;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
-
 use guest::Guest;
-use machine::End;
-
 pub use kernels::Attach;
+use machine::End;
 pub use machine::Size;
 
 #[derive(clap::Subcommand)]
@@ -36,6 +33,8 @@ pub enum Command {
     /// Boot a kernel, run a command in it, exit with the command's status (124
     /// at the time limit, 125 if the kernel died or complained).
     Run(RunArgs),
+    /// Build what the live tests on kernels run.
+    Build,
     /// Run the live tests on kernels; exit with 1 if any fails.
     Test(matrix::Args),
     /// Ask `queue-trace check` on every kernel, and write docs/kernels.md.
@@ -63,6 +62,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Fetch { kernels } => fetch(&kernels).map(|()| ExitCode::SUCCESS),
         Command::List => list().map(|()| ExitCode::SUCCESS),
         Command::Run(args) => boot(args),
+        Command::Build => matrix::build().map(|()| ExitCode::SUCCESS),
         Command::Test(args) => Ok(if matrix::run(&args)? {
             ExitCode::SUCCESS
         } else {

@@ -1,10 +1,7 @@
 //! The kernel modules that the tests need, out of a whole kernel package, as an
 //! archive for the guest. What a kernel has built in, or not at all, is left out.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};

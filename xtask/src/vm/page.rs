@@ -1,7 +1,9 @@
 //! docs/kernels.md: what was found on each kernel, as a page. Writes no file.
 
-use super::checked::{Checked, Hook, State};
-use super::kernels::{Attach, Kernel};
+use super::{
+    checked::{Checked, Hook, State},
+    kernels::{Attach, Kernel},
+};
 
 /// What was found on one kernel.
 pub struct Found {

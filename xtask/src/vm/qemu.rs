@@ -5,8 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::architecture::Architecture;
-use crate::process;
+use crate::{architecture::Architecture, process};
 
 /// The program that emulates machines of an architecture.
 pub fn program(architecture: Architecture) -> &'static str {

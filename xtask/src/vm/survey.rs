@@ -1,19 +1,25 @@
 //! `cargo xtask vm kernels`: what queue-trace finds on each kernel, written to
 //! docs/kernels.md. Tests nothing: that is the matrix's part.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 
-use super::cache;
-use super::checked::{self, Checked};
-use super::guest::Guest;
-use super::kernels::{Attach, KERNELS, Kernel};
-use super::machine::{self, Size};
-use super::page::{self, Found};
-use crate::artifacts::{self, For};
-use crate::workspace;
+use super::{
+    cache,
+    checked::{self, Checked},
+    guest::Guest,
+    kernels::{Attach, KERNELS, Kernel},
+    machine::{self, Size},
+    page::{self, Found},
+};
+use crate::{
+    artifacts::{self, For},
+    workspace,
+};
 
 /// Boots every kernel once and writes the page.
 pub fn run() -> Result<()> {

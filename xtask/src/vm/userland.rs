@@ -1,16 +1,20 @@
 //! Programs for guests, with the libraries that they need: this machine's own, or, for another
 //! architecture, those of Debian's packages, unpacked into the cache. Runs none of them.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 
-use crate::apt::{self, Apt};
-use crate::architecture::Architecture;
-use crate::{process, workspace};
+use crate::{
+    apt::{self, Apt},
+    architecture::Architecture,
+    process, workspace,
+};
 
 /// The packages of every program that a guest gets.
 const PACKAGES: [&str; 8] = [

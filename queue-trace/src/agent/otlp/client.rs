@@ -4,7 +4,7 @@ use std::{io::Write, str::FromStr, time::Duration};
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Collected, Full, Limited};
 use hyper::{Request, StatusCode, Uri, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
@@ -31,13 +31,19 @@ impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let uri: Uri = text.parse().map_err(|error| format!("{text:?} is not a URL: {error}"))?;
+        let uri: Uri = text
+            .parse()
+            .map_err(|error| format!("{text:?} is not a URL: {error}"))?;
         match uri.scheme_str() {
             Some("http") => {}
             Some("https") => {
                 return Err("https is not spoken here: send to a collector on this machine by http, and let it encrypt".to_owned());
             }
-            _ => return Err(format!("{text:?} is not a URL like http://127.0.0.1:{PORT}")),
+            _ => {
+                return Err(format!(
+                    "{text:?} is not a URL like http://127.0.0.1:{PORT}"
+                ));
+            }
         }
         let host = uri.host().filter(|host| !host.is_empty());
         let host = host.ok_or_else(|| format!("{text:?} names no host"))?;
@@ -69,7 +75,10 @@ impl Endpoint {
                 Sent::Later(None)
             }
             Err(_) => {
-                log::info!("OTLP {signal} to {}: no answer in {PATIENCE:?}", self.authority);
+                log::info!(
+                    "OTLP {signal} to {}: no answer in {PATIENCE:?}",
+                    self.authority
+                );
                 Sent::Later(None)
             }
         }
@@ -86,13 +95,18 @@ impl Endpoint {
             .header(header::HOST, &self.authority)
             .header(header::CONTENT_TYPE, "application/x-protobuf")
             .header(header::CONTENT_ENCODING, "gzip")
-            .header(header::USER_AGENT, concat!("queue-trace/", env!("CARGO_PKG_VERSION")))
+            .header(
+                header::USER_AGENT,
+                concat!("queue-trace/", env!("CARGO_PKG_VERSION")),
+            )
             .body(Full::new(Bytes::from(encoder.finish()?)))?;
         let response = sender.send_request(request).await?;
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
-        let answer = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
+        let answer = Limited::new(response.into_body(), LONGEST_ANSWER)
+            .collect()
+            .await;
         connection.abort();
-        let answer = answer.map(|answer| answer.to_bytes()).unwrap_or_default();
+        let answer = answer.map_or_else(|_| Bytes::new(), Collected::to_bytes);
         Ok(meaning(status, retry_after, &answer))
     }
 }
@@ -112,7 +126,11 @@ fn meaning(status: StatusCode, retry_after: Option<Duration>, answer: &[u8]) -> 
             let partial = answer.ok().and_then(|answer| answer.partial_success);
             match partial {
                 Some(partial) if partial.rejected_data_points > 0 => {
-                    log::warn!("the OTLP endpoint rejected {}: {}", partial.rejected_data_points, partial.error_message);
+                    log::warn!(
+                        "the OTLP endpoint rejected {}: {}",
+                        partial.rejected_data_points,
+                        partial.error_message
+                    );
                     Sent::Refused
                 }
                 _ => Sent::Accepted,
@@ -133,16 +151,33 @@ mod tests {
     #[test]
     fn endpoints() {
         let endpoint: Endpoint = "http://127.0.0.1:4318".parse().unwrap();
-        assert_eq!((endpoint.authority.as_str(), endpoint.path.as_str()), ("127.0.0.1:4318", ""));
+        assert_eq!(
+            (endpoint.authority.as_str(), endpoint.path.as_str()),
+            ("127.0.0.1:4318", "")
+        );
         let endpoint: Endpoint = "http://collector/opentelemetry/".parse().unwrap();
-        assert_eq!((endpoint.authority.as_str(), endpoint.path.as_str()), ("collector:4318", "/opentelemetry"));
-        assert!("https://x".parse::<Endpoint>().unwrap_err().contains("collector on this machine"));
+        assert_eq!(
+            (endpoint.authority.as_str(), endpoint.path.as_str()),
+            ("collector:4318", "/opentelemetry")
+        );
+        assert!(
+            "https://x"
+                .parse::<Endpoint>()
+                .unwrap_err()
+                .contains("collector on this machine")
+        );
         assert!("127.0.0.1:4318".parse::<Endpoint>().is_err());
     }
 
     #[test]
     fn what_answers_mean() {
-        let means = |status| meaning(StatusCode::from_u16(status).unwrap(), Some(Duration::from_secs(7)), b"");
+        let means = |status| {
+            meaning(
+                StatusCode::from_u16(status).unwrap(),
+                Some(Duration::from_secs(7)),
+                b"",
+            )
+        };
         assert_eq!(means(200), Sent::Accepted);
         assert_eq!(means(429), Sent::Later(Some(Duration::from_secs(7))));
         assert_eq!(means(503), Sent::Later(Some(Duration::from_secs(7))));

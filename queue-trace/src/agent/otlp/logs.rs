@@ -9,7 +9,7 @@ use opentelemetry_proto::tonic::{
 };
 
 use super::{number, resource, scope, text};
-use crate::{agent::labels::Owner, model::Event};
+use crate::{agent::labels::Owner, model::event::Event};
 
 /// A refusal, and whose listener it was at.
 #[derive(Debug, Clone)]
@@ -24,17 +24,22 @@ pub struct Refusal {
 pub fn request(refusals: &[Refusal], host: &str) -> ExportLogsServiceRequest {
     let mut by_owner: BTreeMap<&Owner, Vec<LogRecord>> = BTreeMap::new();
     for refusal in refusals {
-        by_owner.entry(&refusal.owner).or_default().push(record(&refusal.event));
+        by_owner
+            .entry(&refusal.owner)
+            .or_default()
+            .push(record(&refusal.event));
     }
-    let resource_logs = by_owner.into_iter().map(|(owner, log_records)| ResourceLogs {
-        resource: Some(resource(Some(owner), host)),
-        scope_logs: vec![ScopeLogs {
-            scope: Some(scope()),
-            log_records,
-            ..ScopeLogs::default()
-        }],
-        ..ResourceLogs::default()
-    });
+    let resource_logs = by_owner
+        .into_iter()
+        .map(|(owner, log_records)| ResourceLogs {
+            resource: Some(resource(Some(owner), host)),
+            scope_logs: vec![ScopeLogs {
+                scope: Some(scope()),
+                log_records,
+                ..ScopeLogs::default()
+            }],
+            ..ResourceLogs::default()
+        });
     ExportLogsServiceRequest {
         resource_logs: resource_logs.collect(),
     }
@@ -75,6 +80,9 @@ fn attributes(event: &Event) -> Vec<KeyValue> {
         attributes.push(number("queue_trace.accept_queue.depth", queue.depth.into()));
         attributes.push(number("queue_trace.accept_queue.limit", queue.limit.into()));
     }
-    attributes.push(number("queue_trace.count", i64::try_from(event.count).unwrap_or(i64::MAX)));
+    attributes.push(number(
+        "queue_trace.count",
+        i64::try_from(event.count).unwrap_or(i64::MAX),
+    ));
     attributes
 }

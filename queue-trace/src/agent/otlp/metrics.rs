@@ -37,15 +37,17 @@ pub fn request(exposition: &Exposition, host: &str) -> ExportMetricsServiceReque
             });
         }
     }
-    let resource_metrics = by_owner.into_iter().map(|(owner, metrics)| ResourceMetrics {
-        resource: Some(resource(owner, host)),
-        scope_metrics: vec![ScopeMetrics {
-            scope: Some(scope()),
-            metrics,
-            ..ScopeMetrics::default()
-        }],
-        ..ResourceMetrics::default()
-    });
+    let resource_metrics = by_owner
+        .into_iter()
+        .map(|(owner, metrics)| ResourceMetrics {
+            resource: Some(resource(owner, host)),
+            scope_metrics: vec![ScopeMetrics {
+                scope: Some(scope()),
+                metrics,
+                ..ScopeMetrics::default()
+            }],
+            ..ResourceMetrics::default()
+        });
     ExportMetricsServiceRequest {
         resource_metrics: resource_metrics.collect(),
     }
@@ -80,7 +82,10 @@ fn data(metric: &registry::Metric, points: &[&Point], exposition: &Exposition) -
             data_points: numbers(),
         }),
         Kind::Histogram => Data::Histogram(Histogram {
-            data_points: points.iter().filter_map(|point| histogram(point, time, since)).collect(),
+            data_points: points
+                .iter()
+                .filter_map(|point| histogram(point, time, since))
+                .collect(),
             aggregation_temporality: cumulative,
         }),
     }
@@ -117,7 +122,9 @@ fn attributes(point: &Point) -> Vec<KeyValue> {
         }
     });
     let own = point.labels.iter().filter(|(_, value)| !value.is_empty());
-    whose.chain(own.map(|(name, value)| text(name, value.clone()))).collect()
+    whose
+        .chain(own.map(|(name, value)| text(name, value.clone())))
+        .collect()
 }
 
 #[cfg(test)]
@@ -136,11 +143,19 @@ mod tests {
         let whose = |unit: &str, port: &str| {
             Arc::new(Whose {
                 words: vec![("network_local_port", port.to_owned())],
-                owner: Owner { unit: Some(unit.to_owned()), ..Owner::default() },
+                owner: Owner {
+                    unit: Some(unit.to_owned()),
+                    ..Owner::default()
+                },
             })
         };
         let (a, b) = (whose("a.service", "80"), whose("b.service", "ephemeral"));
-        exposition.listener(OUTCOMES, &a, vec![("verdict", "accepted".to_owned()), ("cause", String::new())], Value::Count(3));
+        exposition.listener(
+            OUTCOMES,
+            &a,
+            vec![("verdict", "accepted".to_owned()), ("cause", String::new())],
+            Value::Count(3),
+        );
         exposition.listener(CONNECTIONS, &b, Vec::new(), Value::Count(1));
         let buckets = vec![(0.5, 2), (f64::INFINITY, 1)];
         exposition.listener(WAIT, &a, Vec::new(), Value::Times { buckets, sum: 2.5 });
@@ -149,7 +164,10 @@ mod tests {
         assert_eq!(request.resource_metrics.len(), 3);
         let of_a = &request.resource_metrics[1];
         let attributes = &of_a.resource.as_ref().unwrap().attributes;
-        assert!(attributes.contains(&text("systemd.unit", "a.service")), "{attributes:?}");
+        assert!(
+            attributes.contains(&text("systemd.unit", "a.service")),
+            "{attributes:?}"
+        );
         assert!(attributes.contains(&text("host.name", "here")));
         let [outcomes, wait] = &of_a.scope_metrics[0].metrics[..] else {
             panic!("{of_a:?}");
@@ -159,13 +177,22 @@ mod tests {
         };
         assert!(sum.is_monotonic);
         let point = &sum.data_points[0];
-        assert_eq!(point.attributes, [number("network.local.port", 80), text("verdict", "accepted")]);
+        assert_eq!(
+            point.attributes,
+            [
+                number("network.local.port", 80),
+                text("verdict", "accepted")
+            ]
+        );
         assert_eq!((point.start_time_unix_nano, point.time_unix_nano), (10, 20));
         let Some(Data::Histogram(histogram)) = &wait.data else {
             panic!("{wait:?}");
         };
         let point = &histogram.data_points[0];
         assert_eq!((point.count, point.sum), (3, Some(2.5)));
-        assert_eq!((&point.bucket_counts[..], &point.explicit_bounds[..]), (&[2, 1][..], &[0.5][..]));
+        assert_eq!(
+            (&point.bucket_counts[..], &point.explicit_bounds[..]),
+            (&[2, 1][..], &[0.5][..])
+        );
     }
 }

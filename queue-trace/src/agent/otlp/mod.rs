@@ -82,7 +82,12 @@ pub async fn send_metrics(endpoint: Arc<Endpoint>, board: Arc<Board>, host: Stri
 }
 
 /// Sends refusals until it is dropped.
-pub async fn send_logs(endpoint: Arc<Endpoint>, queue: Arc<Queue>, board: Arc<Board>, host: String) {
+pub async fn send_logs(
+    endpoint: Arc<Endpoint>,
+    queue: Arc<Queue>,
+    board: Arc<Board>,
+    host: String,
+) {
     /// So long a batch is tried; then newer ones are worth more.
     const GIVES_UP: Duration = Duration::from_secs(300);
     loop {

@@ -50,11 +50,24 @@ impl Folder {
     /// If it cannot be made or listed.
     pub fn open(path: &Path) -> io::Result<Self> {
         if !path.exists() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)?;
         }
-        let folder = Self { path: path.to_owned() };
+        let folder = Self {
+            path: path.to_owned(),
+        };
         folder.list()?;
         Ok(folder)
+    }
+
+    /// The folder at this path, to be listed.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
     }
 
     /// Makes the file of an incident that begins now: readable for its owner alone, as the
@@ -66,8 +79,14 @@ impl Folder {
         let time = at.strftime("%Y%m%dT%H%M%S%3fZ");
         let mut nth = 0;
         loop {
-            let more = if nth == 0 { String::new() } else { format!("-{nth}") };
-            let path = self.path.join(format!("{STEM}{time}-{port}{more}{RECORDING}"));
+            let more = if nth == 0 {
+                String::new()
+            } else {
+                format!("-{nth}")
+            };
+            let path = self
+                .path
+                .join(format!("{STEM}{time}-{port}{more}{RECORDING}"));
             let made = OpenOptions::new()
                 .write(true)
                 .create_new(true)
@@ -102,7 +121,9 @@ impl Folder {
             }
             let recording = self.path.join(name);
             let beside = diagnosis_of(&recording);
-            let diagnosis = fs::symlink_metadata(&beside).ok().filter(fs::Metadata::is_file);
+            let diagnosis = fs::symlink_metadata(&beside)
+                .ok()
+                .filter(fs::Metadata::is_file);
             kept.push(Kept {
                 recording,
                 bytes: about.len() + diagnosis.as_ref().map_or(0, fs::Metadata::len),
@@ -119,7 +140,12 @@ impl Folder {
     ///
     /// # Errors
     /// If the folder cannot be listed, or a file cannot be removed.
-    pub fn thin(&self, keep: Keep, now: SystemTime, open: Option<&Path>) -> io::Result<Vec<PathBuf>> {
+    pub fn thin(
+        &self,
+        keep: Keep,
+        now: SystemTime,
+        open: Option<&Path>,
+    ) -> io::Result<Vec<PathBuf>> {
         let all = self.list()?;
         let mut bytes: u64 = all.iter().map(|kept| kept.bytes).sum();
         let mut removed = Vec::new();
@@ -178,7 +204,9 @@ pub fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// `incident-YYYYMMDDTHHMMSSmmmZ-PORT[-N].jsonl.zst`, and nothing else.
 fn is_own(name: &str) -> bool {
-    let middle = name.strip_prefix(STEM).and_then(|rest| rest.strip_suffix(RECORDING));
+    let middle = name
+        .strip_prefix(STEM)
+        .and_then(|rest| rest.strip_suffix(RECORDING));
     let Some((time, rest)) = middle.and_then(|middle| middle.split_once('-')) else {
         return false;
     };
@@ -214,25 +242,48 @@ mod tests {
     fn the_oldest_go_and_nothing_of_others() {
         let path = scratch("folder");
         let folder = Folder::open(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
         for second in 0..4 {
             let (name, _) = folder.begin(at(second), 80).unwrap();
             fs::write(&name, [0; 100]).unwrap();
             write_beside(&diagnosis_of(&name), &[0; 50]).unwrap();
-            assert_eq!(fs::metadata(&name).unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(
+                fs::metadata(&name).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
         }
-        let others = ["incident-notes.jsonl.zst", "incident-20261125T211312123Z-80.txt", "x.jsonl.zst"];
+        let others = [
+            "incident-notes.jsonl.zst",
+            "incident-20261125T211312123Z-80.txt",
+            "x.jsonl.zst",
+        ];
         for other in others {
             fs::write(path.join(other), [0; 1000]).unwrap();
         }
         assert_eq!(folder.list().unwrap().len(), 4);
-        assert!(folder.thin(ALL, SystemTime::now(), None).unwrap().is_empty());
+        assert!(
+            folder
+                .thin(ALL, SystemTime::now(), None)
+                .unwrap()
+                .is_empty()
+        );
         let keep = Keep { bytes: 300, ..ALL };
         let all = folder.list().unwrap();
         // The oldest is still being written.
-        let removed = folder.thin(keep, SystemTime::now(), Some(&all[0].recording)).unwrap();
-        assert_eq!(removed, [all[1].recording.clone(), all[2].recording.clone()]);
-        let keep = Keep { age: Duration::from_secs(60), ..ALL };
+        let removed = folder
+            .thin(keep, SystemTime::now(), Some(&all[0].recording))
+            .unwrap();
+        assert_eq!(
+            removed,
+            [all[1].recording.clone(), all[2].recording.clone()]
+        );
+        let keep = Keep {
+            age: Duration::from_secs(60),
+            ..ALL
+        };
         let later = SystemTime::now() + Duration::from_secs(120);
         assert_eq!(folder.thin(keep, later, None).unwrap().len(), 2);
         let left = fs::read_dir(&path).unwrap().count();
@@ -247,7 +298,10 @@ mod tests {
         let (first, _) = folder.begin(at(0), 443).unwrap();
         let (second, _) = folder.begin(at(0), 443).unwrap();
         assert_ne!(first, second);
-        assert!(first.ends_with("incident-20231114T221320000Z-443.jsonl.zst"), "{first:?}");
+        assert!(
+            first.ends_with("incident-20231114T221320000Z-443.jsonl.zst"),
+            "{first:?}"
+        );
         assert_eq!(folder.list().unwrap().len(), 2);
         fs::remove_dir_all(path).unwrap();
     }

@@ -19,13 +19,23 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-pub use self::folder::{Folder, Keep, diagnosis_of, write_beside};
+pub use self::folder::{Folder, Keep, Kept, diagnosis_of, write_beside};
 use self::{
     relative::{Base, since},
     ring::Ring,
 };
-use super::series::Seen;
-use crate::model::{End, Header, Ledger, rfc3339};
+use crate::model::{
+    event::rfc3339,
+    ledger::Ledger,
+    lines::{End, Header},
+    snapshot::Snapshot,
+};
+
+/// A listener without what was counted since the agent attached.
+#[must_use]
+pub fn alone(snapshot: &Snapshot) -> Snapshot {
+    since(snapshot, None)
+}
 
 /// What it keeps, and how much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,16 +147,20 @@ impl Recorder {
     /// If it cannot be compressed, or written.
     pub fn line(&mut self, line: &impl Serialize, now: Duration) -> io::Result<()> {
         self.ring.line(&serde_json::to_vec(line)?);
-        if self.ring.is_full() { self.turn(now) } else { Ok(()) }
+        if self.ring.is_full() {
+            self.turn(now)
+        } else {
+            Ok(())
+        }
     }
 
     /// All listeners, at a moment.
     ///
     /// # Errors
     /// If they cannot be compressed, or written.
-    pub fn look(&mut self, listeners: &[Seen], now: Duration) -> io::Result<()> {
-        for seen in listeners {
-            self.listener(seen, now)?;
+    pub fn look(&mut self, listeners: &[Snapshot], now: Duration) -> io::Result<()> {
+        for one in listeners {
+            self.listener(one, now)?;
         }
         let mut base = Base::of(listeners);
         if let Some((_, last)) = self.bases.last() {
@@ -161,14 +175,17 @@ impl Recorder {
     ///
     /// # Errors
     /// If it cannot be compressed, or written.
-    pub fn listener(&mut self, seen: &Seen, now: Duration) -> io::Result<()> {
+    pub fn listener(&mut self, one: &Snapshot, now: Duration) -> io::Result<()> {
         let base = self.incident.as_ref().map(|incident| &incident.base);
-        self.line(&since(seen, base), now)
+        self.line(&since(one, base), now)
     }
 
     /// The ledgers, as they are now.
     pub fn ledgers(&mut self, ledgers: &[Ledger], now: Duration) {
-        let told = ledgers.iter().map(|ledger| (ledger.netns, ledger.clone())).collect();
+        let told = ledgers
+            .iter()
+            .map(|ledger| (ledger.netns, ledger.clone()))
+            .collect();
         match self.bases.last_mut() {
             Some((at, base)) if *at == now => base.ledgers = told,
             last => {
@@ -183,7 +200,12 @@ impl Recorder {
     /// Only what the ring still has needs a base, and one before it.
     fn forget_bases(&mut self, now: Duration) {
         let from = now.saturating_sub(self.bounds.before);
-        let old = self.bases.iter().skip(1).take_while(|(at, _)| *at <= from).count();
+        let old = self
+            .bases
+            .iter()
+            .skip(1)
+            .take_while(|(at, _)| *at <= from)
+            .count();
         self.bases.drain(..old);
     }
 
@@ -192,7 +214,13 @@ impl Recorder {
     ///
     /// # Errors
     /// If the file cannot be made or written.
-    pub fn begin(&mut self, who: &str, port: u16, now: Duration, wall: Timestamp) -> io::Result<Result<PathBuf, LeftOut>> {
+    pub fn begin(
+        &mut self,
+        who: &str,
+        port: u16,
+        now: Duration,
+        wall: Timestamp,
+    ) -> io::Result<Result<PathBuf, LeftOut>> {
         self.turn(now)?;
         if let Some(incident) = &mut self.incident {
             incident.calm = None;
@@ -211,12 +239,19 @@ impl Recorder {
             lines: 0,
             bytes: 0,
             calm: None,
-            base: self.bases.first().map(|(_, base)| base.clone()).unwrap_or_default(),
+            base: self
+                .bases
+                .first()
+                .map(|(_, base)| base.clone())
+                .unwrap_or_default(),
         };
         if let Some(header) = &self.header {
             let first = self.ring.pieces().next().map_or(now, |piece| piece.at);
             let begin = wall.as_nanosecond() - now.saturating_sub(first).as_nanos() as i128;
-            let header = Header { time: rfc3339(begin), ..header.clone() };
+            let header = Header {
+                time: rfc3339(begin),
+                ..header.clone()
+            };
             let mut line = serde_json::to_vec(&header)?;
             line.push(b'\n');
             let piece = self.ring.apart(&line)?;
@@ -256,7 +291,9 @@ impl Recorder {
         } else {
             incident.calm.get_or_insert(now);
         }
-        let calm = incident.calm.is_some_and(|since| now.saturating_sub(since) >= self.bounds.after);
+        let calm = incident
+            .calm
+            .is_some_and(|since| now.saturating_sub(since) >= self.bounds.after);
         let cut = incident.bytes >= self.bounds.size;
         if calm || cut {
             return self.end(cut).map(Some);
@@ -298,7 +335,10 @@ impl Recorder {
         let mut text = Vec::new();
         let mut lines = incident.lines;
         let now = self.bases.last().map(|(_, base)| base);
-        for ledger in now.into_iter().flat_map(|now| now.ledgers_since(&incident.base)) {
+        for ledger in now
+            .into_iter()
+            .flat_map(|now| now.ledgers_since(&incident.base))
+        {
             serde_json::to_writer(&mut text, &ledger)?;
             text.push(b'\n');
             lines += 1;

@@ -6,8 +6,11 @@ use std::collections::{BTreeMap, HashMap};
 use queue_trace_common::queue::BUCKETS;
 
 use crate::{
-    agent::series::{Seen, SocketKey, key_of},
-    model::{Latency, Ledger, Line, Snapshot},
+    agent::series::{SocketKey, key_of},
+    model::{
+        ledger::{Ledger, Line},
+        snapshot::{Latency, Snapshot},
+    },
 };
 
 /// What had been counted when a recording begins.
@@ -29,21 +32,24 @@ struct Counted {
 
 impl Base {
     /// Of all listeners at a moment.
-    pub fn of(listeners: &[Seen]) -> Self {
-        let counted = |seen: &Seen| {
-            let accept = seen.snapshot.accept_queue.as_ref();
-            let syn = seen.snapshot.syn_queue.as_ref();
+    pub fn of(listeners: &[Snapshot]) -> Self {
+        let counted = |one: &Snapshot| {
+            let accept = one.accept_queue.as_ref();
+            let syn = one.syn_queue.as_ref();
             Counted {
                 full_us: accept.and_then(|queue| queue.full_us).unwrap_or(0),
                 full_times: accept.and_then(|queue| queue.full_times).unwrap_or(0),
                 accept_high: accept.and_then(|queue| queue.high_water).unwrap_or(0),
                 syn_high: syn.and_then(|queue| queue.high_water).unwrap_or(0),
-                waits: seen.waits.unwrap_or_default(),
+                waits: one.waits.unwrap_or_default(),
             }
         };
-        let key = |seen: &Seen| key_of(seen.snapshot.netns, &seen.snapshot.listener);
+        let key = |one: &Snapshot| key_of(one.netns, &one.listener);
         Self {
-            listeners: listeners.iter().map(|seen| (key(seen), counted(seen))).collect(),
+            listeners: listeners
+                .iter()
+                .map(|one| (key(one), counted(one)))
+                .collect(),
             ledgers: BTreeMap::new(),
         }
     }
@@ -51,7 +57,9 @@ impl Base {
     /// The ledgers of the time since another base.
     pub fn ledgers_since(&self, base: &Self) -> Vec<Ledger> {
         let ledgers = self.ledgers.values();
-        ledgers.map(|now| ledger_since(now, base.ledgers.get(&now.netns))).collect()
+        ledgers
+            .map(|now| ledger_since(now, base.ledgers.get(&now.netns)))
+            .collect()
     }
 }
 
@@ -66,7 +74,10 @@ fn ledger_since(now: &Ledger, before: Option<&Ledger>) -> Ledger {
             continue;
         };
         let since = Line {
-            kernel: line.kernel.zip(old.kernel).map(|(now, old)| now.saturating_sub(old)),
+            kernel: line
+                .kernel
+                .zip(old.kernel)
+                .map(|(now, old)| now.saturating_sub(old)),
             seen: line.seen.saturating_sub(old.seen),
         };
         // Packets that were on the way at one of the two looks are not missing.
@@ -79,8 +90,8 @@ fn ledger_since(now: &Ledger, before: Option<&Ledger>) -> Ledger {
 }
 
 /// A listener, with what was counted since the base. Without a base nothing is told of that.
-pub fn since(seen: &Seen, base: Option<&Base>) -> Snapshot {
-    let mut snapshot = seen.snapshot.clone();
+pub fn since(one: &Snapshot, base: Option<&Base>) -> Snapshot {
+    let mut snapshot = one.clone();
     // The lines `counts` of the recording have them.
     snapshot.drops = None;
     snapshot.counts = None;
@@ -91,12 +102,9 @@ pub fn since(seen: &Seen, base: Option<&Base>) -> Snapshot {
     let before = base.map(|base| base.listeners.get(&key).copied().unwrap_or_default());
     if let Some(queue) = &mut snapshot.accept_queue {
         let (full_us, times) = (queue.full_us.take(), queue.full_times.take());
-        match before {
-            Some(before) => {
-                queue.full_us = full_us.map(|us| us.saturating_sub(before.full_us));
-                queue.full_times = times.map(|times| times.saturating_sub(before.full_times));
-            }
-            None => {}
+        if let Some(before) = before {
+            queue.full_us = full_us.map(|us| us.saturating_sub(before.full_us));
+            queue.full_times = times.map(|times| times.saturating_sub(before.full_times));
         }
         if before.is_none_or(|before| queue.high_water <= Some(before.accept_high)) {
             queue.high_water = None;
@@ -109,12 +117,12 @@ pub fn since(seen: &Seen, base: Option<&Base>) -> Snapshot {
         queue.high_water = None;
         queue.high_water_time = None;
     }
-    if let (Some(before), Some(waits)) = (before, seen.waits) {
+    if let (Some(before), Some(waits)) = (before, one.waits) {
         let mut more = waits;
         for (more, before) in more.iter_mut().zip(before.waits) {
             *more = more.saturating_sub(before);
         }
-        let longest = seen.snapshot.accept_latency_us.and_then(|latency| latency.max);
+        let longest = one.accept_latency_us.and_then(|latency| latency.max);
         snapshot.accept_latency_us = latency(&more, longest);
     }
     snapshot

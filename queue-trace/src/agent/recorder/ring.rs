@@ -119,7 +119,10 @@ mod tests {
     use super::*;
 
     fn text(ring: &Ring) -> String {
-        let all: Vec<u8> = ring.pieces().flat_map(|piece| piece.bytes.clone()).collect();
+        let all: Vec<u8> = ring
+            .pieces()
+            .flat_map(|piece| piece.bytes.clone())
+            .collect();
         String::from_utf8(zstd::decode_all(&all[..]).unwrap()).unwrap()
     }
 
@@ -145,7 +148,9 @@ mod tests {
         let mut state = 1u64;
         for second in 0..50 {
             for _ in 0..100 {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 ring.line(format!("{state:x}").as_bytes());
             }
             ring.turn(Duration::from_secs(second)).unwrap();

@@ -8,10 +8,11 @@ use queue_trace_common::outcome::{
     SYNACK_RETRANSMITTED,
 };
 
+use super::super::rule::{Rule, names};
 use crate::diagnose::{
-    case::{Case, ENTERED, SYN_FULL, set_of},
+    case::{ACCEPT_FULL, Case, ENTERED, History, SYN_FULL, set_of},
     finding::Finding,
-    rules::Rule,
+    when::plural,
 };
 
 pub(super) fn closed(rule: &Rule, case: &Case) -> Vec<Finding> {
@@ -25,15 +26,33 @@ pub(super) fn closed(rule: &Rule, case: &Case) -> Vec<Finding> {
         let successor = case.listeners.keys().any(|other| {
             other.netns == key.netns && other.port == key.port && other.inode != key.inode
         });
-        let mut finding = Finding::new(
-            rule,
-            key.netns,
+        let grouped = history
+            .snapshot
+            .as_ref()
+            .is_some_and(|snapshot| snapshot.group.is_some());
+        let (connections, were) = (
+            plural(count, "connection"),
+            if count == 1 { "it was" } else { "each was" },
+        );
+        let mut finding = rule.finding(key,
             history,
             count,
             format!(
-                "The listener was closed with {count} connections that nobody had accepted: each was reset."
+                "The listener was closed with {connections} that nobody had accepted: {were} reset{}.",
+                if grouped {
+                    ", unless net.ipv4.tcp_migrate_req=1 gave them to a sibling of the SO_REUSEPORT group"
+                } else {
+                    ""
+                }
             ),
-        );
+        )
+        .between(history.time_of(set_of(&[QUEUE_DISCARDED])))
+        .because(format!("{connections} in the accept queue at close"));
+        if let (Some(deepest), Some(limit)) = (history.deepest, history.limit) {
+            finding = finding.because(format!(
+                "before that the queue was {deepest} deep at most, its limit was {limit}"
+            ));
+        }
         if late > 0 {
             finding = finding.because(format!("{late} more were just entering the queue"));
         }
@@ -41,27 +60,32 @@ pub(super) fn closed(rule: &Rule, case: &Case) -> Vec<Finding> {
             finding = finding
                 .because("another socket listens on the port as well: a restart or a reload");
         }
-        findings.push(
-            finding
-                .because(format!("{count} connections in the accept queue at close"))
-                .remedy(
-                    "hand the listening socket over at a restart: systemd socket activation, or the server's own reload (nginx -s reload, haproxy -sf)",
-                    "The queue then survives, as the socket is never closed.",
-                )
-                .remedy(
-                    "sysctl -w net.ipv4.tcp_migrate_req=1",
-                    "Linux 5.14 and newer, for SO_REUSEPORT groups only: what waits in a socket that closes goes to a sibling.",
-                ),
-        );
+        findings.push(finding.remedy(
+            "hand the listening socket over at a restart: systemd socket activation, or the server's own reload (nginx -s reload, haproxy -x with expose-fd listeners)",
+            "The queue then survives, as the socket is never closed. Else take the server out of the load balancer first and close when its queue is empty.",
+        ));
     }
     findings
+}
+
+/// Requests whose SYN-ACK was sent again, and those that expired: where timers are seen, by them; else
+/// by the requests in the SYN queue.
+fn unfinished(case: &Case, history: &History) -> (u64, u64, bool) {
+    let timers = set_of(&[SYNACK_RETRANSMITTED, REQUEST_EXPIRED]);
+    let again = history.count_of(SYNACK_RETRANSMITTED);
+    let expired = history.count_of(REQUEST_EXPIRED);
+    let in_queue = u64::from(history.unanswered.unwrap_or(0));
+    if case.tells(timers) {
+        (again, expired, true)
+    } else {
+        (again.max(in_queue), expired.max(in_queue), false)
+    }
 }
 
 pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, history) in &case.listeners {
-        let again = history.count_of(SYNACK_RETRANSMITTED);
-        let expired = history.count_of(REQUEST_EXPIRED);
+        let (again, expired, timers) = unfinished(case, history);
         let entered = history.count(ENTERED);
         // A flood leaves unanswered SYN-ACKs as well; that is another finding.
         let flooded = history.count(SYN_FULL) > 0;
@@ -71,25 +95,42 @@ pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
         if again < rule.threshold("SYN-ACKs sent again")
             || flooded
             || finished
-            || !case.tells(rule.needs)
+            || !rule.is_told(case)
         {
             continue;
         }
         // The timer also sends again what a full accept queue refused.
-        if history.count(crate::diagnose::case::ACCEPT_FULL) > 0 {
+        if history.count(ACCEPT_FULL) > 0 {
             continue;
         }
-        findings.push(
-            Finding::new(
-                rule,
-                key.netns,
-                history,
-                again + expired,
+        let (what, evidence) = if timers {
+            (
                 format!(
-                    "Clients' SYNs arrive, but their final ACKs do not: {again} SYN-ACKs were sent again and {expired} requests expired, while {entered} connections came in."
+                    "{again} SYN-ACKs were sent again and {expired} requests expired, while {entered} connections came in"
+                ),
+                format!(
+                    "{again} SYN-ACKs sent again, {expired} half-open requests expired, {entered} handshakes finished"
                 ),
             )
-            .because(format!("{again} SYN-ACKs sent again, {expired} half-open requests expired, {entered} handshakes finished"))
+        } else {
+            (
+                format!(
+                    "{again} half-open requests at once had waited so long that their SYN-ACK was sent again, while {entered} connections came in"
+                ),
+                format!(
+                    "{again} requests in the SYN queue are not young (ss -tn state syn-recv shows them), {entered} handshakes finished"
+                ),
+            )
+        };
+        let set = set_of(&[SYNACK_RETRANSMITTED, REQUEST_EXPIRED]);
+        findings.push(
+            rule.finding(key,
+                history,
+                again + expired,
+                format!("Clients' SYNs arrive, but their final ACKs do not: {what}."),
+            )
+            .between(history.time_of(set))
+            .because(evidence)
             .because("the SYN queue was never full, so it is no flood that fills it")
             .remedy(
                 format!("tcpdump -nni any 'tcp port {} and tcp[tcpflags] & (tcp-syn|tcp-ack) != 0'", key.port),
@@ -157,21 +198,25 @@ pub(super) fn otherwise(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, history) in &case.listeners {
         for (tag, command, caveat) in OTHERS {
-            let count = history.count_of(tag);
+            let mut count = history.count_of(tag);
+            if tag == SYN_DROPPED_OTHER {
+                // What is probably the rule of the last quarter is a finding of its own.
+                count = count.saturating_sub(history.in_last_quarter);
+            }
             let Some(outcome) = Outcome::of(tag).filter(|_| count > 0) else {
                 continue;
             };
             findings.push(
-                Finding::new(
-                    rule,
-                    key.netns,
+                rule.finding(
+                    key,
                     history,
                     count,
-                    format!("{count} times: {}.", outcome.says),
+                    format!("{}: {}.", plural(count, "time"), outcome.says),
                 )
+                .between(history.time_of(set_of(&[tag])))
                 .because(format!(
                     "{count} verdicts {}",
-                    super::names(set_of(&[tag])).join("")
+                    names(set_of(&[tag])).join("")
                 ))
                 .remedy(command, caveat),
             );

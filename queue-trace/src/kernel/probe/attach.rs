@@ -1,12 +1,12 @@
 //! Loads the kernel side and attaches it: programs to functions and tracepoints, filters into
 //! maps.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, net::Ipv6Addr};
 
 use anyhow::{Context, Result, anyhow};
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Map, lpm_trie},
+    maps::{MapData, lpm_trie},
     programs::{FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
 use bytemuck::bytes_of;
@@ -21,9 +21,10 @@ use crate::kernel::{
     host, mark, netns,
     netns::NetnsPath,
     plan::{Family, Plan},
-    probe::{functions, iterate, object},
-    selection::Selection,
+    probe::{delivery, functions, iterate, named::named, object},
+    selection::{self, Selection},
 };
+use crate::stopping;
 
 /// Why the kernel side could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,12 @@ pub enum AttachError {
         /// What the kernel said.
         why: String,
     },
+    /// A signal came while the kernel verified a program.
+    #[error("{0}")]
+    Interrupted(String),
+    /// Packets cannot be seen right before a socket decides on them; the rest may do.
+    #[error("{0}")]
+    Delivery(String),
     /// Nothing will do.
     #[error(transparent)]
     Other(#[from] anyhow::Error),
@@ -47,27 +54,31 @@ pub(super) fn attach(
     types: &Types,
     selection: &Selection,
 ) -> Result<(Ebpf, Vec<String>), AttachError> {
-    let mut ebpf = load(types, plan.hook_bits(), selection)?;
+    let sees_delivery = plan.family == Family::Tracepoint && plan.delivery.is_ok();
+    let mut ebpf = load_with(types, plan.hook_bits(), sees_delivery, selection)?;
     fill(&mut ebpf, "ADDRS", &selection.addrs)?;
     fill(&mut ebpf, "CLIENTS", &selection.clients)?;
 
     let btf = functions::of(types);
     let mut notes = Vec::new();
     if plan.family == Family::Tracepoint {
-        notes = attach_tracepoints(&mut ebpf, selection, &btf)?;
+        notes = attach_tracepoints(&mut ebpf, selection, sees_delivery, &btf)?;
     }
     if plan.family != Family::Tracepoint && host::is_realtime() {
         attach_tracepoint(&mut ebpf, "task_switched", "sched_switch")?;
     }
     for hook in &plan.hooks {
+        // The kernel takes its time to verify each, and nobody waits for the rest.
+        if stopping::is_asked() {
+            let ended = "ended by a signal before it was attached: nothing was watched";
+            return Err(AttachError::Other(anyhow!(ended)));
+        }
         let by_type = match plan.family {
             Family::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
             Family::Kprobe | Family::Tracepoint => None,
         };
-        attach_hook(&mut ebpf, hook, by_type).map_err(|error| AttachError::Refused {
-            hook: Some(hook),
-            why: reason(&error),
-        })?;
+        attach_hook(&mut ebpf, hook, by_type)
+            .map_err(|error| refused(Some(hook), reason(&error), &error))?;
     }
     if plan.hooks.iter().any(|hook| hook.index == hook::TIMER) {
         attach_tracepoint(&mut ebpf, "retransmit_synack", "tcp_retransmit_synack")?;
@@ -92,6 +103,16 @@ pub(super) fn load(
     attached: u32,
     selection: &Selection,
 ) -> Result<Ebpf, AttachError> {
+    load_with(types, attached, false, selection)
+}
+
+/// The same. `delivered`: see [`Kernel::delivered`].
+fn load_with(
+    types: &Types,
+    attached: u32,
+    delivered: bool,
+    selection: &Selection,
+) -> Result<Ebpf, AttachError> {
     let cpus = cpus()?;
     let fields = types.fields().map_err(anyhow::Error::from)?;
     // Softirqs of one CPU interrupt each other there; it does no harm where they do not.
@@ -101,6 +122,7 @@ pub(super) fn load(
         attached,
         softirqs_mix: realtime.into(),
         self_test: mark::own(),
+        delivered: delivered.into(),
         ..types.kernel().map_err(anyhow::Error::from)?
     };
     let cast = object::cast(types);
@@ -170,8 +192,16 @@ fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), Pr
 fn attach_tracepoints(
     ebpf: &mut Ebpf,
     selection: &Selection,
+    sees_delivery: bool,
     btf: &Result<Btf>,
 ) -> Result<Vec<String>, AttachError> {
+    if sees_delivery {
+        attach_tracepoint_twice(ebpf, "socket_state", "inet_sock_set_state")?;
+        attach_packets(ebpf)?;
+        // Last: the end of what it begins is seen from now on.
+        delivery::attach(ebpf).map_err(|error| AttachError::Delivery(format!("{error:#}")))?;
+        return Ok(Vec::new());
+    }
     // Listeners first, then the packets that need them.
     attach_tracepoint_twice(ebpf, "socket_state", "inet_sock_set_state")?;
     let found = match btf {
@@ -184,11 +214,15 @@ fn attach_tracepoints(
             "listeners that existed before are known by their port only: {error:#}"
         )],
     };
+    attach_packets(ebpf)?;
+    Ok(notes)
+}
+
+fn attach_packets(ebpf: &mut Ebpf) -> Result<(), AttachError> {
     // What sets baselines before what needs them.
     attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
     attach_tracepoint_twice(ebpf, "packet_consumed", "consume_skb")?;
-    attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")?;
-    Ok(notes)
+    attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")
 }
 
 /// The program, and after it the one that does what the first was kept from.
@@ -207,9 +241,9 @@ fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), A
         program.attach(name)?;
         Ok(())
     };
-    attach().map_err(|error| AttachError::Refused {
-        hook: None,
-        why: format!("tracepoint {name}: {}", reason(&error)),
+    attach().map_err(|error| {
+        let why = format!("tracepoint {name}: {}", reason(&error));
+        refused(None, why, &error)
     })
 }
 
@@ -249,41 +283,92 @@ fn log_sizes(ebpf: &Ebpf) {
     }
 }
 
-pub(super) fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {
-    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)
-}
-
-pub(super) fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<T>
-where
-    T::Error: std::error::Error + Send + Sync + 'static,
-{
-    let map = ebpf
-        .take_map(name)
-        .with_context(|| format!("the kernel side has no map {name}"))?;
-    T::try_from(map).with_context(|| format!("the map {name} is not what it should be"))
-}
-
-/// Puts networks into a trie; IPv4 as `::ffff:a.b.c.d`.
+/// Puts networks into a trie.
 fn fill(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<()> {
-    let map = ebpf
-        .map_mut(name)
-        .with_context(|| format!("the kernel side has no map {name}"))?;
-    let mut trie: lpm_trie::LpmTrie<_, Address, u8> = map.try_into()?;
-    for network in networks {
-        let (bits, address) = match network {
-            IpNet::V4(v4) => (96 + v4.prefix_len(), v4.network().to_ipv6_mapped()),
-            IpNet::V6(v6) => (v6.prefix_len(), v6.network()),
-        };
-        let key = lpm_trie::Key::new(u32::from(bits), address.octets());
-        trie.insert(&key, 1, 0)
-            .with_context(|| format!("cannot filter on {network}"))?;
+    let mut trie = trie(ebpf, name)?;
+    for prefix in selection::prefixes(networks) {
+        let (bits, address) = prefix;
+        trie.insert(&key(prefix), 1, 0)
+            .with_context(|| format!("cannot filter on {address}/{bits}"))?;
     }
     Ok(())
 }
 
+type Trie<'a> = lpm_trie::LpmTrie<&'a mut MapData, Address, u8>;
+
+fn trie<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<Trie<'a>> {
+    let map = ebpf
+        .map_mut(name)
+        .with_context(|| format!("the kernel side has no map {name}"))?;
+    Ok(map.try_into()?)
+}
+
+/// A row of a trie: how many bits of which address.
+pub(super) type Prefix = (u32, Ipv6Addr);
+
+fn key((bits, address): Prefix) -> lpm_trie::Key<Address> {
+    lpm_trie::Key::new(bits, address.octets())
+}
+
+/// Adds those networks to a trie that it does not have, and gives what was added.
+pub(super) fn add(ebpf: &mut Ebpf, name: &str, networks: &[IpNet]) -> Result<Vec<Prefix>> {
+    /// `BPF_NOEXIST` of linux/bpf.h.
+    const ONLY_NEW: u64 = 1;
+    let mut trie = trie(ebpf, name)?;
+    let mut added = Vec::new();
+    for prefix in selection::prefixes(networks) {
+        // The user may filter on the same one, which then stays.
+        if trie.insert(&key(prefix), 1, ONLY_NEW).is_ok() {
+            added.push(prefix);
+        }
+    }
+    Ok(added)
+}
+
+/// Removes from a trie what was added.
+pub(super) fn remove(ebpf: &mut Ebpf, name: &str, added: &[Prefix]) -> Result<()> {
+    let mut trie = trie(ebpf, name)?;
+    for prefix in added {
+        trie.remove(&key(*prefix)).with_context(|| {
+            let (bits, address) = prefix;
+            format!("cannot stop to let {address}/{bits} through the filter")
+        })?;
+    }
+    Ok(())
+}
+
+/// What a refusal means: the kernel's own, or something about this process or this moment, which
+/// another way to attach would meet as well.
+fn refused(hook: Option<&'static Hook>, why: String, error: &ProgramError) -> AttachError {
+    use rustix::io::Errno;
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    let mut errno = None;
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>();
+        errno = io.and_then(Errno::from_io_error).or(errno);
+        cause = error.source();
+    }
+    match errno {
+        // A signal ends a verification (EAGAIN), and the library's second attempt, which
+        // fetches the verifier's log, finds no room for that of a good program.
+        Some(Errno::AGAIN | Errno::INTR | Errno::NOSPC) => AttachError::Interrupted(why),
+        Some(Errno::MFILE) => AttachError::Other(anyhow!(
+            "this process may not open as many files as attaching takes (some 200): raise \
+             its limit (ulimit -n, LimitNOFILE= in a unit)"
+        )),
+        Some(Errno::NFILE) => AttachError::Other(anyhow!(
+            "this machine has no room for more open files: raise fs.file-max"
+        )),
+        Some(Errno::NOMEM) => AttachError::Other(anyhow!(
+            "the kernel has no memory for it ({why}): raise the memory limit of its cgroup"
+        )),
+        _ => AttachError::Refused { hook, why },
+    }
+}
+
 /// The kernel's reason without the library's wrapping: the last cause, and the last
 /// lines of the verifier's log where there is one.
-fn reason(error: &ProgramError) -> String {
+pub(super) fn reason(error: &ProgramError) -> String {
     if let ProgramError::LoadError {
         io_error,
         verifier_log,
@@ -296,7 +381,7 @@ fn reason(error: &ProgramError) -> String {
         }
         let tail: Vec<_> = tail.into_iter().rev().collect();
         return format!(
-            "the kernel refuses the program: {io_error}: {}",
+            "the kernel's verifier refuses the program: {io_error}; its last words: {}",
             tail.join(" | ")
         );
     }

@@ -13,7 +13,7 @@ use queue_trace_common::outcome;
 use crate::lab::{
     Ending, Pace,
     raw::Peer,
-    scenario::{Scenario, traffic::Traffic},
+    scenario::{stage::Scenario, traffic::Traffic},
 };
 
 const COOKIES: &str = "net.ipv4.tcp_syncookies";

@@ -7,10 +7,10 @@ use std::{
 
 use queue_trace_common::{
     counter::{COOKIE_RECV, COUNTERS},
-    outcome::Step,
+    outcome::{Outcome, Step},
 };
 
-use crate::lab::scenario::*;
+use crate::lab::{Family, Netns, scenario::*};
 
 /// The kernel's counters that one such decision moves, each by one. The cookies of
 /// the laboratory are the kernel's own, which it counts when they come back.

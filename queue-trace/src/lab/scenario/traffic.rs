@@ -8,7 +8,7 @@ use queue_trace_common::outcome::OUTCOMES;
 use crate::lab::{
     Connect, Ending, Family, Pace, connect_each, half_open,
     raw::{Answer, Flood, Peer, Wire, flood},
-    scenario::{Imposed, Report},
+    scenario::report::{Imposed, Report},
 };
 
 /// Within it an answer on `lo` comes even on a slow, emulated machine.

@@ -1,7 +1,12 @@
 //! Runtimes and servers that listen with a backlog nobody chose. The limit alone does
 //! not prove it, so it is named only if the owner is that program as well.
 
-use crate::listeners::language;
+use super::snapshot::Snapshot;
+
+/// Compiled by Go.
+pub const GO: &str = "Go";
+/// Compiled by Rust.
+pub const RUST: &str = "Rust";
 
 /// A default backlog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +24,7 @@ pub struct Default {
 }
 
 /// The kernel caps every one of them at `net.core.somaxconn`.
-pub static DEFAULTS: [Default; 20] = [
+pub static DEFAULTS: [Default; 21] = [
     Default {
         name: "Java",
         programs: &["java"],
@@ -53,7 +58,8 @@ pub static DEFAULTS: [Default; 20] = [
     Default {
         name: "PHP-FPM",
         programs: &["php-fpm"],
-        backlog: Some(511),
+        // It asks for -1, which is as much as can be.
+        backlog: None,
         remedy: "listen.backlog of the pool",
     },
     Default {
@@ -85,6 +91,12 @@ pub static DEFAULTS: [Default; 20] = [
         programs: &["python", "gunicorn", "uvicorn"],
         backlog: Some(2048),
         remedy: "--backlog",
+    },
+    Default {
+        name: "uWSGI",
+        programs: &["uwsgi"],
+        backlog: Some(100),
+        remedy: "--listen",
     },
     Default {
         name: "Puma",
@@ -124,45 +136,90 @@ pub static DEFAULTS: [Default; 20] = [
     },
     Default {
         name: "Go's net.Listen()",
-        programs: &[language::GO],
+        programs: &[GO],
         backlog: None,
         remedy: "net.core.somaxconn, as of the program's start",
     },
     Default {
         name: "Rust's standard library",
-        programs: &[language::RUST],
+        programs: &[RUST],
         backlog: Some(128),
         remedy: "a listener made by socket2, whose listen() takes a backlog",
     },
     Default {
         name: "Tokio",
-        programs: &[language::RUST],
+        programs: &[RUST],
         backlog: Some(1024),
         remedy: "TcpSocket, whose listen() takes a backlog",
     },
 ];
 
-/// The default that explains a limit, if one of the owner's names is that of the runtime.
+/// What `net.core.somaxconn` is if nobody sets it: before Linux 5.4, and since.
+const SOMAXCONN: [u32; 2] = [128, 4096];
+
+/// Whether a limit may be a `net.core.somaxconn` that nobody set.
+#[must_use]
+pub fn is_default_somaxconn(limit: u32) -> bool {
+    SOMAXCONN.contains(&limit)
+}
+
+/// The default that explains a limit, if one of the owner's names is that of the runtime. None where
+/// the limit may as well be `net.core.somaxconn`, now or when it was set: a runtime that asks
+/// for more has that limit too.
 #[must_use]
 pub fn of<'a>(
     limit: u32,
     somaxconn: Option<u32>,
     names: impl IntoIterator<Item = &'a str> + Clone,
 ) -> Option<&'static Default> {
+    let is_somaxconn = somaxconn == Some(limit) || is_default_somaxconn(limit);
     DEFAULTS.iter().find(|default| {
-        default.backlog.or(somaxconn) == Some(limit)
-            && names.clone().into_iter().any(|name| {
-                default
-                    .programs
-                    .iter()
-                    .any(|program| name.starts_with(program))
-            })
+        let fits = match default.backlog {
+            Some(backlog) => backlog == limit && !is_somaxconn,
+            None => somaxconn == Some(limit),
+        };
+        fits && default.runs_as(names.clone())
     })
+}
+
+/// The default that a backlog is which listen() was given.
+#[must_use]
+pub fn asked_for<'a>(
+    backlog: i32,
+    names: impl IntoIterator<Item = &'a str> + Clone,
+) -> Option<&'static Default> {
+    let asked = u32::try_from(backlog).ok();
+    DEFAULTS.iter().find(|default| {
+        default.backlog.is_some() && default.backlog == asked && default.runs_as(names.clone())
+    })
+}
+
+/// Where the owner of a listener takes its backlog from, if its program is a known one.
+#[must_use]
+pub fn setting(snapshot: &Snapshot) -> Option<&'static str> {
+    let named = snapshot.default_of.as_deref();
+    let named = DEFAULTS.iter().find(|default| Some(default.name) == named);
+    let processes = snapshot.processes.iter().flatten();
+    let names: Vec<&str> = processes.map(|process| process.comm.as_str()).collect();
+    let mut by_name = DEFAULTS
+        .iter()
+        .filter(|default| default.runs_as(names.iter().copied()));
+    named
+        .or_else(|| by_name.next().filter(|_| by_name.next().is_none()))
+        .map(|default| default.remedy)
+}
+
+impl Default {
+    fn runs_as<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> bool {
+        let runs = |name: &str| self.programs.iter().any(|p| name.starts_with(p));
+        names.into_iter().any(runs)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::socket::Process;
 
     #[test]
     fn limit_and_owner_must_both_fit() {
@@ -171,14 +228,45 @@ mod tests {
         assert_eq!(name(51, "java"), None);
         assert_eq!(name(50, "nginx"), None);
         assert_eq!(name(511, "node"), Some("Node.js"));
-        assert_eq!(name(511, "php-fpm8.2"), Some("PHP-FPM"));
         assert_eq!(name(5, "python3.11"), Some("Python's socketserver"));
         assert_eq!(name(4096, "Go"), Some("Go's net.Listen()"));
-        assert_eq!(name(128, "Go"), None);
-        assert_eq!(name(128, "Rust"), Some("Rust's standard library"));
+        assert_eq!(name(1024, "Rust"), Some("Tokio"));
         assert_eq!(
             of(511, None, ["MainThread", "node"]).map(|d| d.name),
             Some("Node.js")
+        );
+    }
+
+    /// A limit that may be a somaxconn is nobody's default, unless the call was seen.
+    #[test]
+    fn a_somaxconn_is_no_default() {
+        assert_eq!(of(128, Some(4096), ["python3"]), None);
+        assert_eq!(of(511, Some(511), ["redis-server"]), None);
+        let asked = |backlog| asked_for(backlog, ["python3"]).map(|default| default.name);
+        assert_eq!(asked(128), Some("Python's socket.listen()"));
+        assert_eq!(asked(-1), None);
+    }
+
+    #[test]
+    fn a_remedy_names_the_setting_of_the_program() {
+        let of = |comm: &str, default_of: Option<&str>| {
+            let snapshot = Snapshot {
+                processes: Some(vec![Process {
+                    pid: 1,
+                    comm: comm.to_owned(),
+                }]),
+                default_of: default_of.map(str::to_owned),
+                ..Snapshot::default()
+            };
+            setting(&snapshot)
+        };
+        assert_eq!(of("nginx", None), Some("backlog= of the listen directive"));
+        assert_eq!(of("unknown", None), None);
+        // Several runtimes have this name.
+        assert_eq!(of("java", None), None);
+        assert_eq!(
+            of("java", Some("Tomcat")),
+            Some("acceptCount of the Connector")
         );
     }
 }

@@ -1,0 +1,345 @@
+//! Tracepoint mode where the kernel shows each packet to a program right before the socket
+//! that it was looked up for decides on it: then the listener is known, not looked for.
+//!
+//! The program is one of type `cgroup_skb/ingress` at the root of the cgroups, which runs in
+//! the socket's own filter: after the lookup (redirection, devices, groups, programs that
+//! select), before `tcp_conn_request` and `tcp_check_req`. It opens a frame; the end of the
+//! same buffer closes it, and what the counters did in between was done for this packet. It
+//! is in the packets' way, so it says yes to all of them.
+//!
+//! ICMP errors reach no socket's filter. Their frame is opened where they are received.
+
+use aya_ebpf::{
+    bindings::__sk_buff, helpers::generated, macros::cgroup_skb, programs::SkBuffContext,
+};
+use queue_trace_common::{
+    counter::{
+        ALL, COOKIE_FAILED, COOKIE_RECV, COOKIE_SENT, DROP, EMBRYONIC_RST, Moved, OVERFLOW,
+        QUEUE_DROP,
+    },
+    field, outcome,
+    queue::QueueKey,
+    settings::typed,
+};
+
+use super::packets::Freed;
+use crate::{
+    emit::{self, Verdict},
+    filter, frame,
+    queues::gauge,
+    read::{
+        counters::{self, Movement},
+        memory::{self, Plain, Pointer, Typed},
+        packet::{self, Packet, Peer, flag},
+        socket::{self, Identity},
+    },
+    state::{config, maps::DELIVERED, tally, types::Delivered},
+    steps::syn,
+};
+
+/// What tells the frame's listener from others.
+#[inline(always)]
+fn identity(frame: &Delivered) -> Identity {
+    Identity {
+        inode: frame.inode,
+        netns_cookie: frame.netns_cookie,
+        netns: frame.netns,
+        port: frame.port,
+    }
+}
+
+/// This CPU's.
+#[inline(always)]
+fn delivered() -> Option<&'static mut Delivered> {
+    // SAFETY: this CPU's copy. Packets are delivered and end with bottom halves off, one
+    // after the other; what frees other buffers elsewhere compares one word and leaves.
+    DELIVERED.get_ptr_mut(0).map(|place| unsafe { &mut *place })
+}
+
+#[cgroup_skb(ingress)]
+fn packet_delivered(ctx: SkBuffContext) -> i32 {
+    enter(ctx.skb.skb);
+    1
+}
+
+/// A packet is about to be handed to a socket.
+#[inline(always)]
+fn enter(skb: *mut __sk_buff) {
+    let (_, _, listen) = config::tcp_states();
+    // SAFETY: the context of this program type; the verifier checks each access.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return;
+    }
+    // SAFETY: as above; the verifier knows this pointer for a socket's beginning.
+    if unsafe { (*sk).state } != u32::from(listen) {
+        return;
+    }
+    // SAFETY: takes a socket, and gives it its type if it is one of TCP.
+    let sk = unsafe { generated::bpf_skc_to_tcp_sock(sk.cast()) };
+    if sk.is_null() {
+        return;
+    }
+    let sk = Typed(sk as u64);
+    if !filter::port(sk) || !filter::netns_of(sk) {
+        return;
+    }
+    let (Some(offset), Some(frame)) = (frame::cpu_offset(), delivered()) else {
+        return;
+    };
+    let skb = memory::plain(skb as u64);
+    if frame.skb != 0 {
+        left_open(frame);
+    }
+    let net = sk.follow(field::SK_NET);
+    let counters = counters::of(net, offset, &mut frame.counters);
+    if !counters::read(&mut frame.before, counters, ALL) {
+        return;
+    }
+    let Identity {
+        inode,
+        netns_cookie,
+        netns,
+        port,
+    } = Identity::of(sk, net);
+    frame.inode = inode;
+    frame.netns_cookie = netns_cookie;
+    frame.netns = netns;
+    frame.port = port;
+    frame.flags = packet::flags(skb);
+    frame.child = 0;
+    frame.net = net.address();
+    frame.sk = sk.address();
+    frame.skb = skb;
+}
+
+/// A packet was received. An ICMP error will reach no socket.
+#[inline(always)]
+pub fn received(skb: u64) {
+    if packet::is_icmp_error(skb) {
+        icmp(skb);
+    }
+}
+
+/// Opens a frame for an ICMP error. Rare, so a function of its own.
+#[inline(never)]
+fn icmp(skb: u64) {
+    let net = Plain(skb).follow(field::SKB_DEV).follow(field::DEV_NET);
+    let (Some(offset), Some(frame)) = (frame::cpu_offset(), delivered()) else {
+        return;
+    };
+    let (ports, _, _) = config::filters();
+    // Which port the error is about is inside it, and not looked for.
+    if ports || !filter::netns(net) {
+        return;
+    }
+    if frame.skb != 0 {
+        left_open(frame);
+    }
+    let counters = counters::of(net, offset, &mut frame.counters);
+    if !counters::read(&mut frame.before, counters, ALL) {
+        return;
+    }
+    let Identity {
+        inode,
+        netns_cookie,
+        netns,
+        port,
+    } = Identity::at_port(net, 0);
+    frame.inode = inode;
+    frame.netns_cookie = netns_cookie;
+    frame.netns = netns;
+    frame.port = port;
+    frame.flags = 0;
+    frame.child = 0;
+    frame.net = net.0;
+    frame.sk = 0;
+    frame.skb = skb;
+}
+
+/// A frame is open although a packet comes: the kernel kept its packet, or looks up the socket of
+/// the same one again, or the program that should have seen the end was kept from running. What
+/// moved was moved for it.
+#[inline(never)]
+fn left_open(frame: &mut Delivered) {
+    settle(frame, 0, Freed::Unseen);
+}
+
+/// A packet was freed. If it is the one in hand, its verdict is told.
+#[inline(always)]
+pub fn freed(skb: u64, how: Freed) {
+    let Some(frame) = delivered() else { return };
+    if frame.skb == skb {
+        settle(frame, skb, how);
+    }
+}
+
+/// Closes a frame and tells the verdict. `skb` 0: the packet cannot be read any more.
+#[inline(always)]
+fn settle(frame: &mut Delivered, skb: u64, how: Freed) {
+    frame.skb = 0;
+    if !counters::read(&mut frame.after, frame.counters, ALL) {
+        return;
+    }
+    let movement = Movement::between(&frame.before, &frame.after, ALL);
+    let moved = movement.moved;
+    let Some(outcome) = decide(frame, how, moved) else {
+        return;
+    };
+    let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
+    if movement.more_than_once {
+        tally::lost(|loss| &mut loss.ambiguous);
+    }
+    if !emit::matters(outcome, moved) || skb != 0 && !filter::addresses(skb) {
+        return;
+    }
+    let key = QueueKey {
+        sk: frame.sk,
+        inode: frame.inode,
+    };
+    if outcome == outcome::QUEUED {
+        gauge::syn_rose(&key);
+    }
+    if outcome == outcome::ESTABLISHED_FAST_OPEN {
+        rose(frame);
+    }
+    emit::verdict(
+        &Verdict {
+            outcome,
+            moved,
+            count: 1,
+            sk: frame.sk,
+            net: frame.net,
+            listener: identity(frame),
+            by_softirq: true,
+            retransmits: 0,
+        },
+        || {
+            if skb == 0 || frame.sk == 0 {
+                return None;
+            }
+            Packet::of(skb).map(Peer::from)
+        },
+    );
+}
+
+/// A connection entered the listener's accept queue.
+#[inline(always)]
+fn rose(frame: &Delivered) {
+    let key = QueueKey {
+        sk: frame.sk,
+        inode: frame.inode,
+    };
+    let (depth, limit) = match Typed::cast(frame.sk, typed::LISTENER) {
+        Some(sk) => gauge::accept_queue(sk),
+        None => gauge::accept_queue(Plain(frame.sk)),
+    };
+    gauge::accept_rose(&key, depth, limit);
+}
+
+/// The verdict, from the counters that the packet moved and how it ended.
+#[inline(always)]
+fn decide(frame: &Delivered, how: Freed, moved: Moved) -> Option<u8> {
+    if frame.sk == 0 {
+        return (moved == DROP).then_some(outcome::REQUEST_ABORTED);
+    }
+    if frame.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN {
+        if moved & OVERFLOW != 0 {
+            return Some(outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL);
+        }
+        if moved & QUEUE_DROP != 0 {
+            return Some(outcome::SYN_DROPPED_SYN_QUEUE_FULL);
+        }
+        if moved & COOKIE_SENT != 0 && moved & DROP == 0 {
+            return Some(syn::cookie_cause(Plain(frame.net)));
+        }
+        if moved & DROP != 0 {
+            return Some(outcome::SYN_DROPPED_OTHER);
+        }
+        if how != Freed::Consumed {
+            return None;
+        }
+        // Every SYN that `tcp_conn_request` has had is consumed.
+        return Some(if frame.child == 0 {
+            outcome::QUEUED
+        } else {
+            outcome::ESTABLISHED_FAST_OPEN
+        });
+    }
+    if moved & OVERFLOW != 0 {
+        return Some(if moved & COOKIE_RECV != 0 {
+            outcome::COOKIE_DROPPED_ACCEPT_QUEUE_FULL
+        } else if moved & EMBRYONIC_RST != 0 {
+            outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET
+        } else {
+            outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL
+        });
+    }
+    if moved & COOKIE_FAILED != 0 {
+        return Some(outcome::COOKIE_FAILED_INVALID);
+    }
+    if moved & COOKIE_RECV != 0 {
+        return Some(outcome::COOKIE_DROPPED_OTHER);
+    }
+    if frame.child != 0 && !is_listening(frame.sk) {
+        return Some(outcome::ACK_DROPPED_LISTENER_CLOSING);
+    }
+    (moved & DROP != 0).then_some(outcome::ACK_DROPPED_OTHER)
+}
+
+#[inline(always)]
+fn is_listening(sk: u64) -> bool {
+    let (_, _, listen) = config::tcp_states();
+    memory::value::<u8>(sk, field::SK_STATE) == listen
+}
+
+/// A connection was made for the packet in hand.
+#[inline(always)]
+pub fn made(child: u64) {
+    if let Some(frame) = delivered()
+        && frame.skb != 0
+    {
+        frame.child = child;
+    }
+}
+
+/// A connection is established. In the frame of its ACK, unless it came by fast open, which
+/// was told at its SYN.
+#[inline(always)]
+pub fn completed(child: u64) {
+    let Some(frame) = delivered() else { return };
+    if frame.skb == 0 || frame.child != child {
+        return;
+    }
+    frame.skb = 0;
+    if !counters::read(&mut frame.after, frame.counters, ALL) {
+        return;
+    }
+    const RECV: usize = COOKIE_RECV.trailing_zeros() as usize;
+    let (outcome, moved) = if frame.before[RECV] == frame.after[RECV] {
+        (outcome::ESTABLISHED_HANDSHAKE, 0)
+    } else {
+        (outcome::ESTABLISHED_COOKIE, COOKIE_RECV)
+    };
+    let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
+    let Some(peer) = socket::peer_of(child) else {
+        return;
+    };
+    if !filter::pair(&peer.local, &peer.client) {
+        return;
+    }
+    rose(frame);
+    emit::verdict(
+        &Verdict {
+            outcome,
+            moved,
+            count: 1,
+            sk: frame.sk,
+            net: frame.net,
+            listener: identity(frame),
+            by_softirq: true,
+            retransmits: 0,
+        },
+        || Some(peer),
+    );
+}

@@ -1,0 +1,138 @@
+//! The episodes that go on, as the diagnosis tells them.
+
+use serde_json::{Map, Value};
+
+use super::series::{SocketKey, key_of};
+use crate::{
+    diagnose::{
+        detector::{Change as Episode, Episodes, Key},
+        timeline::Timeline,
+    },
+    model::{
+        clock::{monotonic_now, wall_now},
+        event::Event,
+        lines::Counts,
+        socket::Listener,
+    },
+};
+use queue_trace_common::outcome::Set;
+
+/// A listener in trouble.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Troubled {
+    /// Which.
+    pub key: SocketKey,
+    /// Its namespace.
+    pub netns: u32,
+    /// The listener.
+    pub listener: Listener,
+    /// Which trouble.
+    pub trouble: &'static str,
+    /// What is known of the episode, as in the diagnosis.
+    pub numbers: Map<String, Value>,
+}
+
+/// What became of an episode.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// It began.
+    Began(Box<Troubled>),
+    /// It ended.
+    Ended(Box<Troubled>),
+}
+
+/// Listeners in trouble that are followed.
+const ROOM: usize = 256;
+
+/// The episodes.
+#[derive(Debug)]
+pub struct Troubles {
+    clock: Timeline,
+    episodes: Episodes,
+    open: u64,
+}
+
+impl Troubles {
+    /// Where outcomes of this set are seen.
+    #[must_use]
+    pub fn new(observable: Set) -> Self {
+        Self {
+            clock: Timeline::default(),
+            episodes: Episodes::new(observable, ROOM),
+            open: 0,
+        }
+    }
+
+    /// How many episodes go on.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.open
+    }
+
+    /// Takes in an event.
+    pub fn event(&mut self, event: &Event) -> Vec<Change> {
+        let at = self.clock.event(event);
+        let changes = self.episodes.event(event, at);
+        self.changed(changes)
+    }
+
+    /// Takes in counts.
+    pub fn counts(&mut self, counts: &Counts) -> Vec<Change> {
+        let at = self.now();
+        let changes = self
+            .episodes
+            .counts(counts.netns, &counts.listener, &counts.outcomes, at);
+        self.changed(changes)
+    }
+
+    /// Once a second.
+    pub fn second(&mut self) -> Vec<Change> {
+        let at = self.now();
+        let changes = self.episodes.tick(at);
+        self.changed(changes)
+    }
+
+    fn now(&mut self) -> i128 {
+        self.clock.exactly(monotonic_now(), wall_now())
+    }
+
+    fn changed(&mut self, changes: Vec<(Key, Episode)>) -> Vec<Change> {
+        let changes = changes.into_iter().map(|(key, change)| {
+            let listener = self.episodes.of(&key).map(|(listener, _)| *listener);
+            let listener = listener.unwrap_or(Listener {
+                port: key.port,
+                inode: key.inode,
+                ..Listener::default()
+            });
+            let (episode, began) = match change {
+                Episode::Began(episode) => (episode, true),
+                Episode::Ended(episode) => (episode, false),
+            };
+            let mut numbers = match serde_json::to_value(&episode) {
+                Ok(Value::Object(numbers)) => numbers,
+                _ => Map::new(),
+            };
+            // It has a place of its own in the line.
+            numbers.remove("trouble");
+            if began {
+                // All else is about one packet.
+                numbers.retain(|name, _| name == "begin");
+            }
+            let troubled = Box::new(Troubled {
+                key: key_of(key.netns, &listener),
+                netns: key.netns,
+                listener,
+                trouble: episode.trouble.name(),
+                numbers,
+            });
+            if began {
+                self.open += 1;
+                Change::Began(troubled)
+            } else {
+                self.open = self.open.saturating_sub(1);
+                Change::Ended(troubled)
+            }
+        });
+        changes.collect()
+    }
+}

@@ -1,0 +1,186 @@
+//! One socket of a `SO_REUSEPORT` group that refuses while its siblings take connections.
+
+use super::{super::rule::Rule, evidence::with_queue};
+use crate::{
+    diagnose::{
+        case::{ACCEPT_FULL, Case, ENTERED, History, Key},
+        episode::{Episode, Pattern, Trouble},
+        finding::Finding,
+        when::{When, refused},
+    },
+    model::{clock::NS_PER_SECOND, snapshot::Snapshot},
+};
+
+/// The rule's thresholds, by name in the registry.
+pub(super) const LASTS: u64 = 2;
+pub(super) const TOOK: u64 = 5;
+pub(super) const REFUSED_PERCENT: u64 = 10;
+
+/// The members of a group that go on while one is stuck.
+#[derive(Default)]
+struct Siblings {
+    count: usize,
+    took: u64,
+    refused: u64,
+}
+
+/// Whether by tracepoints alone the socket within a group was guessed.
+fn is_guessed(case: &Case) -> bool {
+    let header = case.header.as_ref();
+    header.is_some_and(|header| {
+        let limits = header.attach.limits.iter();
+        header.attach.family == "tracepoint"
+            && limits.clone().any(|limit| limit.contains("SO_REUSEPORT"))
+    })
+}
+
+/// The other sockets of the same address.
+fn siblings<'a>(
+    case: &'a Case,
+    key: &'a Key,
+    history: &'a History,
+) -> impl Iterator<Item = (&'a Key, &'a History)> {
+    case.listeners
+        .iter()
+        .filter(move |(other, _)| {
+            other.netns == key.netns
+                && other.port == key.port
+                && other.inode != key.inode
+                && other.inode.is_some()
+        })
+        .filter(move |(_, sibling)| sibling.listener.addr == history.listener.addr)
+}
+
+/// Episodes of a socket that does not take what falls to it.
+fn stuck(case: &Case, history: &History) -> Option<When> {
+    let is_stuck = |episode: &Episode| {
+        let lasts = episode.duration_ns() >= i128::from(LASTS) * NS_PER_SECOND;
+        let pattern = episode.pattern(case.told);
+        lasts && matches!(pattern, Pattern::TookNothing | Pattern::Unclear)
+    };
+    let patterns = [Pattern::TookNothing];
+    When::of(history, Trouble::AcceptQueueFull, is_stuck, &patterns)
+}
+
+/// The siblings that went on, if the listener is stuck among them.
+fn alive(case: &Case, key: &Key, history: &History) -> Option<(When, Siblings)> {
+    key.inode?;
+    let when = stuck(case, history)?;
+    let (from, to) = when.span();
+    let mut alive = Siblings::default();
+    siblings(case, key, history)
+        // At the same time, so that it is no successor.
+        .filter(|(_, sibling)| {
+            sibling
+                .time_of(ENTERED)
+                .is_some_and(|(first, last)| first <= to && last >= from)
+        })
+        .map(|(_, sibling)| (sibling.count(ENTERED), sibling.count(ACCEPT_FULL)))
+        .filter(|(took, refused)| {
+            let most = took.saturating_mul(REFUSED_PERCENT);
+            *took > 0 && refused.saturating_mul(100 - REFUSED_PERCENT) <= most
+        })
+        .for_each(|(took, refused)| {
+            alive.count += 1;
+            alive.took = alive.took.saturating_add(took);
+            alive.refused = alive.refused.saturating_add(refused);
+        });
+    (alive.took >= TOOK).then_some((when, alive))
+}
+
+/// Whether the listener is a stuck one of a group.
+pub(super) fn is_stuck(case: &Case, key: &Key, history: &History) -> bool {
+    !is_guessed(case) && alive(case, key, history).is_some()
+}
+
+pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (key, history) in &case.listeners {
+        if is_guessed(case) {
+            continue;
+        }
+        let Some((when, siblings)) = alive(case, key, history) else {
+            continue;
+        };
+        let refused_by_them = match siblings.refused {
+            0 => "none".to_owned(),
+            refused => refused.to_string(),
+        };
+        let inode = key.inode.unwrap_or(0);
+        let mut finding = rule.finding(key,
+            history,
+            when.packets(),
+            format!(
+                "One socket of a SO_REUSEPORT group (inode {inode}) is stuck: {} that fell to it refused, \
+                 while {} of its siblings took {} connections and refused {refused_by_them}.",
+                refused(when.first()),
+                siblings.count,
+                siblings.took
+            ),
+        )
+        .at(&when);
+        let place = history
+            .snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.group);
+        if let Some(group) = place {
+            finding = finding.because(format!(
+                "it is number {} of a group of {}",
+                group.index, group.size
+            ));
+        }
+        finding = with_queue(finding, history, Some(when.first()));
+        if let Some(words) = history.snapshot.as_ref().and_then(Snapshot::thread_words) {
+            finding = finding.because(format!(
+                "what its threads did instead, when it was looked at last: {words}"
+            ));
+        }
+        findings.push(
+            finding
+                .remedy(
+                    format!("ss -ltnpe 'sport = :{}' | grep -w ino:{inode}", key.port),
+                    "Names the process that holds this socket. See what it waits for (cat /proc/PID/task/*/wchan), then restart that worker alone.",
+                )
+                .remedy(
+                    "let workers share one socket instead of SO_REUSEPORT (nginx: leave out `reuseport`)",
+                    "Then any worker takes any connection and one that is stuck costs none. The workers contend for one queue.",
+                ),
+        );
+    }
+    findings
+}
+
+/// Of a listener in a group whose sockets cannot be told apart: what is known of the group instead of
+/// an owner that was guessed.
+pub(super) fn of_group(finding: Finding, case: &Case, key: &Key, history: &History) -> Finding {
+    let members: Vec<_> = siblings(case, key, history)
+        .filter(|(_, sibling)| !sibling.is_closed())
+        .collect();
+    if !is_guessed(case) || members.is_empty() {
+        return finding;
+    }
+    let mut finding = finding;
+    finding.inode = None;
+    finding.owner = Some(format!(
+        "one of a SO_REUSEPORT group of {}",
+        members.len() + 1
+    ));
+    finding = finding.because(
+        "by tracepoints the socket of a packet is not known within a SO_REUSEPORT group: the numbers are the group's",
+    );
+    let all = std::iter::once((key, history)).chain(members);
+    for (member, history) in all {
+        let snapshot = history.snapshot.as_ref();
+        let queue = snapshot.and_then(|snapshot| snapshot.accept_queue.as_ref());
+        if let (Some(queue), Some(inode)) = (queue.filter(|queue| queue.is_full()), member.inode) {
+            let owner = snapshot.and_then(Snapshot::owner);
+            finding = finding.because(format!(
+                "full when it was looked at last: the socket with inode {inode} ({} of {}), of {}",
+                queue.depth.unwrap_or(0),
+                queue.limit.unwrap_or(0),
+                owner.as_deref().unwrap_or("an unknown owner")
+            ));
+        }
+    }
+    finding
+}
