@@ -19,7 +19,7 @@ use queue_trace_common::{
 use crate::{
     kernel::{
         btf::Types,
-        netns,
+        host, mark, netns,
         netns::NetnsPath,
         plan::{Family, Plan},
         probe::{delivery, functions, iterate, named::named, object, reason::reason},
@@ -66,6 +66,9 @@ pub(super) fn attach(
     if plan.family == Family::Tracepoint {
         notes = attach_tracepoints(&mut ebpf, selection, sees_delivery, &btf)?;
     }
+    if plan.family != Family::Tracepoint && host::is_realtime() {
+        attach_tracepoint(&mut ebpf, "task_switched", "sched_switch")?;
+    }
     for hook in &plan.hooks {
         // The kernel takes its time to verify each, and nobody waits for the rest.
         if stopping::is_asked() {
@@ -91,6 +94,10 @@ pub(super) fn attach(
     Ok((ebpf, notes))
 }
 
+/// Tasks of whose packets something is remembered where softirqs interrupt each other: far more
+/// than can be in the midst of one.
+const TASKS: u32 = 8192;
+
 /// Makes the maps, and programs for the kernel that has these types. `attached`: see
 /// [`Kernel::attached`].
 pub(super) fn load(
@@ -110,8 +117,13 @@ fn load_with(
 ) -> Result<Ebpf, AttachError> {
     let cpus = cpus()?;
     let fields = types.fields().map_err(anyhow::Error::from)?;
+    // Softirqs of one CPU interrupt each other there; it does no harm where they do not.
+    let realtime = host::is_realtime();
+    let tasks = if realtime { TASKS } else { 1 };
     let mut kernel = Kernel {
         attached,
+        softirqs_mix: realtime.into(),
+        self_test: mark::own(),
         delivered: delivered.into(),
         ..types.kernel().map_err(anyhow::Error::from)?
     };
@@ -137,6 +149,8 @@ fn load_with(
         .override_global("PORTS", &ports[..], true)
         .override_global(aya_log::LEVEL, &level, true)
         .map_max_entries("RECORDS", selection.ring_bytes(cpus))
+        .map_max_entries("FRAMES", tasks)
+        .map_max_entries("ENTERING_BY_TASK", tasks)
         .map_max_entries("TALLIES", u32::try_from(cpus).unwrap_or(u32::MAX))
         .load(&object::fitted(cast))
         .map_err(|error| AttachError::Other(anyhow!(error).context("cannot load the kernel side")))
