@@ -238,12 +238,11 @@ mod linux {
                     self.out.len() as u32
                 }
                 // Of the prototypes only those of tracepoints are looked at.
-                PROTOTYPE if kind.names.first().is_some() => {
+                PROTOTYPE if !kind.names.is_empty() => {
                     let tracer = self.kinds[kind.parts[0][1] as usize].kind == PTR;
                     if tracer { self.keep(number) } else { 0 }
                 }
-                INT | ENUM | FWD => self.keep(number),
-                PTR => self.keep(number),
+                INT | ENUM | FWD | PTR => self.keep(number),
                 _ => 0,
             }
         }
