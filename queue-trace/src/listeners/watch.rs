@@ -88,8 +88,8 @@ impl From<News> for Look {
 
 /// With so many counts in the kernel it is looked whether all of them are still needed.
 const CROWDED: usize = 2048;
-/// How long they are taken to be needed, if all of them were.
-const SWEEP: Duration = Duration::from_secs(10);
+/// How often at most, as it takes a while.
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// A packet that found a listener before it was closed is dealt with within this time.
 const LINGER_NS: u64 = 500_000_000;
@@ -237,11 +237,8 @@ impl Watch {
                 && after.get(key).map(|counted| counted.seen)
                     == before.get(key).map(|counted| counted.seen)
         };
-        let over: HashSet<_> = before.keys().filter(|key| is_over(key)).copied().collect();
-        if over.is_empty() {
-            // All are needed, and will be for a while.
-            self.next_sweep = Instant::now() + SWEEP;
-        }
+        let over = before.keys().filter(|key| is_over(key)).copied().collect();
+        self.next_sweep = Instant::now() + SWEEP;
         Ok(over)
     }
 
