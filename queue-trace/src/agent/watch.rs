@@ -139,12 +139,9 @@ impl Watcher {
         let findings = diagnose::diagnose(case).findings;
         let found: Vec<_> = findings
             .iter()
-            .filter_map(|finding| {
-                let (_, port) = finding.listener.rsplit_once(':')?;
-                Some((
-                    (finding.netns, port.parse().ok()?, finding.inode),
-                    finding.rule,
-                ))
+            .map(|finding| {
+                let key = finding.key;
+                ((key.netns, key.port, key.inode), finding.rule)
             })
             .collect();
         self.board.state().fleet.findings(&found);

@@ -8,14 +8,15 @@ mod evidence;
 pub mod flood;
 mod group;
 
+use queue_trace_common::outcome::{
+    self, QUEUE_DISCARDED, QUEUED, REQUEST_EXPIRED, SYNACK_RETRANSMITTED,
+};
+
 use super::{
     case::{ACCEPT_FULL, Case, set_of},
     episode::{BURST_SECONDS, Episode, STOPPED_SECONDS, STOPPED_TIMES, Trouble},
     finding::{Finding, Harm},
     rule::{Rule, at_least},
-};
-use queue_trace_common::outcome::{
-    self, QUEUE_DISCARDED, QUEUED, REQUEST_EXPIRED, SYNACK_RETRANSMITTED,
 };
 
 /// Most can be judged at once.

@@ -16,6 +16,7 @@ use anyhow::Result;
 
 use crate::{
     kernel::{
+        mark,
         netns::{self, NetnsPath},
         probe::{Reader, Seen},
         selection::Selection,
@@ -303,6 +304,15 @@ impl Audit {
                     || self.selection.netns.contains_key(&ledger.netns)
             })
             .collect();
+        if ledgers.iter().any(|ledger| ledger.unexplained != Some(0)) {
+            // The self-test of another queue-trace is left out of our sums.
+            let paths = self.selection.namespaces();
+            ledgers.retain(|ledger| {
+                let path = paths.get(&ledger.netns);
+                ledger.unexplained == Some(0)
+                    || !path.is_some_and(|path| mark::is_on(ledger.netns, path))
+            });
+        }
         let gone = if end.whole {
             gone(&end)
         } else {
