@@ -12,6 +12,8 @@
 //! (`emit`). `tracepoints` does the same from tracepoints alone.
 #![no_std]
 #![no_main]
+// The one atomic instruction that all kernels have: `state::tally::add`.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod emit;
 mod filter;

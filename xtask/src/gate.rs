@@ -130,7 +130,9 @@ fn lints() -> Result<()> {
             .arg("--")
             .args(lint_table::kernel_side()?)
             .arg("-Dwarnings")
-            .env("CARGO_PROFILE_DEV_PANIC", "abort"),
+            .env("CARGO_PROFILE_DEV_PANIC", "abort")
+            // Its compiler is one that allows unstable features.
+            .env("RUSTC_BOOTSTRAP", "1"),
     )
 }
 

@@ -3,8 +3,6 @@
 //! listening. Where several share an address and a port, or one is bound to a device, the table
 //! does not tell which one a packet reached.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use queue_trace_common::{field, settings::Address};
 
 use crate::{
@@ -143,15 +141,25 @@ fn share(key: &ListenerKey, sk: u64, joins: bool) -> bool {
     let Some(place) = place else { return false };
     let on_device = memory::value::<u32>(sk, field::SK_DEVICE) != 0;
     let by = |amount: u64| if joins { amount } else { amount.wrapping_neg() };
-    // SAFETY: aligned words of a map's value, which is never removed; added to at once, as
-    // listen() and close() run on all CPUs.
+    // SAFETY: aligned words of a map's value. Each is added to at once, as listen() and close() run
+    // on all CPUs.
     unsafe {
-        AtomicU64::from_ptr(&raw mut (*place).sockets).fetch_add(by(sk), Ordering::Relaxed);
-        AtomicU64::from_ptr(&raw mut (*place).on_devices)
-            .fetch_add(by(u64::from(on_device)), Ordering::Relaxed);
-        AtomicU64::from_ptr(&raw mut (*place).count).fetch_add(by(1), Ordering::Relaxed);
+        add(&raw mut (*place).sockets, by(sk));
+        add(&raw mut (*place).on_devices, by(u64::from(on_device)));
+        add(&raw mut (*place).count, by(1));
     }
     true
+}
+
+/// Adds to a word that other CPUs may add to at the same time. The standard library has no atomic
+/// types for BPF, as old kernels give no result of such an addition; none is asked for here.
+///
+/// # Safety
+/// The place is aligned and can be written.
+#[inline(always)]
+unsafe fn add(place: *mut u64, by: u64) {
+    // SAFETY: as the caller promises.
+    tally::add(unsafe { &mut *place }, by);
 }
 
 /// Run once over the sockets that exist at start (`iter/tcp`): remembers listeners.
