@@ -353,6 +353,7 @@ fn full_row(limit_from: LimitFrom) -> Row {
             port: 80,
             cookie: Some(1),
             inode: Some(1),
+            device: None,
         },
         processes: vec![Process::default()],
         cgroup: Cgroup {
@@ -465,6 +466,7 @@ fn full_lines() -> Vec<Value> {
             port: 8080,
             cookie: None,
             inode: None,
+            device: None,
         },
         events: 3,
         told: 2,

@@ -18,8 +18,8 @@ use std::{
     time::Duration,
 };
 
-use live_tests::{Counters, Launch, Recording, Shown};
-use queue_trace::lab::{Connect, Listen, Netns, Pace, connect_each};
+use live_tests::{Counters, Launch, Recording, Room, Shown};
+use queue_trace::lab::{Connect, Family, Listen, Netns, Pace, connect_each};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use socket2::{Domain, Socket, Type};
 
@@ -272,6 +272,29 @@ fn select(listener: &TcpListener, member: u32) {
         )
     };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+/// A listener that is older than the tracer overflows, and is closed: what was known of it last is
+/// told, not nothing.
+#[test]
+fn a_listener_that_closed_keeps_its_limit_and_its_owner() {
+    let room = Room::new(Family::V4, 10, &[]);
+    let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+    let _clients = clients(&room.netns, room.address, 14);
+    let number = inode(&room.listener);
+    let Room {
+        netns, listener, ..
+    } = room;
+    drop(listener);
+    netns.silence().unwrap();
+    let recording = tracer.stop();
+    let row = recording.row(number);
+    assert!(row.closed, "{row:?}");
+    assert_eq!((row.accept_queue.depth, row.accept_queue.limit), (11, 10));
+    assert_eq!(row.processes[0].pid, std::process::id(), "{row:?}");
+    assert!(row.listener.cookie.is_some(), "{row:?}");
+    let drops = row.drops.as_ref().unwrap();
+    assert_eq!(drops.get("queue_discarded"), Some(&11), "{row:?}");
 }
 
 /// Without CAP_NET_ADMIN tracepoint mode cannot have its program at the root of the cgroups. Then

@@ -250,10 +250,9 @@ fn a_listener_made_and_closed_meanwhile() {
     assert_eq!(row.accept_queue.asked, tells_waits().then_some(500));
     assert_eq!(row.netns, room.netns.id());
     assert_eq!(row.processes[0].pid, process::id());
-    if tells_waits() {
-        let drops = row.drops.as_ref().unwrap();
-        assert_eq!(drops.get("queue_discarded"), Some(&5));
-    }
+    assert_eq!((row.accept_queue.depth, row.accept_queue.limit), (5, 6));
+    let drops = row.drops.as_ref().unwrap();
+    assert_eq!(drops.get("queue_discarded"), Some(&5));
 }
 
 /// `--slow` shows the connections that waited too long, who took them, and no others.

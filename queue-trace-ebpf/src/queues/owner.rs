@@ -60,6 +60,8 @@ pub fn closed(sk: u64) {
     if queue.full_since_ns != 0 {
         kept::no_longer_full(queue);
     }
+    queue.accept_depth = memory::value(sk, field::SK_DEPTH);
+    queue.accept_limit = memory::value(sk, field::SK_LIMIT);
     // close() says so before it ends listening (net/ipv4/tcp.c, `__tcp_close`); shutdown() and
     // connect() to AF_UNSPEC do not.
     let shutdown = memory::get::<u8>(sk, field::SK_SHUTDOWN).unwrap_or(1);

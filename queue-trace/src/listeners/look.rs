@@ -145,6 +145,7 @@ fn rows(netns: u32, found: &Found) -> impl Iterator<Item = Row> {
             port: listening.address.port(),
             cookie: Some(listening.cookie),
             inode: (listening.inode != 0).then_some(listening.inode.into()),
+            device: (listening.device != 0).then_some(listening.device),
         },
         processes: Vec::new(),
         cgroup: listening

@@ -199,11 +199,16 @@ fn closed(key: &QueueKey, queue: &Queue) -> Row {
             port: queue.port,
             cookie: None,
             inode: Some(key.inode),
+            device: None,
         },
         processes: Vec::new(),
         cgroup: Cgroup::default(),
         group: None,
-        accept_queue: AcceptGauge::default(),
+        accept_queue: AcceptGauge {
+            depth: queue.accept_depth,
+            limit: queue.accept_limit,
+            ..AcceptGauge::default()
+        },
         syn_queue: None,
         drops: None,
         counts: None,

@@ -12,7 +12,7 @@ use crate::{
     listeners::Row,
     model::{
         snapshot::Snapshot,
-        words::{endpoint, short_time},
+        words::{listener_words, short_time},
     },
 };
 
@@ -93,7 +93,7 @@ fn cells(row: &Row) -> [String; 8] {
 }
 
 fn listener(row: &Row) -> String {
-    let mut text = endpoint(row.listener.addr, row.listener.port);
+    let mut text = listener_words(&row.listener);
     if let Some(group) = row.group.filter(|group| group.size > 1) {
         // Writing to a string does not fail.
         let _ = write!(text, " {}/{}", group.index + 1, group.size);
@@ -110,9 +110,6 @@ fn listener(row: &Row) -> String {
 fn accept(row: &Row) -> String {
     let queue = &row.accept_queue;
     let mut text = format!("{}/{}", queue.depth, queue.limit);
-    if row.closed {
-        text.clear();
-    }
     if let Some(high) = queue.high_water {
         // Writing to a string does not fail.
         let _ = write!(text, " max {high}");

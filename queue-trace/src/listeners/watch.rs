@@ -1,7 +1,7 @@
 //! Follows the listeners while attached: all of them at a moment, and those that were made
 //! or closed since the last time.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::Result;
 use queue_trace_common::queue::QueueKey;
@@ -9,16 +9,19 @@ use queue_trace_common::queue::QueueKey;
 use crate::{
     kernel::{plan::Family, probe::Probe, selection::Selection},
     listeners::{
-        Row, look,
+        Cgroup, Row, look,
         look::Look,
         stats::{Stats, closed_ones},
     },
+    model::socket::Process,
 };
 
 /// What has been told already.
 #[derive(Debug)]
 pub struct Watch {
     family: Family,
+    /// Whose each listener was when it was looked at last, by inode number.
+    owners: HashMap<u64, Owner>,
     told: HashSet<QueueKey>,
     /// How often listeners had been made or closed then.
     changes: u64,
@@ -30,6 +33,7 @@ impl Watch {
     pub fn new(family: Family) -> Self {
         Self {
             family,
+            owners: HashMap::new(),
             told: HashSet::new(),
             changes: 0,
         }
@@ -99,6 +103,7 @@ impl Watch {
             family: self.family,
         };
         stats.add_to(&mut rows);
+        self.remember(&mut rows);
         rows.retain(|row| !row.closed || row.listener.address().is_none_or(|a| selection.has(a)));
         let queues = kept.listeners.into_iter();
         let queues = queues.map(|(key, (queue, _))| (key, queue)).collect();
@@ -109,5 +114,55 @@ impl Watch {
             .filter(|key| !closed.contains(key))
             .collect();
         Ok(rows)
+    }
+
+    /// What closed has no owner any more, so that of the last look is told.
+    fn remember(&mut self, rows: &mut [Row]) {
+        let mut owners = HashMap::with_capacity(rows.len());
+        for row in rows {
+            let Some(inode) = row.listener.inode else {
+                continue;
+            };
+            let known = self.owners.remove(&inode);
+            if let Some(known) = known.filter(|_| row.closed || row.processes.is_empty()) {
+                known.add_to(row);
+            }
+            if !row.closed {
+                owners.insert(inode, Owner::of(row));
+            }
+        }
+        self.owners = owners;
+    }
+}
+
+/// Whose a listener is.
+#[derive(Debug)]
+struct Owner {
+    cookie: Option<u64>,
+    device: Option<u32>,
+    processes: Vec<Process>,
+    cgroup: Cgroup,
+}
+
+impl Owner {
+    fn of(row: &Row) -> Self {
+        Self {
+            cookie: row.listener.cookie,
+            device: row.listener.device,
+            processes: row.processes.clone(),
+            cgroup: row.cgroup.clone(),
+        }
+    }
+
+    /// Adds what is not known otherwise.
+    fn add_to(self, row: &mut Row) {
+        row.listener.cookie = row.listener.cookie.or(self.cookie);
+        row.listener.device = row.listener.device.or(self.device);
+        if row.processes.is_empty() {
+            row.processes = self.processes;
+        }
+        if row.cgroup.path.is_none() {
+            row.cgroup = self.cgroup;
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use crate::{
-    model::words::endpoint,
+    model::words::listener_words,
     top::seen::{Key, Past, Row, Seen},
 };
 
@@ -251,7 +251,7 @@ impl Top {
 /// Where it listens, and which one of a group it is.
 pub fn name(row: &Row) -> String {
     let listener = &row.snapshot.listener;
-    let mut name = endpoint(listener.addr, listener.port);
+    let mut name = listener_words(listener);
     if let Some(group) = row.snapshot.group.filter(|group| group.size > 1) {
         name.push_str(&format!(
             " {}/{}",
