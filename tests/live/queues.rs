@@ -333,19 +333,15 @@ fn one_full_among_idle() {
             row.accept_queue.depth as usize,
             if index == 0 { CAPACITY } else { 0 }
         );
-        if tells_waits() {
-            let all: u64 = given.iter().sum();
-            let share = given[index] as f64 / all as f64;
-            assert!(
-                (place.share.unwrap() - share).abs() < 0.2,
-                "{row:?} {share}"
-            );
-        }
+        let all: u64 = given.iter().sum();
+        let share = given[index] as f64 / all as f64;
+        assert!(
+            (place.share.unwrap() - share).abs() < 0.2,
+            "{row:?} {share}"
+        );
     }
     let shares: f64 = rows.iter().filter_map(|row| row.group.unwrap().share).sum();
-    // Tracepoints do not tell which socket of a group a connection was given to.
-    let all = if tells_waits() { 1.0 } else { 0.0 };
-    assert!((shares - all).abs() < 1e-9, "{shares}");
+    assert!((shares - 1.0).abs() < 1e-9, "{shares}");
 }
 
 /// What `ss -lntmpe` says of a listener.
