@@ -35,7 +35,8 @@ pub struct Hook {
     pub arity: (u8, u8),
     /// What goes without it.
     pub need: Need,
-    /// The outcomes that need it.
+    /// The outcomes that it serves: those that it sees, or, if it is one of [`TELLING`], that
+    /// cannot be told from others without it.
     pub serves: Set,
 }
 
@@ -104,13 +105,18 @@ hooks! {
     SYN_MPTCP4 "syn_mptcp4" "subflow_v4_conn_request" ["*sock", "*sk_buff"] (2, 2), Optional, SYN;
     SYN_MPTCP6 "syn_mptcp6" "subflow_v6_conn_request" ["*sock", "*sk_buff"] (2, 2), Optional, SYN;
     ALLOC "alloc" "inet_reqsk_alloc" [] (3, 3), Cause,
-        bits(&[outcome::SYN_DROPPED_NO_MEMORY, outcome::SYN_DROPPED_NOT_UNICAST, outcome::SYN_DROPPED_NO_ROUTE]);
+        bits(&[
+            outcome::SYN_DROPPED_NO_MEMORY,
+            outcome::SYN_DROPPED_NOT_UNICAST,
+            outcome::SYN_DROPPED_NO_ROUTE,
+            outcome::ESTABLISHED_FAST_OPEN,
+        ]);
     SECURITY "security" "security_inet_conn_request" [] (3, 3), Optional,
-        bits(&[outcome::SYN_DROPPED_SECURITY]);
+        bits(&[outcome::SYN_DROPPED_SECURITY, outcome::SYN_DROPPED_NOT_UNICAST, outcome::SYN_DROPPED_NO_ROUTE]);
     PROVEN "proven" "tcp_peer_is_proven" [] (2, 2), Cause,
-        bits(&[outcome::SYN_DROPPED_LAST_QUARTER]);
+        bits(&[outcome::SYN_DROPPED_LAST_QUARTER, outcome::SYN_DROPPED_NOT_UNICAST, outcome::SYN_DROPPED_NO_ROUTE]);
     HASH_ADD "hash_add" "inet_csk_reqsk_queue_hash_add" [] (2, 3), Main,
-        bits(&[outcome::QUEUED, outcome::SYN_DROPPED_DUPLICATE]);
+        bits(&[outcome::QUEUED, outcome::SYN_DROPPED_DUPLICATE, outcome::ESTABLISHED_FAST_OPEN]);
     ACK "ack" "tcp_check_req" ["*sock", "*sk_buff", "*request_sock", "bool"] (5, 6), Main, ACK_STEP;
     CHILD "child" "tcp_create_openreq_child" [] (3, 3), Cause,
         bits(&[outcome::ACK_DROPPED_NO_MEMORY, outcome::ACK_DROPPED_LISTENER_CLOSING]);
@@ -138,6 +144,39 @@ pub const KEEP_QUEUES: [usize; 7] = [
     QUEUE_ADD,
     FORGET,
 ];
+
+/// The hooks of functions that are called within those that decide: that they were called, or
+/// what they returned, tells causes apart. An outcome needs all those that serve it.
+pub const TELLING: [usize; 6] = [ALLOC, SECURITY, PROVEN, HASH_ADD, CHILD, HASHDANCE];
+
+/// For each outcome the hooks of [`TELLING`] that it needs, a bit each. What is called observable
+/// and what is decided both follow from this.
+pub static NEEDS: [u32; outcome::COUNT] = needs();
+
+const fn needs() -> [u32; outcome::COUNT] {
+    let mut needs = [0; outcome::COUNT];
+    let mut tag = 0;
+    while tag < outcome::COUNT {
+        needs[tag] = needed_by(tag as u8);
+        tag += 1;
+    }
+    needs
+}
+
+/// The hooks of [`TELLING`] that an outcome needs, a bit each.
+#[must_use]
+pub const fn needed_by(tag: u8) -> u32 {
+    let mut hooks = 0;
+    let mut place = 0;
+    while place < TELLING.len() {
+        let hook = &HOOKS[TELLING[place]];
+        if hook.serves >> tag & 1 != 0 {
+            hooks |= hook.bit();
+        }
+        place += 1;
+    }
+    hooks
+}
 
 impl Hook {
     /// The hook in a set of hooks, a bit for each index.

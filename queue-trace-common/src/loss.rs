@@ -38,7 +38,7 @@ losses! {
     failed_reads "failed reads";
     unpaired "unpaired calls";
     ambiguous "ambiguous calls";
-    interleaved "calls that another one on the same CPU interrupted, whose counters could not be told apart";
+    interleaved "calls that others on the same CPU interrupted too often for their counters to be told apart";
     no_baseline "packets without a baseline";
     unlisted "queues without room in the table";
     untimed "connections whose wait is not known";

@@ -35,6 +35,8 @@ pub struct Queue {
     pub full_since_ns: u64,
     /// How long its accept queue was full, before that.
     pub full_ns: u64,
+    /// What `full_ns` was when the queue became full.
+    pub full_before_ns: u64,
     /// How often its accept queue became full.
     pub full_times: u64,
     /// The cgroup of the thread that called listen().

@@ -54,6 +54,11 @@ pub struct Filter {
     pub _pad: u8,
 }
 
+/// The mark of the namespace in which a queue-trace tests itself: its `net.core.somaxconn` is one
+/// of these numbers, which nobody needs. What happens in one is nobody's incident, so every other
+/// queue-trace leaves it out, counts and records alike.
+pub const SELF_TESTS: core::ops::Range<u32> = 0x7174_0000..0x7175_0000;
+
 /// One bit a port: words of the bitmap `PORTS`.
 pub const PORT_WORDS: usize = 65536 / 64;
 
@@ -107,6 +112,8 @@ pub struct Kernel {
     /// The number of each of [`TYPED`] among the kernel's types; all 0 if addresses cannot be
     /// given their types.
     pub types: [u32; TYPED.len()],
+    /// The one of [`SELF_TESTS`] that is our own.
+    pub self_test: u32,
     /// For each hook (by [`hook`] index) the number of arguments of its function:
     /// the return value that an exit program sees sits after the last one.
     pub arity: [u8; hook::COUNT],
@@ -114,6 +121,8 @@ pub struct Kernel {
     pub hash_add_tells: u8,
     /// 1: the tracepoint `kfree_skb` carries the receiving socket.
     pub kfree_has_sk: u8,
+    /// 1: softirqs of one CPU interrupt each other (PREEMPT_RT), so frames are kept by task.
+    pub softirqs_mix: u8,
     /// 1: packets are seen right before a socket decides on them, 0: only where they end.
     pub delivered: u8,
     /// `TCP_ESTABLISHED`.
@@ -123,7 +132,7 @@ pub struct Kernel {
     /// `TCP_LISTEN`.
     pub tcp_listen: u8,
     /// Padding.
-    pub _pad: [u8; (4 - (hook::COUNT + 6) % 4) % 4],
+    pub _pad: [u8; (4 - (hook::COUNT + 7) % 4) % 4],
 }
 
 /// Key of the exact counts.

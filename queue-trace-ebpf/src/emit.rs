@@ -9,6 +9,7 @@ use queue_trace_common::{
 };
 
 use crate::{
+    filter,
     read::{
         packet::{Packet, Peer},
         socket::{self, Identity},
@@ -100,7 +101,9 @@ pub fn verdict_with(
     if !matters(verdict.outcome, verdict.moved) {
         return;
     }
-    let counted = count(&key, u64::from(verdict.count), verdict.by_softirq);
+    let Some(counted) = count(&key, verdict) else {
+        return;
+    };
     if aya_log_ebpf::macro_support::level_enabled(Level::Debug) {
         log(&key);
     }
@@ -174,34 +177,45 @@ struct Place {
     in_slot: bool,
 }
 
-/// Counts, and gives the place of the count, if there was room for one.
+/// Counts, and gives the place of the count, if there was room for one. `None`: it is not to be
+/// counted.
 #[inline(always)]
-fn count(key: &CountKey, by: u64, by_softirq: bool) -> Option<Place> {
-    if by_softirq && let Some(counted) = slot(key) {
+fn count(key: &CountKey, verdict: &Verdict) -> Option<Option<Place>> {
+    let by = u64::from(verdict.count);
+    // Where softirqs mix one may come between after all.
+    if verdict.by_softirq
+        && !config::softirqs_mix()
+        && let Some(counted) = slot(key, verdict.net)?
+    {
         // SAFETY: this CPU's copy, and nothing comes between.
         unsafe { (*counted).seen += by };
-        return Some(Place {
+        return Some(Some(Place {
             counted,
             in_slot: true,
-        });
+        }));
     }
     let mut place = COUNTS.get_ptr_mut(key);
     if place.is_none() {
+        if filter::is_foreign_self_test(verdict.net) {
+            return None;
+        }
         // If there is no room, nothing is found below.
         let _ = COUNTS.insert(key, Counted::default(), IF_MISSING);
         place = COUNTS.get_ptr_mut(key);
     }
     if let Some(counted) = place {
-        // SAFETY: this CPU's copy; programs that count run in softirq or under the
-        // socket lock, and none interrupts another on the same key.
+        // SAFETY: this CPU's copy. What counts the outcomes of packets runs with bottom halves
+        // off, where none interrupts another; what counts accept() and close() is one program
+        // each, and the kernel lets none interrupt itself on a CPU. So no two are at the same
+        // key. Where softirqs mix that holds by the second reason for each hook.
         unsafe { (*counted).seen += by };
         tally::counts_changed();
-        return Some(Place {
+        return Some(Some(Place {
             counted,
             in_slot: false,
-        });
+        }));
     }
-    by_port(key, by)
+    Some(by_port(key, by))
 }
 
 /// Counts what found no room by listener by its port. Rare, so a function of its own.
@@ -232,23 +246,28 @@ fn by_port(key: &CountKey, by: u64) -> Option<Place> {
     })
 }
 
-/// The slot of a key, if it has it or can have it.
+/// The slot of a key, if it has it or can have it. `None`: it is not to be counted.
 #[inline(always)]
-fn slot(key: &CountKey) -> Option<*mut Counted> {
-    let tally = tally::of_this_cpu()?;
+fn slot(key: &CountKey, net: u64) -> Option<Option<*mut Counted>> {
+    let Some(tally) = tally::of_this_cpu() else {
+        return Some(None);
+    };
     // A listener is some KiB large; its outcomes are spread by their own number. Where two keys
     // meet, the second has another place.
     let hash = (key.sk >> 6 ^ key.sk >> 12 ^ u64::from(key.outcome)) as usize;
     for index in [hash, hash.wrapping_mul(0x9e37_79b9) >> 8] {
         let slot = &mut tally.slots[index % settings::SLOTS];
         if slot.key.netns == 0 {
+            if filter::is_foreign_self_test(net) {
+                return None;
+            }
             slot.key = *key;
         }
         if slot.key == *key {
-            return Some(&raw mut slot.counted);
+            return Some(Some(&raw mut slot.counted));
         }
     }
-    None
+    Some(None)
 }
 
 /// Notes that events are in the counts and not in the stream.
@@ -274,24 +293,26 @@ fn within_allowance() -> Option<u64> {
         return Some(unsafe { bpf_ktime_get_ns() });
     }
     let cpu = CPU.get_ptr_mut(0)?;
-    // SAFETY: this CPU's copy.
-    let cpu = unsafe { &mut *cpu };
+    // accept() is interrupted by packets, which use the same account. Each word is read once
+    // and written whole, so a record too many is the worst that comes of it.
+    // SAFETY: this CPU's copy, of plain words.
+    let (account, used_up_at) = unsafe { (&raw mut (*cpu).account_ns, &raw mut (*cpu).used_up_at) };
     // SAFETY: a plain helper without arguments; a load, once verified.
     let tick = unsafe { bpf_jiffies64() };
-    if cpu.used_up_at == tick {
+    // SAFETY: as above.
+    let (until, used_up) = unsafe { (account.read_volatile(), used_up_at.read_volatile()) };
+    if used_up == tick {
         return None;
     }
     // SAFETY: as above.
     let now = unsafe { bpf_ktime_get_ns() };
-    let from = if cpu.account_ns > now {
-        cpu.account_ns
-    } else {
-        now
-    };
+    let from = if until > now { until } else { now };
     if from - now > RECORD_BURST_NS {
-        cpu.used_up_at = tick;
+        // SAFETY: as above.
+        unsafe { used_up_at.write_volatile(tick) };
         return None;
     }
-    cpu.account_ns = from + cost;
+    // SAFETY: as above.
+    unsafe { account.write_volatile(from + cost) };
     Some(now)
 }

@@ -3,11 +3,14 @@
 use aya_ebpf::maps::{LpmTrie, lpm_trie::Key};
 use queue_trace_common::{
     field,
-    settings::{Address, MAX_NETNS},
+    settings::{Address, MAX_NETNS, SELF_TESTS},
 };
 
 use crate::{
-    read::{memory::Pointer, packet::Packet},
+    read::{
+        memory::{self, Pointer},
+        packet::Packet,
+    },
     state::{
         config,
         maps::{ADDRS, CLIENTS},
@@ -46,6 +49,17 @@ pub fn netns(net: impl Pointer) -> bool {
         index += 1;
     }
     false
+}
+
+/// Whether this namespace is the one in which another queue-trace tests itself. Asked when
+/// something is counted or kept for the first time: what is not is asked of again.
+#[inline(never)]
+pub fn is_foreign_self_test(net: u64) -> bool {
+    let mut somaxconn = 0;
+    if net == 0 || !memory::fetch_uint(&mut somaxconn, net, field::NET_SOMAXCONN).ok() {
+        return false;
+    }
+    SELF_TESTS.contains(&somaxconn) && somaxconn != config::self_test()
 }
 
 /// Whether the packet's addresses are wanted. Reads the packet only if asked to.

@@ -1,11 +1,29 @@
-//! The frame of the packet in hand: what this CPU's counters did between the entry of a kernel function
-//! and its return, and which nested functions were called meanwhile.
+//! The frame of the packet in hand: what this CPU's counters did between the entry of a kernel
+//! function and its return, and which nested functions were called meanwhile.
 //!
 //! Between the two no other packet of TCP runs on this CPU, so the movement belongs
 //! to this packet (bottom halves are off from before `tcp_conn_request` until after
 //! it; net/ipv4/tcp_input.c, `tcp_rcv_state_process`).
+//!
+//! PREEMPT_RT is different from 6.18 on (without PREEMPT_RT_NEEDS_BH_LOCK): there a task with
+//! bottom halves off may be taken off its CPU, and another one that has them off put there. So
+//! frames are kept by task, and what other tasks move meanwhile is taken out: when a task with
+//! an open frame leaves its CPU the counters are read (`pause`), and when it comes back `before`
+//! moves on by what they did since (`resume`). It comes back to the same CPU, as bottom halves
+//! off keep a task from migrating there (kernel/softirq.c, `__local_bh_disable_ip`). Hence after
+//! less before is what the task itself moved, however tasks take turns. Counters are moved by
+//! softirqs and by tasks with bottom halves off, and neither runs in a hard interrupt.
+//!
+//! A program that fentry runs may itself be interrupted so. It reads the counters again if it
+//! was (`steady`). If another task then runs the same program on this CPU, the kernel skips that
+//! run and counts it, which is reported as missed.
 
-use queue_trace_common::{counter::Moved, field};
+use aya_ebpf::helpers::generated::bpf_get_current_task;
+use queue_trace_common::{
+    counter::{self, ALL, Moved},
+    field,
+    settings::Address,
+};
 
 use crate::{
     read::{
@@ -13,23 +31,94 @@ use crate::{
         memory::{self, Pointer},
     },
     state::{
-        maps::CPU,
+        config,
+        maps::{CPU, FRAMES, IF_MISSING},
         tally,
-        types::{Call, Cpu, Frame},
+        types::{Call, Counters, Cpu, Frame, Request},
     },
+};
+
+const NO_ADDRESS: Address = [0; 16];
+const NO_COUNTERS: Counters = [0; counter::COUNT];
+
+static NO_FRAME: Frame = Frame {
+    call: Call::None as u32,
+    verdict: 0,
+    saw: 0,
+    hook: 0,
+    sk: 0,
+    skb: 0,
+    request: 0,
+    net: 0,
+    counters: 0,
+    before: NO_COUNTERS,
+    after: NO_COUNTERS,
+    of: Request {
+        local: NO_ADDRESS,
+        client: NO_ADDRESS,
+        client_port: 0,
+        retransmits: 0,
+        _pad: [0; 5],
+    },
+    paused: NO_COUNTERS,
+    pauses: 0,
 };
 
 /// This CPU's memory.
 #[inline(always)]
-pub fn cpu() -> Option<&'static mut Cpu> {
+pub fn cpu() -> Option<*mut Cpu> {
     let cpu = CPU.get_ptr_mut(0)?;
-    // SAFETY: the kernel gives each CPU its own copy, and no other program that
-    // uses it runs on this CPU before this one ends: all run in softirq.
-    let here = unsafe { &mut *cpu };
-    if here.offset == 0 {
-        here.offset = memory::per_cpu_offset(cpu);
+    // SAFETY: this CPU's copy, and a whole word, which every program would set to the same.
+    unsafe {
+        if (*cpu).offset == 0 {
+            (*cpu).offset = memory::per_cpu_offset(cpu);
+        }
     }
-    Some(here)
+    Some(cpu)
+}
+
+/// What to add to a per-CPU address to reach this CPU's copy.
+#[inline(always)]
+pub fn cpu_offset() -> Option<u64> {
+    // SAFETY: this CPU's copy, and a whole word.
+    cpu().map(|cpu| unsafe { (*cpu).offset })
+}
+
+/// The frame of the packet in hand, open or not.
+#[inline(always)]
+pub fn current() -> Option<&'static mut Frame> {
+    if config::softirqs_mix() {
+        // SAFETY: a task runs one program at a time, and others touch its frame only while it
+        // does not run.
+        return FRAMES
+            .get_ptr_mut(task())
+            .map(|frame| unsafe { &mut *frame });
+    }
+    // SAFETY: this CPU's copy. Frames are of functions that run with bottom halves off, so no
+    // other program that uses it runs on this CPU before this one ends.
+    CPU.get_ptr_mut(0).map(|cpu| unsafe { &mut (*cpu).frame })
+}
+
+/// The frame for the packet that comes now.
+#[inline(always)]
+fn vacant(cpu: *mut Cpu) -> Option<&'static mut Frame> {
+    if !config::softirqs_mix() {
+        // SAFETY: as in `current`.
+        return Some(unsafe { &mut (*cpu).frame });
+    }
+    let frame = current();
+    if frame.is_some() {
+        return frame;
+    }
+    // If there is no room, nothing is found below.
+    let _ = FRAMES.insert(task(), &NO_FRAME, IF_MISSING);
+    current()
+}
+
+#[inline(always)]
+fn task() -> u64 {
+    // SAFETY: a plain helper without arguments.
+    unsafe { bpf_get_current_task() }
 }
 
 /// Passes an outcome and the counters that moved with it through a map, after which the
@@ -45,62 +134,159 @@ pub fn forget_range(place: &mut u32, outcome: u8, moved: Moved) -> (u8, Moved) {
 
 /// Opens a frame for a packet that passed the filter.
 #[inline(always)]
-pub fn open(call: Call, hook: usize, sk: impl Pointer, skb: u64, request: u64) {
-    let Some(cpu) = cpu() else { return };
-    let frame = &mut cpu.frame;
-    frame.call = Call::None as u32;
+pub fn open(
+    call: Call,
+    hook: usize,
+    sk: impl Pointer,
+    skb: u64,
+    request: u64,
+) -> Option<&'static mut Frame> {
+    let cpu = cpu()?;
+    let Some(frame) = vacant(cpu) else {
+        tally::lost(|loss| &mut loss.unpaired);
+        return None;
+    };
+    shut(frame);
     let net = sk.follow(field::SK_NET);
-    let address = counters::of(net, cpu.offset, &mut frame.counters);
-    if counters::read(&mut frame.before, address, call.counters()) {
-        frame.saw = 0;
-        frame.sk = sk.address();
-        frame.skb = skb;
-        frame.request = request;
-        frame.net = net.address();
-        frame.hook = hook as u32;
-        frame.call = call as u32;
-    }
+    // SAFETY: this CPU's copy.
+    let offset = unsafe { (*cpu).offset };
+    let address = counters::of(net, offset, &mut frame.counters);
+    frame.saw = 0;
+    frame.sk = sk.address();
+    frame.skb = skb;
+    frame.request = request;
+    frame.net = net.address();
+    frame.hook = hook as u32;
+    let begun = if config::softirqs_mix() {
+        // Open before the counters are read, so that a pause is noticed.
+        set_call(frame, call);
+        steady(frame, |frame| {
+            counters::read(&mut frame.before, address, call.counters())
+        })
+    } else {
+        counters::read(&mut frame.before, address, call.counters())
+    };
+    set_call(frame, if begun { call } else { Call::None });
+    begun.then_some(frame)
 }
 
 /// Forgets the frame: the packet in hand is filtered out.
 #[inline(always)]
 pub fn skip() {
-    if let Some(cpu) = cpu() {
-        cpu.frame.call = Call::None as u32;
+    if let Some(frame) = current() {
+        shut(frame);
     }
+}
+
+/// Makes sure that no frame is open. One that still is has lost its exit, and its verdict.
+#[inline(always)]
+fn shut(frame: &mut Frame) {
+    if frame.call != Call::None as u32 {
+        tally::lost(|loss| &mut loss.unpaired);
+        set_call(frame, Call::None);
+    }
+}
+
+/// Where softirqs mix this is what a pause looks at, so it is written where it stands.
+#[inline(always)]
+fn set_call(frame: &mut Frame, call: Call) {
+    // SAFETY: a reference is good to write to.
+    unsafe { core::ptr::write_volatile(&raw mut frame.call, call as u32) };
 }
 
 /// Closes the frame that `hook` opened for `call` and gives it with the counters that
 /// moved. `skb` 0: not known at this exit.
 #[inline(always)]
 pub fn close(call: Call, hook: usize, skb: u64) -> Option<(&'static mut Frame, Moved)> {
-    let cpu = cpu()?;
-    let frame = &mut cpu.frame;
+    let frame = current()?;
     if frame.call != call as u32 || frame.hook != hook as u32 {
         return None;
     }
-    frame.call = Call::None as u32;
     if skb != 0 && frame.skb != skb {
-        tally::lost(|loss| &mut loss.unpaired);
+        shut(frame);
         return None;
     }
-    if !counters::read(&mut frame.after, frame.counters, call.counters()) {
+    let read = |frame: &mut Frame| {
+        let ok = counters::read(&mut frame.after, frame.counters, call.counters());
+        // From here on a pause leaves `before` alone.
+        set_call(frame, Call::None);
+        ok
+    };
+    let ended = if config::softirqs_mix() {
+        steady(frame, |frame| {
+            set_call(frame, call);
+            read(frame)
+        })
+    } else {
+        read(frame)
+    };
+    if !ended {
         return None;
     }
     let movement = Movement::between(&frame.before, &frame.after, call.counters());
     if movement.more_than_once {
-        // Kernels whose softirqs can be preempted by another on the same CPU.
         tally::lost(|loss| &mut loss.ambiguous);
     }
     Some((frame, movement.moved))
 }
 
+/// Reads counters until the task was not paused meanwhile.
+#[inline(always)]
+fn steady(frame: &mut Frame, mut read: impl FnMut(&mut Frame) -> bool) -> bool {
+    const TRIES: u32 = 3;
+    let mut tries = 0;
+    while tries < TRIES {
+        // SAFETY: a reference is good to read from.
+        let pauses = unsafe { core::ptr::read_volatile(&raw const frame.pauses) };
+        if !read(frame) {
+            return false;
+        }
+        // SAFETY: as above.
+        if unsafe { core::ptr::read_volatile(&raw const frame.pauses) } == pauses {
+            return true;
+        }
+        tries += 1;
+    }
+    set_call(frame, Call::None);
+    tally::lost(|loss| &mut loss.interleaved);
+    false
+}
+
 /// Notes a nested function in the open frame, if one of these calls is open.
 #[inline(always)]
 pub fn note(what: u32) {
-    if let Some(cpu) = cpu()
-        && cpu.frame.call != Call::None as u32
+    if let Some(frame) = current()
+        && frame.call != Call::None as u32
     {
-        cpu.frame.saw |= what;
+        frame.saw |= what;
     }
+}
+
+/// Where softirqs mix: a task with an open frame is taken off its CPU.
+#[inline(always)]
+pub fn pause(task: u64) {
+    if let Some(frame) = open_of(task) {
+        let _ = counters::read(&mut frame.paused, frame.counters, ALL);
+    }
+}
+
+/// It is put there again: what others moved meanwhile is not of its packet.
+#[inline(always)]
+pub fn resume(task: u64) {
+    let Some(frame) = open_of(task) else { return };
+    if !counters::read(&mut frame.after, frame.counters, ALL) {
+        return;
+    }
+    for index in 0..counter::COUNT {
+        let by_others = frame.after[index].wrapping_sub(frame.paused[index]);
+        frame.before[index] = frame.before[index].wrapping_add(by_others);
+    }
+    frame.pauses += 1;
+}
+
+#[inline(always)]
+fn open_of(task: u64) -> Option<&'static mut Frame> {
+    // SAFETY: as in `current`: the task does not run.
+    let frame = unsafe { &mut *FRAMES.get_ptr_mut(task)? };
+    (frame.call != Call::None as u32).then_some(frame)
 }

@@ -11,9 +11,9 @@
 //! verdict (`frame`). A verdict is counted, and sent as a record if wanted
 //! (`emit`). `tracepoints` does the same from tracepoints alone.
 #![no_std]
-#![feature(core_intrinsics)]
-#![expect(internal_features, reason = "the only atomic addition there is for BPF")]
 #![no_main]
+// The one atomic instruction that all kernels have: `state::tally::add`.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod emit;
 mod filter;

@@ -13,6 +13,7 @@
 //! `model`, `options`, `sink`, `recording`, `diagnose`, `report` and `top` do without a
 //! kernel to watch, and work on any system.
 
+pub mod aside;
 pub mod commands;
 pub mod diagnose;
 pub mod model;
@@ -22,6 +23,8 @@ pub mod report;
 pub mod sink;
 pub mod stderr;
 pub mod stop;
+#[cfg(target_os = "linux")]
+pub mod stopping;
 pub mod top;
 
 #[cfg(target_os = "linux")]

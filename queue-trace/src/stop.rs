@@ -16,6 +16,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 #[derive(Debug)]
 pub struct StopSignals(Vec<Signal>);
 
+/// Handles a signal, and notes it for work that cannot wait for one.
+#[cfg(unix)]
+fn heard(kind: SignalKind) -> io::Result<Signal> {
+    #[cfg(target_os = "linux")]
+    crate::stopping::note(kind.as_raw_value())?;
+    signal(kind)
+}
+
 #[cfg(unix)]
 impl StopSignals {
     /// Begins to handle those that ask a program to end. One that is ignored stays ignored: who
@@ -60,7 +68,7 @@ impl StopSignals {
 
     fn add(&mut self, kinds: &[SignalKind]) -> io::Result<()> {
         for kind in kinds.iter().filter(|kind| !is_ignored(**kind)) {
-            self.0.push(signal(*kind)?);
+            self.0.push(heard(*kind)?);
         }
         Ok(())
     }
@@ -125,6 +133,58 @@ impl StopSignals {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// The signal by which a shell's user puts a program aside, for one that has to give the terminal
+/// back first.
+#[derive(Debug)]
+pub struct Pause(#[cfg(target_os = "linux")] Option<Signal>);
+
+#[cfg(target_os = "linux")]
+impl Pause {
+    /// Begins to handle it, unless it is ignored.
+    ///
+    /// # Errors
+    /// If the process cannot.
+    pub fn listen() -> io::Result<Self> {
+        let kind = SignalKind::from_raw(rustix::process::Signal::TSTP.as_raw());
+        let heard = (!is_ignored(kind)).then(|| signal(kind));
+        Ok(Self(heard.transpose()?))
+    }
+
+    /// Waits for it.
+    pub async fn asked(&mut self) {
+        match &mut self.0 {
+            Some(signal) => drop(signal.recv().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stops this process, until somebody lets it go on.
+    pub fn until_continued() {
+        use rustix::process::{Signal, getpid, kill_process};
+        // If that is refused it just goes on.
+        let _ = kill_process(getpid(), Signal::STOP);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Pause {
+    /// Nothing to handle.
+    ///
+    /// # Errors
+    /// None: it is like where there is one.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self())
+    }
+
+    /// Never comes.
+    pub async fn asked(&mut self) {
+        std::future::pending().await
+    }
+
+    /// Does nothing.
+    pub fn until_continued() {}
 }
 
 /// Whether standard output is a pipe that nobody reads any more. Without this a quiet

@@ -13,13 +13,13 @@ use queue_trace::{
         decode::decode,
         plan::{Offers, Plan},
     },
-    listeners::{AcceptGauge, Cgroup, Group, LimitFrom, Row, SynGauge},
+    listeners::LimitFrom,
     model::{
         clients::{Clients, Network},
         event::{Event, Name},
         ledger::{Ledger, Look},
         lines::{AttachPlan, Counts, End, Header, LossNote, SCHEMA, Total},
-        snapshot::{Descriptors, Snapshot},
+        snapshot::{Descriptors, Gauge, Group, Snapshot},
         socket::{Listener, Process},
     },
     options::Attach,
@@ -339,14 +339,21 @@ fn the_examples_fit_the_schema_and_show_every_type_of_line() {
 }
 
 /// All that can be known of a listener.
-fn full_row(limit_from: LimitFrom) -> Row {
-    let spread = queue_trace::model::latency::Distribution {
+fn full_row(limit_from: LimitFrom) -> Snapshot {
+    let latency = queue_trace::model::latency::Distribution {
         count: 1,
         ..Default::default()
     };
     let words = || Some("word".to_owned());
-    Row {
-        time: 1,
+    let gauge = Gauge {
+        depth: Some(1),
+        limit: Some(1),
+        high_water: Some(1),
+        high_water_time: Some("2026-11-21T08:15:03.000000001Z".to_owned()),
+        ..Gauge::default()
+    };
+    Snapshot {
+        time: Some("2026-11-21T08:15:03.000000001Z".to_owned()),
         netns: 1,
         listener: Listener {
             addr: Some([127, 0, 0, 1].into()),
@@ -355,52 +362,43 @@ fn full_row(limit_from: LimitFrom) -> Row {
             inode: Some(1),
             device: None,
         },
-        processes: vec![Process::default()],
-        cgroup: Cgroup {
-            path: words(),
-            unit: words(),
-            container: words(),
-            pod: words(),
-        },
+        processes: Some(vec![Process::default()]),
+        cgroup: words(),
+        unit: words(),
+        container: words(),
+        pod: words(),
         group: Some(Group {
             share: Some(0.5),
             size: 1,
-            full_among_idle: true,
+            full_among_idle: Some(true),
             ..Group::default()
         }),
-        accept_queue: AcceptGauge {
-            limit_from: Some(limit_from),
+        accept_queue: Some(Gauge {
+            limit_from: Some(limit_from.name().to_owned()),
             asked: Some(1),
             somaxconn: Some(1),
-            high_water: Some(1),
-            high_water_time: Some(1),
             full_us: Some(1),
             full_times: Some(1),
-            ..AcceptGauge::default()
-        },
-        syn_queue: Some(SynGauge {
-            high_water: Some(1),
-            high_water_time: Some(1),
-            ..SynGauge::default()
+            ..gauge.clone()
+        }),
+        syn_queue: Some(Gauge {
+            young: Some(1),
+            ..gauge
         }),
         drops: Some([("accept_queue_full".to_owned(), 1)].into()),
         counts: Some([("accepted".to_owned(), 1)].into()),
-        accept_latency_us: Some(spread),
-        handshake_us: Some(spread),
+        accept_latency_us: Some(latency.into()),
+        handshake_us: Some(latency.into()),
         oldest_waiting_us: Some(1),
-        default_of: Some("Java"),
+        default_of: Some("Java".to_owned()),
         threads: Some([("S futex_do_wait".to_owned(), 3)].into()),
         descriptors: Some(Descriptors {
             pid: 812,
             open: 1024,
             limit: 1024,
         }),
-        entered: None,
-        waits: None,
-        waited_sum_ns: None,
-        place: None,
-        device: 0,
-        closed: true,
+        closed: Some(true),
+        ..Snapshot::default()
     }
 }
 
@@ -484,7 +482,7 @@ fn full_lines() -> Vec<Value> {
         LimitFrom::EarlierSomaxconn,
         LimitFrom::BacklogOrEarlierSomaxconn,
     ] {
-        lines.push(json!(Snapshot::from(&full_row(from))));
+        lines.push(json!(full_row(from)));
     }
     let seen = Look::default();
     let ledger = Ledger::between(1, &seen, &seen, 0);
@@ -493,7 +491,7 @@ fn full_lines() -> Vec<Value> {
         note: Some("why".to_owned()),
         ..ledger
     }));
-    lines.push(json!(Ledger::of_gone(1, &seen.kernel, 0)));
+    lines.push(json!(Ledger::one_sided(1, &seen.kernel, 0, "why")));
     lines
 }
 

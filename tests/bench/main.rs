@@ -11,8 +11,10 @@
     reason = "as in tests: what is not there is a failure, and says so"
 )]
 
+mod churn;
 mod contender;
 mod load;
+mod scale;
 mod soak;
 mod table;
 
@@ -53,6 +55,13 @@ struct Args {
     /// Instead of all this: flood for so many seconds, and watch the memory.
     #[arg(long)]
     soak: Option<u64>,
+    /// Instead of all this: so many listeners that come and go, and a namespace for each
+    /// twenty. Fails if a sum is wrong.
+    #[arg(long)]
+    churn: Option<u64>,
+    /// Instead of all this: what a look takes, by how many listeners there are.
+    #[arg(long)]
+    scale: bool,
 }
 
 fn main() {
@@ -63,6 +72,12 @@ fn main() {
     let args = Args::parse();
     if let Some(seconds) = args.soak {
         return soak::run(&args.program, &args.attach, Duration::from_secs(seconds));
+    }
+    if let Some(listeners) = args.churn {
+        return churn::run(&args.program, &args.attach, listeners);
+    }
+    if args.scale {
+        return scale::run(&args.program, &args.attach);
     }
     let contenders = Contender::all(&args.program, &args.attach, args.rivals.as_deref());
     let contenders: Vec<_> = contenders

@@ -126,3 +126,32 @@ fn a_counter_that_something_else_moves() {
     let note = ledger.note.as_deref().unwrap_or_default();
     assert!(note.contains("bpf_tcp_gen_syncookie"), "{ledger:?}");
 }
+
+/// What happens where another queue-trace tests itself is nobody's incident: no event, no count,
+/// no ledger. It is told by the mark of its namespace.
+#[test]
+fn the_self_test_of_another_one() {
+    let mark = queue_trace_common::settings::SELF_TESTS.start;
+    for family in Family::ALL {
+        let sysctls = [("net.core.somaxconn", mark), ("net.ipv4.tcp_syncookies", 0)];
+        let room = Room::new(family, 3, &sysctls);
+        let neighbour = Room::new(family, 3, &sysctls[1..]);
+        let launch = Launch::showing(Shown::All).on(&room.netns);
+        let tracer = launch.on(&neighbour.netns).start();
+        for room in [&room, &neighbour] {
+            // They fill the accept queue, and the SYNs are dropped.
+            let clients = room.connect(4);
+            room.flood(10);
+            drop(clients);
+        }
+        let recording = tracer.stop();
+        let of_it = |netns: u32| netns == room.netns.id();
+        assert_eq!(recording.events().filter(|e| of_it(e.netns)).count(), 0);
+        assert_eq!(recording.totals().filter(|t| of_it(t.netns)).count(), 0);
+        assert!(!recording.ledgers().any(|ledger| of_it(ledger.netns)));
+        // Without the mark there is something to see.
+        assert!(recording.events().any(|e| e.netns == neighbour.netns.id()));
+        recording.assert_ledger(&neighbour.netns, &neighbour.before);
+        assert_eq!(recording.lost(), std::collections::BTreeMap::new());
+    }
+}

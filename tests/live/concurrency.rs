@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -214,6 +215,52 @@ fn syns_acks_and_cookies_at_once() {
 #[test]
 fn syns_acks_and_cookies_at_once_with_a_limited_stream() {
     mixed(|| Launch::text().args(["--json", "--all", "--rate", "100"]));
+}
+
+/// Timers of half-open requests fire while SYNs and final ACKs are refused. With PREEMPT_RT
+/// they come in the midst of one, on the same CPU.
+#[test]
+fn timers_among_refusals() {
+    const REQUESTS: u32 = 2000;
+    const LONGER_THAN_A_TIMER: Duration = Duration::from_millis(1500);
+    for family in Family::ALL {
+        let (room, late) = crowded(family, 0);
+        let (waiting, waiting_listener) = beside(&room, 8081, REQUESTS as i32);
+        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+        let before = Counters::of(&room.netns);
+        let half_open = room.flood_at(waiting, &Flood::of(REQUESTS));
+        assert_eq!(half_open, u64::from(REQUESTS));
+        let (begun, rounds) = (Instant::now(), AtomicUsize::new(0));
+        while begun.elapsed() < LONGER_THAN_A_TIMER {
+            let syn_job: Job<'_> = Box::new(|| syns(room.address, 0));
+            let ack_job: Job<'_> = Box::new(|| acks(&late, family));
+            storm(&room, &[syn_job, ack_job]);
+            rounds.fetch_add(1, Ordering::Relaxed);
+        }
+        let recording = tracer.stop();
+        let refused = EACH as u64 * rounds.load(Ordering::Relaxed) as u64;
+        let crowded = expected(
+            &[
+                (outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL, refused),
+                (outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL, refused),
+            ],
+            Shown::All,
+        );
+        assert_eq!(totals_of(&recording, inode(&room.listener)), crowded);
+        let queued = expected(&[(outcome::QUEUED, REQUESTS.into())], Shown::All);
+        assert_eq!(totals_of(&recording, inode(&waiting_listener)), queued);
+        recording.assert_ledger(&room.netns, &before);
+        if attach() != Attach::Tracepoint {
+            let again: u64 = recording
+                .totals()
+                .filter(|total| total.verdict == "synack_retransmitted")
+                .map(|total| total.count)
+                .sum();
+            // All of them once, those of the crowded listener more often.
+            assert!(again >= u64::from(REQUESTS), "{again}");
+        }
+        assert_eq!(recording.lost(), std::collections::BTreeMap::new());
+    }
 }
 
 /// `tcp_syncookies` is switched to and fro meanwhile. What a SYN queue refuses depends on

@@ -450,3 +450,58 @@ fn keep(listener: &TcpListener) -> TcpListener {
     fcntl_setfd(&copy, FdFlags::empty()).unwrap();
     copy
 }
+
+/// A listener that is shut down and listens again is the same socket, and is there.
+#[test]
+fn shut_down_and_listening_again() {
+    let room = Room::new(Family::V4, 7, &[]);
+    let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+    rustix::net::shutdown(&room.listener, rustix::net::Shutdown::Read).unwrap();
+    // Long enough for the tracer to have seen it closed.
+    thread::sleep(Duration::from_millis(1500));
+    rustix::net::listen(&room.listener, 5).unwrap();
+    let _clients = room.connect(3);
+    let recording = tracer.stop();
+    let row = recording.row(inode(&room.listener));
+    assert!(!row.closed, "{row:?}");
+    assert_eq!(row.accept_queue.limit, 5, "{row:?}");
+    assert_eq!(row.accept_queue.depth, 3, "{row:?}");
+    assert_eq!(row.accept_queue.high_water, Some(3), "{row:?}");
+}
+
+/// Several threads accept at once from a queue that is full again and again: it was not full
+/// for longer than the test took.
+#[test]
+fn full_and_emptied_by_several_threads() {
+    if !tells_waits() {
+        return assert_not_told();
+    }
+    const THREADS: usize = 4;
+    const BURSTS: usize = 40;
+    const BACKLOG: i32 = 3;
+    let room = Room::new(Family::V4, BACKLOG, &[]);
+    let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+    let begun = Instant::now();
+    for _ in 0..BURSTS {
+        let filled = room.connect(BACKLOG as usize + 1);
+        let start = std::sync::Barrier::new(THREADS);
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    start.wait();
+                    room.listener.accept().unwrap();
+                });
+            }
+        });
+        drop(filled);
+    }
+    let took = begun.elapsed();
+    let recording = tracer.stop();
+    let row = recording.row(inode(&room.listener));
+    assert_eq!(row.accept_queue.full_times, Some(BURSTS as u64), "{row:?}");
+    let full = Duration::from_micros(row.accept_queue.full_us.unwrap());
+    assert!(
+        !full.is_zero() && full <= took,
+        "full for {full:?} of {took:?}"
+    );
+}

@@ -112,7 +112,10 @@ pub struct Group {
 /// The accept queue of a listener.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct AcceptGauge {
+    /// 0 of one that was closed, of which it is not known.
+    #[serde(default)]
     pub depth: u32,
+    #[serde(default)]
     pub limit: u32,
     pub limit_from: Option<String>,
     /// The backlog that listen() was given.

@@ -3,12 +3,16 @@
 //! spike between two looks from user space is not missed.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use queue_trace_common::{field, queue::QueueKey, settings::typed};
+use queue_trace_common::{
+    field,
+    queue::{Queue, QueueKey},
+    settings::typed,
+};
 
 use super::kept;
 use crate::{
     read::memory::{Plain, Pointer, Typed},
-    state::{maps::QUEUES, tally},
+    state::maps::QUEUES,
 };
 
 /// A connection entered the accept queue, which is this deep now and may be so deep. A
@@ -18,9 +22,9 @@ pub fn accept_rose(key: &QueueKey, depth: u32, limit: u32) {
     // SAFETY: a plain helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     let Some(marks) = kept::marks(key) else {
-        return tally::lost(|loss| &mut loss.unlisted);
+        return;
     };
-    marks.entered += 1;
+    kept::bump(&mut marks.entered);
     if depth > marks.accept_high {
         marks.accept_high = depth;
         marks.accept_high_ns = now;
@@ -31,14 +35,11 @@ pub fn accept_rose(key: &QueueKey, depth: u32, limit: u32) {
     let Some(queue) = kept::queue(key) else {
         return;
     };
-    if queue.full_since_ns == 0 {
-        queue.full_since_ns = now;
-        queue.full_times += 1;
-        // accept() on another CPU may have looked before that was written.
-        let (depth, limit) = accept_queue(Plain(key.sk));
-        if depth <= limit {
-            queue.full_since_ns = 0;
-        }
+    became_full(queue, now);
+    // accept() on another CPU may have looked before that was written.
+    let (depth, limit) = accept_queue(Plain(key.sk));
+    if depth <= limit {
+        no_longer_full(queue);
     }
 }
 
@@ -46,14 +47,58 @@ pub fn accept_rose(key: &QueueKey, depth: u32, limit: u32) {
 #[inline(always)]
 pub fn accept_fell(sk: impl Pointer) {
     let key = kept::key_of(sk);
-    // SAFETY: the entry is not removed while its listener lives.
-    let Some(queue) = QUEUES.get_ptr_mut(&key).map(|queue| unsafe { &mut *queue }) else {
+    let Some(queue) = QUEUES.get_ptr_mut(&key) else {
         return;
     };
     let (depth, limit) = accept_queue(sk);
-    if queue.full_since_ns != 0 && depth <= limit {
-        kept::no_longer_full(queue);
+    if depth > limit || !no_longer_full(queue) {
+        return;
     }
+    // A connection may have filled it meanwhile, and have found it noted as full.
+    let (depth, limit) = accept_queue(sk);
+    if depth > limit {
+        // SAFETY: a plain helper without arguments.
+        became_full(queue, unsafe { bpf_ktime_get_ns() });
+    }
+}
+
+// Several CPUs may find the queue full, or not full any more, at the same time: packets for a
+// listener and accept() after it has given back the socket's lock run without it. BPF programs
+// have no exchange on all kernels, so each word is read once, and what is written follows from
+// what was read alone: whoever comes second writes the same again.
+
+/// The accept queue is full.
+#[inline(always)]
+fn became_full(queue: *mut Queue, now: u64) {
+    // SAFETY: a whole entry of the map, of plain words; it is not removed while its listener
+    // lives.
+    unsafe {
+        if (&raw const (*queue).full_since_ns).read_volatile() != 0 {
+            return;
+        }
+        let before = (&raw const (*queue).full_ns).read_volatile();
+        let times = (&raw const (*queue).full_times).read_volatile();
+        (&raw mut (*queue).full_before_ns).write_volatile(before);
+        (&raw mut (*queue).full_times).write_volatile(times + 1);
+        (&raw mut (*queue).full_since_ns).write_volatile(now);
+    }
+}
+
+/// The accept queue has room again. Whether it was full.
+#[inline(always)]
+pub fn no_longer_full(queue: *mut Queue) -> bool {
+    // SAFETY: as in `became_full`.
+    unsafe {
+        let since = (&raw const (*queue).full_since_ns).read_volatile();
+        if since == 0 {
+            return false;
+        }
+        let before = (&raw const (*queue).full_before_ns).read_volatile();
+        let took = bpf_ktime_get_ns().saturating_sub(since);
+        (&raw mut (*queue).full_ns).write_volatile(before + took);
+        (&raw mut (*queue).full_since_ns).write_volatile(0);
+    }
+    true
 }
 
 /// A request entered the SYN queue. A function of its own, for the verifier's sake.
@@ -64,7 +109,7 @@ pub fn syn_rose(key: &QueueKey) {
         None => Plain(key.sk).load(field::SYN_DEPTH),
     };
     let Some(marks) = kept::marks(key) else {
-        return tally::lost(|loss| &mut loss.unlisted);
+        return;
     };
     if depth > marks.syn_high {
         marks.syn_high = depth;

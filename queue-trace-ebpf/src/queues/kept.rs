@@ -1,17 +1,18 @@
 //! What is kept of a listener: its key, its entries in the two maps, made where missing.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use queue_trace_common::{
     field,
     queue::{Marks, Queue, QueueKey},
 };
 
 use crate::{
+    filter,
     read::{
         memory::{self, Pointer},
         socket,
     },
     state::{
+        config,
         maps::{IF_MISSING, MARKS, QUEUES},
         tally,
     },
@@ -36,6 +37,7 @@ static NO_QUEUE: Queue = Queue {
     closed_ns: 0,
     full_since_ns: 0,
     full_ns: 0,
+    full_before_ns: 0,
     full_times: 0,
     cgroup: 0,
     netns: 0,
@@ -61,14 +63,20 @@ pub fn key_of(sk: impl Pointer) -> QueueKey {
 pub fn marks(key: &QueueKey) -> Option<&'static mut Marks> {
     let mut place = MARKS.get_ptr_mut(key);
     if place.is_none() {
+        if filter::is_foreign_self_test(memory::value(key.sk, field::SK_NET)) {
+            return None;
+        }
         // If there is no room, nothing is found below.
         let _ = MARKS.insert(key, &NO_MARKS, IF_MISSING);
         place = MARKS.get_ptr_mut(key);
+        if place.is_none() {
+            tally::lost(|loss| &mut loss.unlisted);
+        }
         // So that its end will be noticed.
         let _ = queue(key);
     }
-    // SAFETY: this CPU's copy. What runs in softirq and what runs in accept() write
-    // different members.
+    // SAFETY: this CPU's copy. What runs with bottom halves off and what runs in accept() write
+    // different members. Where softirqs mix see `bump`; there a mark may be one packet late.
     place.map(|marks| unsafe { &mut *marks })
 }
 
@@ -77,6 +85,9 @@ pub fn marks(key: &QueueKey) -> Option<&'static mut Marks> {
 pub fn queue(key: &QueueKey) -> Option<&'static mut Queue> {
     let mut place = QUEUES.get_ptr_mut(key);
     if place.is_none() {
+        if filter::is_foreign_self_test(memory::value(key.sk, field::SK_NET)) {
+            return None;
+        }
         // If there is no room, nothing is found below.
         let _ = QUEUES.insert(key, &NO_QUEUE, IF_MISSING);
         place = QUEUES.get_ptr_mut(key);
@@ -96,11 +107,12 @@ pub fn queue(key: &QueueKey) -> Option<&'static mut Queue> {
     Some(queue)
 }
 
-/// The accept queue has room again.
+/// Adds one to a number of this CPU's marks.
 #[inline(always)]
-pub fn no_longer_full(queue: &mut Queue) {
-    // SAFETY: a plain helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
-    queue.full_ns += now - queue.full_since_ns;
-    queue.full_since_ns = 0;
+pub fn bump(number: &mut u64) {
+    if config::softirqs_mix() {
+        tally::add(number, 1);
+    } else {
+        *number += 1;
+    }
 }

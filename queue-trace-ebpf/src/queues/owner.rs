@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use queue_trace_common::field;
 
-use super::kept;
+use super::{gauge, kept};
 use crate::{
     filter,
     read::memory::{self, Plain},
@@ -57,11 +57,9 @@ pub fn closed(sk: u64) {
     let Some(queue) = QUEUES.get_ptr_mut(&key).map(|queue| unsafe { &mut *queue }) else {
         return;
     };
-    if queue.full_since_ns != 0 {
-        kept::no_longer_full(queue);
-    }
     queue.accept_depth = memory::value(sk, field::SK_DEPTH);
     queue.accept_limit = memory::value(sk, field::SK_LIMIT);
+    gauge::no_longer_full(queue);
     // close() says so before it ends listening (net/ipv4/tcp.c, `__tcp_close`); shutdown() and
     // connect() to AF_UNSPEC do not.
     let shutdown = memory::get::<u8>(sk, field::SK_SHUTDOWN).unwrap_or(1);

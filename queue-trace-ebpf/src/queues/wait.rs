@@ -7,7 +7,7 @@
 //! `inet_csk_accept`, or by `inet_child_forget` where the listener is closed.
 
 use aya_ebpf::{
-    helpers::bpf_ktime_get_ns,
+    helpers::{bpf_ktime_get_ns, generated::bpf_get_current_task},
     macros::{fentry, fexit, kprobe, kretprobe},
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
@@ -21,7 +21,8 @@ use crate::{
     filter,
     read::memory::{self, Plain, Pointer, Typed},
     state::{
-        maps::{ENTERING, WAITING},
+        config,
+        maps::{ENTERING, ENTERING_BY_TASK, WAITING},
         tally,
         types::Entering,
     },
@@ -51,10 +52,29 @@ fn skip() {
 
 #[inline(always)]
 fn set_entering(entering: Entering) {
-    if let Some(place) = ENTERING.get_ptr_mut(0) {
-        // SAFETY: this CPU's copy, used in softirq only.
+    if config::softirqs_mix() {
+        // The oldest makes room.
+        let _ = ENTERING_BY_TASK.insert(task(), &entering, 0);
+    } else if let Some(place) = ENTERING.get_ptr_mut(0) {
+        // SAFETY: this CPU's copy, used with bottom halves off only.
         unsafe { *place = entering };
     }
+}
+
+/// The connection that this CPU, or this task, is putting in.
+#[inline(always)]
+fn in_hand() -> Option<*mut Entering> {
+    if config::softirqs_mix() {
+        ENTERING_BY_TASK.get_ptr_mut(task())
+    } else {
+        ENTERING.get_ptr_mut(0)
+    }
+}
+
+#[inline(always)]
+fn task() -> u64 {
+    // SAFETY: a plain helper without arguments.
+    unsafe { bpf_get_current_task() }
 }
 
 /// Whether the listener passes the filters. Those on addresses are of packets.
@@ -66,9 +86,7 @@ fn passes(sk: impl Pointer) -> bool {
 /// It was put in, or not (`returned` is 0). `sk` is the listener, where the program sees it.
 #[inline(always)]
 pub fn entered(sk: Option<Typed>, returned: u64) {
-    let Some(place) = ENTERING.get_ptr_mut(0) else {
-        return;
-    };
+    let Some(place) = in_hand() else { return };
     // SAFETY: as in `set_entering`.
     let entering = unsafe { &mut *place };
     if entering.child == 0 {
@@ -114,9 +132,9 @@ pub fn left(child: u64) -> u64 {
 #[inline(never)]
 fn note_wait(listener: &QueueKey, waited_ns: u64) {
     let Some(marks) = kept::marks(listener) else {
-        return tally::lost(|loss| &mut loss.unlisted);
+        return;
     };
-    marks.waited[bucket(waited_ns / 1000)] += 1;
+    kept::bump(&mut marks.waited[bucket(waited_ns / 1000)]);
     if waited_ns > marks.waited_max_ns {
         marks.waited_max_ns = waited_ns;
     }
@@ -132,10 +150,10 @@ fn note_handshake(listener: &QueueKey, request: u64, now: u64) {
         return;
     }
     let Some(marks) = kept::marks(listener) else {
-        return tally::lost(|loss| &mut loss.unlisted);
+        return;
     };
     let took = (now / 1000).saturating_sub(sent);
-    marks.handshakes[bucket(took)] += 1;
+    kept::bump(&mut marks.handshakes[bucket(took)]);
     if took > marks.handshake_max_us {
         marks.handshake_max_us = took;
     }

@@ -35,9 +35,11 @@ static PORTS: [u64; PORT_WORDS] = [0; PORT_WORDS];
 static KERNEL: Kernel = Kernel {
     counters: [0; _],
     types: [0; _],
+    self_test: 0,
     arity: [0; _],
     hash_add_tells: 0,
     kfree_has_sk: 0,
+    softirqs_mix: 0,
     delivered: 0,
     tcp_established: 0,
     tcp_syn_recv: 0,
@@ -123,6 +125,12 @@ pub fn type_of(index: usize) -> u32 {
     global!(KERNEL.types[index])
 }
 
+/// The mark of our own self-test.
+#[inline(always)]
+pub fn self_test() -> u32 {
+    global!(KERNEL.self_test)
+}
+
 /// Number of arguments of a hook's function.
 #[inline(always)]
 pub fn arity(hook: usize) -> usize {
@@ -147,11 +155,18 @@ pub fn sees_delivery() -> bool {
     global!(KERNEL.delivered) != 0
 }
 
-/// Whether a nested hook would have been seen: it is attached, or this kernel has
-/// nothing there to attach to.
+/// Whether softirqs of one CPU interrupt each other, see [`frame`](crate::frame).
 #[inline(always)]
-pub fn attached(hook: usize) -> bool {
-    global!(KERNEL.attached) & (1 << hook) != 0
+pub fn softirqs_mix() -> bool {
+    global!(KERNEL.softirqs_mix) != 0
+}
+
+/// Whether an outcome can be told from others: each nested hook that it needs would have been
+/// seen, as it is attached, or as this kernel has nothing there to attach to.
+#[inline(always)]
+pub fn tells(outcome: u8) -> bool {
+    let needed = hook::needed_by(outcome);
+    global!(KERNEL.attached) & needed == needed
 }
 
 /// TCP states, as this kernel numbers them: (established, syn_recv, listen).

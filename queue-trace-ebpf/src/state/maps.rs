@@ -9,7 +9,7 @@ use queue_trace_common::{
     settings::{Address, Baseline, CountKey, Counted, Tally},
 };
 
-use super::types::{Cpu, Delivered, Entering, ListenerKey, Sharing};
+use super::types::{Cpu, Delivered, Entering, Frame, ListenerKey, Sharing};
 
 /// BPF_NOEXIST (include/uapi/linux/bpf.h): another CPU may have made it meanwhile.
 pub const IF_MISSING: u64 = 1;
@@ -17,6 +17,15 @@ pub const IF_MISSING: u64 = 1;
 /// What each CPU remembers from the entry of a function to its return.
 #[map]
 pub static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where softirqs mix: what each task remembers from the entry of a function to its return. The
+/// loader makes both as large as that takes.
+#[map]
+pub static FRAMES: LruHashMap<u64, Frame> = LruHashMap::with_max_entries(1, 0);
+
+/// and the connection that is entering an accept queue in each task.
+#[map]
+pub static ENTERING_BY_TASK: LruHashMap<u64, Entering> = LruHashMap::with_max_entries(1, 0);
 
 /// Exact counts by listener and outcome, as far as they have no slot in `TALLIES`.
 #[map]

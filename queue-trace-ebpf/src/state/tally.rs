@@ -16,7 +16,7 @@ pub fn lost(which: impl FnOnce(&mut Loss) -> &mut u64) {
 #[inline(always)]
 pub fn lost_many(many: u64, which: impl FnOnce(&mut Loss) -> &mut u64) {
     if let Some(tally) = of_this_cpu() {
-        *which(&mut tally.loss) += many;
+        add(which(&mut tally.loss), many);
     }
 }
 
@@ -25,7 +25,7 @@ pub fn lost_many(many: u64, which: impl FnOnce(&mut Loss) -> &mut u64) {
 #[inline(always)]
 pub fn counts_changed() {
     if let Some(tally) = of_this_cpu() {
-        tally.counted += 1;
+        add(&mut tally.counted, 1);
     }
 }
 
@@ -33,7 +33,7 @@ pub fn counts_changed() {
 #[inline(always)]
 pub fn listeners_changed() {
     if let Some(tally) = of_this_cpu() {
-        tally.listeners += 1;
+        add(&mut tally.listeners, 1);
     }
 }
 
@@ -42,8 +42,23 @@ pub fn listeners_changed() {
 pub fn of_this_cpu() -> Option<&'static mut Tally> {
     // SAFETY: a plain helper without arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    // SAFETY: only this CPU writes its entry, and user space only reads. Slots are written in
-    // softirq, where nothing comes between; of the other words a program that is interrupted
-    // by another one may lose an increment of that one, which no count rests on.
+    // SAFETY: only this CPU writes its entry, except for slots that user space gives back. Slots
+    // are written with bottom halves off, where nothing comes between; the other words by `add`.
     TALLIES.get_ptr_mut(cpu).map(|tally| unsafe { &mut *tally })
+}
+
+/// Adds to a word in one instruction: what an application does is interrupted by packets, which
+/// may add to the same word.
+#[inline(always)]
+pub fn add(word: &mut u64, more: u64) {
+    // SAFETY: a reference is good to read from and write to.
+    #[cfg(target_arch = "bpf")]
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({word} + 0) += {more}", word = in(reg) &raw mut *word, more = in(reg) more);
+    }
+    // To be linted, not to be run.
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        *word += more;
+    }
 }

@@ -105,6 +105,12 @@ pub struct Frame {
     pub before: Counters,
     /// Their values at the return.
     pub after: Counters,
+    /// The half-open request whose timer fired: it may be gone when the timer ends.
+    pub of: Request,
+    /// Where softirqs mix: the counters when the task was taken off its CPU.
+    pub paused: Counters,
+    /// and how often it was put back.
+    pub pauses: u64,
 }
 
 /// One CPU's memory.
@@ -117,10 +123,8 @@ pub struct Cpu {
     pub account_ns: u64,
     /// The kernel's tick at which it was found used up.
     pub used_up_at: u64,
-    /// The packet in hand.
+    /// The packet in hand, except where softirqs mix.
     pub frame: Frame,
-    /// The half-open request whose timer fired: it may be gone when the timer ends.
-    pub request: Request,
 }
 
 /// A half-open request, copied.

@@ -31,7 +31,7 @@ fn enter(call: Call, hook: usize, sk: impl Pointer, skb: u64, request: u64) {
     if !filter::netns_of(sk) || !filter::addresses(skb) {
         return frame::skip();
     }
-    frame::open(call, hook, sk, skb, request);
+    let _ = frame::open(call, hook, sk, skb, request);
 }
 
 /// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked

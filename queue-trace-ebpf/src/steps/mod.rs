@@ -6,6 +6,7 @@ mod ack;
 pub mod close;
 mod icmp;
 mod request;
+mod scheduler;
 mod shells;
 pub mod syn;
 mod timer;

@@ -31,9 +31,8 @@ pub fn open(call: Call, hook: usize, request: u64) {
     if !filter::netns_of(sk) || !filter::pair(&peer.local, &peer.client) {
         return frame::skip();
     }
-    frame::open(call, hook, sk, 0, request);
-    if let Some(cpu) = frame::cpu() {
-        cpu.request = Request {
+    if let Some(frame) = frame::open(call, hook, sk, 0, request) {
+        frame.of = Request {
             local: peer.local,
             client: peer.client,
             client_port: peer.client_port,
@@ -46,8 +45,7 @@ pub fn open(call: Call, hook: usize, request: u64) {
 /// Tells an outcome of the request of a frame that was closed.
 #[inline(always)]
 pub fn tell(outcome: u8, frame: &Frame, moved: Moved, retransmits_more: u8) {
-    let Some(cpu) = frame::cpu() else { return };
-    let request = &cpu.request;
+    let request = &frame.of;
     emit::verdict(
         &Verdict {
             outcome,

@@ -36,7 +36,7 @@ fn enter(hook: usize, sk: impl Pointer, skb: u64) {
     if !filter::netns_of(sk) || !filter::addresses(skb) {
         return frame::skip();
     }
-    frame::open(Call::Syn, hook, sk, skb, 0);
+    let _ = frame::open(Call::Syn, hook, sk, skb, 0);
 }
 
 /// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked
@@ -87,7 +87,7 @@ fn decide(frame: &Frame, moved: Moved, net: impl Pointer) -> u8 {
     if moved & DROP == 0 {
         // After the request is allocated every end but one moves a counter or is
         // seen in hash_add: a fast-open connection was made.
-        return if frame.saw & saw::ALLOC != 0 && config::attached(hook::HASH_ADD) {
+        return if frame.saw & saw::ALLOC != 0 && config::tells(outcome::ESTABLISHED_FAST_OPEN) {
             outcome::ESTABLISHED_FAST_OPEN
         } else {
             outcome::SYN_DROPPED_OTHER
@@ -102,16 +102,19 @@ fn decide(frame: &Frame, moved: Moved, net: impl Pointer) -> u8 {
     if frame.saw & saw::REFUSED != 0 {
         return outcome::SYN_DROPPED_SECURITY;
     }
-    if !config::attached(hook::ALLOC)
-        || !config::attached(hook::PROVEN)
-        || !config::attached(hook::SECURITY)
+    // What is left is told by what was not called.
+    let left = if frame.saw & saw::ALLOC == 0 && moved & DO_COOKIES == 0 {
+        outcome::SYN_DROPPED_NOT_UNICAST
+    } else {
+        outcome::SYN_DROPPED_NO_ROUTE
+    };
+    if config::tells(outcome::SYN_DROPPED_NOT_UNICAST)
+        && config::tells(outcome::SYN_DROPPED_NO_ROUTE)
     {
-        return outcome::SYN_DROPPED_OTHER;
+        left
+    } else {
+        outcome::SYN_DROPPED_OTHER
     }
-    if frame.saw & saw::ALLOC == 0 && moved & DO_COOKIES == 0 {
-        return outcome::SYN_DROPPED_NOT_UNICAST;
-    }
-    outcome::SYN_DROPPED_NO_ROUTE
 }
 
 /// Why a cookie was sent: tcp_syncookies=2 sends one whatever the queue.

@@ -73,11 +73,11 @@ fn timer_exit_kprobe(_: RetProbeContext) -> u32 {
 #[raw_tracepoint(tracepoint = "tcp_retransmit_synack")]
 fn retransmit_synack(ctx: RawTracePointContext) -> i32 {
     let request: u64 = ctx.arg(1);
-    if let Some(cpu) = frame::cpu()
-        && cpu.frame.call == Call::Timer as u32
-        && cpu.frame.request == request
+    if let Some(frame) = frame::current()
+        && frame.call == Call::Timer as u32
+        && frame.request == request
     {
-        cpu.frame.saw |= saw::RETRANSMITTED;
+        frame.saw |= saw::RETRANSMITTED;
     }
     0
 }

@@ -84,7 +84,7 @@ fn enter(skb: *mut __sk_buff) {
     if !filter::port(sk) || !filter::netns_of(sk) {
         return;
     }
-    let (Some(cpu), Some(frame)) = (frame::cpu(), delivered()) else {
+    let (Some(offset), Some(frame)) = (frame::cpu_offset(), delivered()) else {
         return;
     };
     let skb = memory::plain(skb as u64);
@@ -92,7 +92,7 @@ fn enter(skb: *mut __sk_buff) {
         left_open(frame);
     }
     let net = sk.follow(field::SK_NET);
-    let counters = counters::of(net, cpu.offset, &mut frame.counters);
+    let counters = counters::of(net, offset, &mut frame.counters);
     if !counters::read(&mut frame.before, counters, ALL) {
         return;
     }
@@ -125,7 +125,7 @@ pub fn received(skb: u64) {
 #[inline(never)]
 fn icmp(skb: u64) {
     let net = Plain(skb).follow(field::SKB_DEV).follow(field::DEV_NET);
-    let (Some(cpu), Some(frame)) = (frame::cpu(), delivered()) else {
+    let (Some(offset), Some(frame)) = (frame::cpu_offset(), delivered()) else {
         return;
     };
     let (ports, _, _) = config::filters();
@@ -136,7 +136,7 @@ fn icmp(skb: u64) {
     if frame.skb != 0 {
         left_open(frame);
     }
-    let counters = counters::of(net, cpu.offset, &mut frame.counters);
+    let counters = counters::of(net, offset, &mut frame.counters);
     if !counters::read(&mut frame.before, counters, ALL) {
         return;
     }

@@ -3,8 +3,6 @@
 //! listening. Where several share an address and a port, or one is bound to a device, the table
 //! does not tell which one a packet reached.
 
-use core::intrinsics::{self, AtomicOrdering};
-
 use queue_trace_common::{field, settings::Address};
 
 use crate::{
@@ -161,7 +159,7 @@ fn share(key: &ListenerKey, sk: u64, joins: bool) -> bool {
 #[inline(always)]
 unsafe fn add(place: *mut u64, by: u64) {
     // SAFETY: as the caller promises.
-    unsafe { intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(place, by) };
+    tally::add(unsafe { &mut *place }, by);
 }
 
 /// Run once over the sockets that exist at start (`iter/tcp`): remembers listeners.

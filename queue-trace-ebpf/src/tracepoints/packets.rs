@@ -77,7 +77,9 @@ fn prime(net: impl Pointer) {
         return;
     }
     let Some(cpu) = frame::cpu() else { return };
-    let address = counters::of(net, cpu.offset, &mut cpu.frame.counters);
+    // SAFETY: this CPU's copy, in which no frame is open in this mode.
+    let (offset, place) = unsafe { ((*cpu).offset, &mut (*cpu).frame.counters) };
+    let address = counters::of(net, offset, place);
     let mut baseline = Baseline {
         net: net.address(),
         address,

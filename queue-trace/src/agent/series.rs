@@ -26,7 +26,7 @@ use super::{
         LISTENERS, OLDEST, OUTCOMES, PEAK, SOCKETS, SYN_REQUESTS, WAIT,
     },
 };
-use crate::model::{sight::Sight, socket::Listener};
+use crate::model::{snapshot::Snapshot, socket::Listener};
 
 /// How series are made.
 #[derive(Debug, Clone)]
@@ -226,10 +226,10 @@ impl Fleet {
     }
 
     /// All listeners that there are, at a moment.
-    pub fn look(&mut self, listeners: &[Sight], now: Duration) {
+    pub fn look(&mut self, listeners: &[Snapshot], now: Duration) {
         self.look += 1;
-        for sight in listeners {
-            self.update(sight, now);
+        for one in listeners {
+            self.update(one, now);
         }
         let look = self.look;
         self.sockets.retain(|_, socket| socket.look == look);
@@ -237,19 +237,19 @@ impl Fleet {
     }
 
     /// One listener, made or closed or just looked at.
-    pub fn one(&mut self, sight: &Sight, now: Duration) {
-        self.update(sight, now);
+    pub fn one(&mut self, one: &Snapshot, now: Duration) {
+        self.update(one, now);
         self.place(now);
     }
 
-    fn update(&mut self, sight: &Sight, now: Duration) {
-        let snapshot = &sight.snapshot;
+    fn update(&mut self, one: &Snapshot, now: Duration) {
+        let snapshot = one;
         let key = key_of(snapshot.netns, &snapshot.listener);
         let owner = Owner::of(snapshot, &mut self.pods);
         let look = self.look;
         if snapshot.is_closed() {
             if let Some(mut socket) = self.sockets.remove(&key) {
-                self.count_kept(&mut socket, sight);
+                self.count_kept(&mut socket, one);
             }
             return;
         }
@@ -309,7 +309,7 @@ impl Fleet {
             socket.high_water = queue.high_water.or(Some(0));
             socket.deepest[0] = socket.deepest[0].max(deepest);
         }
-        self.count_kept(&mut socket, sight);
+        self.count_kept(&mut socket, one);
         if let Some(pending) = self.pending.remove(&key) {
             socket.refused |= pending.outcomes.keys().any(|tag| is_refusal(*tag));
             self.sockets.insert(key, socket);
@@ -321,19 +321,19 @@ impl Fleet {
     }
 
     /// Adds what the kernel side counted of a socket since the last time.
-    fn count_kept(&mut self, socket: &mut Socket, sight: &Sight) {
-        let queue = sight.snapshot.accept_queue.as_ref();
+    fn count_kept(&mut self, socket: &mut Socket, one: &Snapshot) {
+        let queue = one.accept_queue.as_ref();
         let mut now = socket.kept;
         let told = Told {
             full: queue.is_some_and(|queue| queue.full_us.is_some()),
-            waits: sight.waits.is_some() && sight.waited_sum_ns.is_some(),
+            waits: one.waits.is_some() && one.waited_sum_ns.is_some(),
         };
         if let Some(queue) = queue {
             now.full_us = queue.full_us.unwrap_or(now.full_us);
             now.fills = queue.full_times.unwrap_or(now.fills);
         }
-        now.waits = sight.waits.unwrap_or(now.waits);
-        now.waited_sum_ns = sight.waited_sum_ns.unwrap_or(now.waited_sum_ns);
+        now.waits = one.waits.unwrap_or(now.waits);
+        now.waited_sum_ns = one.waited_sum_ns.unwrap_or(now.waited_sum_ns);
         let series = match self.series.get_mut(&socket.whose) {
             Some(series) if socket.placed => series,
             _ => &mut self.overflow,

@@ -30,7 +30,6 @@ use crate::{
         event::{Event, outcome_named},
         ledger::Ledger,
         lines::{Counts, Header, LossNote, Total},
-        sight::Sight,
         snapshot::Snapshot,
     },
     sink::Sink,
@@ -140,12 +139,9 @@ impl Watcher {
         let findings = diagnose::diagnose(case).findings;
         let found: Vec<_> = findings
             .iter()
-            .filter_map(|finding| {
-                let (_, port) = finding.listener.rsplit_once(':')?;
-                Some((
-                    (finding.netns, port.parse().ok()?, finding.inode),
-                    finding.rule,
-                ))
+            .map(|finding| {
+                let key = finding.key;
+                ((key.netns, key.port, key.inode), finding.rule)
             })
             .collect();
         self.board.state().fleet.findings(&found);
@@ -294,18 +290,11 @@ impl Sink for Watcher {
     }
 
     fn listener(&mut self, snapshot: &Snapshot) -> io::Result<()> {
-        self.sight(&Sight {
-            snapshot: snapshot.clone(),
-            ..Sight::default()
-        })
-    }
-
-    fn sight(&mut self, sight: &Sight) -> io::Result<()> {
         let now = self.now();
-        self.board.state().fleet.one(sight, now);
-        let recorded = self.recorder.listener(sight, now);
+        self.board.state().fleet.one(snapshot, now);
+        let recorded = self.recorder.listener(snapshot, now);
         self.record(recorded);
-        self.feed(|case| case.listener(&recorder::alone(&sight.snapshot)));
+        self.feed(|case| case.listener(&recorder::alone(snapshot)));
         Ok(())
     }
 
@@ -392,18 +381,18 @@ impl Sink for Watcher {
         Ok(trouble || wants || due)
     }
 
-    fn look(&mut self, listeners: &[Sight], took: Duration) -> io::Result<()> {
+    fn look(&mut self, listeners: &[Snapshot], took: Duration) -> io::Result<()> {
         let now = self.now();
         self.looked = Some(Instant::now());
         {
             let mut state = self.board.state();
             state.fleet.look(listeners, now);
             state.host.look = Some(took.as_secs_f64());
-            let open = listeners.iter().filter(|sight| !sight.snapshot.is_closed());
-            state.listeners = open.map(|sight| sight.snapshot.clone()).collect();
+            let open = listeners.iter().filter(|one| !one.is_closed());
+            state.listeners = open.cloned().collect();
         }
-        for sight in listeners {
-            self.feed(|case| case.listener(&recorder::alone(&sight.snapshot)));
+        for one in listeners {
+            self.feed(|case| case.listener(&recorder::alone(one)));
         }
         let recorded = self.recorder.look(listeners, now);
         self.record(recorded);

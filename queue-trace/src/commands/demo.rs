@@ -69,7 +69,7 @@ pub async fn run(args: &DemoArgs) -> Result<()> {
     let netns = stage.netns();
     let selection = Selection {
         outcomes: outcome::of_kind(Kind::Refusal),
-        netns: [(netns.id(), Some(NetnsPath::Path(netns.path())))].into(),
+        netns: [(netns.id(), Some(NetnsPath::at(netns.path())))].into(),
         ..Selection::default()
     };
     say!("demo: {}", case.about);

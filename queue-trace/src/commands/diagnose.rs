@@ -76,7 +76,7 @@ pub async fn watch(args: &DiagnoseArgs) -> Result<u8> {
     let until = Until {
         count: None,
         duration: Some(args.time),
-        ..Until::default()
+        reader_is_gone: true,
     };
     let mut case = Case::new();
     live.run(&mut case, until, std::future::pending()).await?;

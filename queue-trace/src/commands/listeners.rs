@@ -8,15 +8,24 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 use serde::Serialize;
+use tokio::time::MissedTickBehavior;
 
 use crate::{
-    kernel::{host::Host, privilege, probe::Unattached, selection::Selection, session::Session},
-    listeners::{Row, look, table, watch::Watch},
-    model::snapshot::Snapshot,
+    aside::Aside,
+    kernel::{
+        host::Host,
+        privilege,
+        probe::{AT_ONCE, Iterators, unattached},
+        selection::Selection,
+        session::Session,
+    },
+    listeners::{How, Watch, cgroup::Folders, look, table},
+    model::{lines::LossNote, snapshot::Snapshot},
     options::{Which, duration},
     sink::Output,
     stderr::say,
     stop::{StopSignals, reader_is_gone},
+    trace::losses::Losses,
 };
 
 /// Options of `listeners`.
@@ -46,8 +55,9 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
     let selection = Selection::of_listeners(&args.which, 1)?;
     let mut out = Output::open(None)?;
     let Some(interval) = args.watch else {
-        let mut unattached = unattached();
-        let look = look(&selection, unattached.as_mut().map(Unattached::iterators));
+        let iterators = iterators();
+        let how = How::all(&selection, iterators.as_ref());
+        let look = look(how, &mut Folders::default());
         for note in &look.notes {
             say!("note: {note}");
         }
@@ -56,83 +66,106 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
 
     // From here on a signal ends it in good order.
     let mut signals = StopSignals::listen().context("cannot handle signals")?;
-    let mut attached = match begin(&args.which, &selection) {
-        Ok(attached) => {
-            for limit in attached.session.plan.limits() {
+    let (mut session, watch) = match begin(&args.which, &selection) {
+        Ok((session, watch)) => {
+            for limit in session.plan.limits() {
                 say!("note: {limit}");
             }
-            Some(attached)
+            (Some(session), watch)
         }
         Err(error) => {
             say!("note: not attached, so what happens is not shown: {error:#}");
-            None
+            (None, Watch::unattached(selection))
         }
     };
     say!("ready: watching");
+    let mut notes = Vec::new();
+    let mut losses = Losses::default();
+    let mut lost = LossNote::default();
+    let mut watch = Aside::new(watch);
     let mut tick = tokio::time::interval(interval);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
+        let news = tokio::select! {
             biased;
             () = signals.any() => return Ok(()),
-            _ = tick.tick() => {}
-        }
-        let rows = match &mut attached {
-            Some(Attached {
-                session: Session { probe, .. },
-                watch,
-            }) => {
-                // Only counts are shown here.
-                drop(probe.take_records());
-                watch.all(probe, &selection)?
+            news = watch.done() => news??,
+            _ = tick.tick() => {
+                watch.begin(Watch::all)?;
+                if reader_is_gone() {
+                    return Ok(());
+                }
+                continue;
             }
-            None => look(&selection, None).rows,
         };
+        if news.notes != notes {
+            notes.clone_from(&news.notes);
+            for note in &notes {
+                say!("note: {note}");
+            }
+        }
+        if let Some(Session { probe, .. }) = &mut session {
+            // Only counts are shown here.
+            while probe.take_records().len() == AT_ONCE {}
+            if let Some(more) = losses.news(probe, 0)? {
+                lost.add(&more);
+                lost.records = 0;
+            }
+            probe.retire(|key| news.is_over(key))?;
+            // They were in the table that was shown when they were closed.
+            drop(probe.release());
+        }
         if !args.json && io::stdout().is_terminal() {
             written(out.write_all(HOME_AND_CLEAR))?;
         }
-        written(print(&mut out, &rows, args.json))?;
-        if reader_is_gone() {
-            return Ok(());
-        }
+        written(print_all(&mut out, &news.rows, &lost, args.json))?;
     }
 }
 
 /// The kernel's own lists, which take privileges: without them `/proc` tells.
-fn unattached() -> Option<Unattached> {
+fn iterators() -> Option<Iterators> {
     if !Host::look().privileges.suffice() {
         return None;
     }
     let logged = |error| log::info!("the kernel's iterators cannot be used: {error:#}");
-    Unattached::load().map_err(logged).ok()
+    unattached().map_err(logged).ok()
 }
 
 /// ECMA-48: cursor to the top left, erase to the end of the screen.
 const HOME_AND_CLEAR: &[u8] = b"\x1b[H\x1b[J";
 
-/// What shows listeners, attached.
-pub struct Attached {
-    /// The kernel side.
-    pub session: Session,
-    /// What was reported.
-    pub watch: Watch,
-}
-
-/// Attaches.
+/// Attaches, and follows the listeners.
 ///
 /// # Errors
 /// What keeps it from attaching.
-pub fn begin(args: &Which, selection: &Selection) -> Result<Attached> {
+pub fn begin(args: &Which, selection: &Selection) -> Result<(Session, Watch)> {
     // Its records are of no interest here.
     let session = Session::begin(&args.kernel, selection)?;
     privilege::keep_only_what_is_needed()?;
-    let watch = Watch::new(session.plan.family);
-    Ok(Attached { session, watch })
+    let reader = session.probe.reader();
+    let watch = Watch::new(reader, session.plan.family, selection.clone());
+    Ok((session, watch))
 }
 
-fn print(out: &mut Output, rows: &[Row], json: bool) -> io::Result<()> {
+/// The listeners, and what was lost of what happened to them.
+fn print_all(out: &mut Output, rows: &[Snapshot], lost: &LossNote, json: bool) -> io::Result<()> {
+    print(out, rows, json)?;
+    if lost.parts().next().is_none() {
+        return Ok(());
+    }
+    if json {
+        lost.serialize(&mut serde_json::Serializer::new(&mut *out))?;
+        writeln!(out)?;
+    } else {
+        writeln!(out, "LOST since attached: {lost}")?;
+    }
+    out.flush()
+}
+
+fn print(out: &mut Output, rows: &[Snapshot], json: bool) -> io::Result<()> {
     if json {
         for row in rows {
-            Snapshot::from(row).serialize(&mut serde_json::Serializer::new(&mut *out))?;
+            row.serialize(&mut serde_json::Serializer::new(&mut *out))?;
             out.write_all(b"\n")?;
         }
     } else {

@@ -64,19 +64,18 @@ mod live {
 
     use super::*;
     use crate::{
-        commands::listeners::{self, Attached},
-        kernel::{decode::decode, host::Host, selection::Selection, session::Session},
-        listeners::look,
-        model::{
-            clock::{monotonic_now, wall_now},
-            snapshot::Snapshot,
+        aside::Aside,
+        commands::listeners,
+        kernel::{
+            decode::decode, host::Host, probe::AT_ONCE, selection::Selection, session::Session,
         },
-        top::{
-            Source,
-            seen::{Row, Seen},
-            state::Step,
+        listeners::{News, Watch},
+        model::clock::{monotonic_now, wall_now},
+        top::{Source, seen::Seen, state::Step},
+        trace::{
+            losses::Losses,
+            withheld::{self, Withheld},
         },
-        trace::withheld::{self, Withheld},
     };
 
     /// Shows this machine's listeners.
@@ -97,11 +96,13 @@ mod live {
 
     /// The kernel side, and what was seen of it.
     pub struct Live {
-        attached: Option<Attached>,
-        selection: Selection,
+        session: Option<Session>,
+        watch: Aside<Watch, Result<News>>,
         /// How it is attached, or why not.
         how: String,
         held: Withheld,
+        losses: Losses,
+        undecoded: u64,
         seen: Seen,
     }
 
@@ -112,18 +113,23 @@ mod live {
         /// If a namespace that was named is not there.
         pub fn begin(args: &TopArgs) -> Result<Self> {
             let selection = Selection::of_listeners(&args.which, RECORDS)?;
-            let (attached, how) = match listeners::begin(&args.which, &selection) {
-                Ok(attached) => {
-                    let how = format!("attached by {}", attached.session.plan.family.name());
-                    (Some(attached), how)
+            let (session, watch, how) = match listeners::begin(&args.which, &selection) {
+                Ok((session, watch)) => {
+                    let how = format!("attached by {}", session.plan.family.name());
+                    (Some(session), watch, how)
                 }
-                Err(error) => (None, format!("not attached: {error:#}")),
+                Err(error) => {
+                    let how = format!("not attached: {error:#}");
+                    (None, Watch::unattached(selection), how)
+                }
             };
             Ok(Self {
-                attached,
-                selection,
+                session,
+                watch: Aside::new(watch),
                 how,
                 held: Withheld::default(),
+                losses: Losses::default(),
+                undecoded: 0,
                 seen: Seen::new(args.networks),
             })
         }
@@ -136,37 +142,57 @@ mod live {
 
         /// What cannot be told here.
         pub fn notes(&self) -> Vec<String> {
-            let attached = self.attached.as_ref();
-            attached.map_or_else(Vec::new, |attached| attached.session.plan.limits())
+            let session = self.session.as_ref();
+            session.map_or_else(Vec::new, |session| session.plan.limits())
+        }
+
+        /// Takes in what came of events and counts.
+        fn take(&mut self, news: &News) -> Result<()> {
+            let Some(Session { probe, .. }) = &mut self.session else {
+                return Ok(());
+            };
+            let offset = wall_now() - i128::from(monotonic_now());
+            loop {
+                let records = probe.take_records();
+                let last = records.len() < AT_ONCE;
+                for record in records {
+                    match decode(record, offset) {
+                        Ok(event) => self.seen.event(&event),
+                        Err(_) => self.undecoded += 1,
+                    }
+                }
+                if last {
+                    break;
+                }
+            }
+            probe.retire(|key| news.is_over(key))?;
+            for event in self.held.news(&probe.counts()?, withheld::listener_of) {
+                self.seen.event(&event);
+            }
+            for key in probe.release().keys() {
+                self.held.forget(key);
+            }
+            let undecoded = std::mem::take(&mut self.undecoded);
+            if let Some(note) = self.losses.news(probe, undecoded)? {
+                self.seen.lost(&note);
+            }
+            Ok(())
         }
     }
 
     impl Source for Live {
-        fn tick(&mut self, paused: bool) -> Result<Option<Seen>> {
-            let rows = match &mut self.attached {
-                Some(Attached {
-                    session: Session { probe, .. },
-                    watch,
-                }) => {
-                    let offset = wall_now() - i128::from(monotonic_now());
-                    for record in probe.take_records() {
-                        if let Ok(event) = decode(record, offset) {
-                            self.seen.event(&event);
-                        }
-                    }
-                    for event in self.held.news(&probe.counts()?, withheld::listener_of) {
-                        self.seen.event(&event);
-                    }
-                    watch.all(probe, &self.selection)?
-                }
-                None => look(&self.selection, None).rows,
-            };
-            let open = rows.iter().filter(|row| !row.closed).map(|row| Row {
-                snapshot: Snapshot::from(row),
-                waits: row.waits,
-            });
-            self.seen.take_rows(open.collect(), wall_now());
-            Ok((!paused).then(|| self.seen.clone()))
+        fn tick(&mut self, _paused: bool) -> Result<Option<Seen>> {
+            self.watch.begin(Watch::all)?;
+            Ok(None)
+        }
+
+        async fn arrived(&mut self) -> Result<Seen> {
+            let mut news = self.watch.done().await??;
+            self.take(&news)?;
+            news.rows.retain(|row| !row.is_closed());
+            self.seen.notes = std::mem::take(&mut news.notes);
+            self.seen.take_rows(news.rows, wall_now());
+            Ok(self.seen.clone())
         }
 
         fn go(&mut self, _: Step) -> Result<Option<Seen>> {

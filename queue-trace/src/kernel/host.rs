@@ -43,6 +43,16 @@ pub const OLDEST: (u32, u32) = (5, 10);
 /// The kprobe device of perf, through which probes are made without tracefs.
 const KPROBE_DEVICE: &str = "/sys/bus/event_source/devices/kprobe/type";
 
+/// Whether this is a kernel with PREEMPT_RT, as its version says (`uname -v`).
+#[must_use]
+pub fn is_realtime() -> bool {
+    has_realtime(&uname().version().to_string_lossy())
+}
+
+fn has_realtime(version: &str) -> bool {
+    version.split_whitespace().any(|word| word == "PREEMPT_RT")
+}
+
 /// The switch of the function tracer (`kernel.ftrace_enabled`): without it programs attach by
 /// fentry and never run.
 const FTRACE_SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
@@ -154,6 +164,16 @@ mod tests {
         assert_eq!(version("5.10.0-32-cloud-amd64"), Some((5, 10)));
         assert_eq!(version("7.3-rc7"), Some((7, 3)));
         assert_eq!(version("strange"), None);
+    }
+
+    #[test]
+    fn a_realtime_kernel_says_so_in_its_version() {
+        assert!(has_realtime(
+            "#1 SMP PREEMPT_RT Debian 6.18.15-1 (2026-03-01)"
+        ));
+        assert!(!has_realtime(
+            "#1 SMP PREEMPT_DYNAMIC Debian 7.2.12-1 (2026-11-01)"
+        ));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod btf;
 pub mod decode;
 pub mod host;
 pub mod judgement;
+pub mod mark;
 pub mod netns;
 pub mod obstacle;
 pub mod plan;

@@ -1,15 +1,15 @@
-//! Network namespaces of this machine: which there are, and their counters. Holds
-//! none of them open, so it keeps none alive.
+//! Network namespaces of this machine: which there are, the ways into each, and their
+//! counters. Holds none of them open, so it keeps none alive.
 
 #![expect(unsafe_code, reason = "an ioctl and a socket option that no crate has")]
 
 use std::{
-    collections::BTreeMap,
-    fs::{self, File},
+    collections::{BTreeMap, btree_map::Entry},
+    fs::{self, DirEntry, File},
     io,
     os::{
         fd::{AsFd, AsRawFd},
-        unix::fs::MetadataExt,
+        unix::{ffi::OsStringExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
     thread,
@@ -20,14 +20,18 @@ use socket2::{Domain, Socket, Type};
 
 use crate::model::ledger::Counters;
 
-/// The way into a namespace, as long as it exists.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NetnsPath {
-    /// A process that lives in it.
-    Process(u32),
-    /// A name or any other path to it.
-    Path(PathBuf),
+/// The ways into a namespace. Each of them may end at any time: a process ends, a name is
+/// removed. The namespace can be entered as long as one of them is left.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetnsPath {
+    ways: Vec<PathBuf>,
 }
+
+/// Ways that are kept of one namespace. Those of the oldest processes are found first.
+const WAYS: usize = 8;
+
+/// This process's own namespace.
+const OWN: &str = "/proc/self/ns/net";
 
 /// The number of the namespace at a path.
 ///
@@ -50,35 +54,93 @@ fn id_of(namespace: &File) -> io::Result<u32> {
     u32::try_from(namespace.metadata()?.ino()).map_err(|_| not_one())
 }
 
-/// All namespaces that can be found: those of processes, and those mounted somewhere,
-/// as `ip netns` and container runtimes do to name them.
+/// All namespaces that can be found: our own, those mounted somewhere, as `ip netns` and
+/// container runtimes do to name them, and those of processes and of their threads.
 #[must_use]
 pub fn list() -> BTreeMap<u32, NetnsPath> {
+    let mut found = BTreeMap::new();
+    if let Ok(id) = own() {
+        add(&mut found, id, PathBuf::from(OWN));
+    }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut found: BTreeMap<_, _> = mounts.lines().filter_map(mounted).collect();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
-        if let Ok(link) = fs::read_link(entry.path().join("ns/net"))
-            && let Some(id) = link.to_str().and_then(number)
-        {
-            found.insert(id, NetnsPath::Process(pid));
+    for (id, path) in mounts.lines().filter_map(mounted) {
+        add(&mut found, id, path);
+    }
+    for process in numbered("/proc") {
+        let path = process.path();
+        add_way(&mut found, path.join("ns/net"));
+        // A thread may have left the namespace of its process.
+        let tasks = path.join("task");
+        if fs::metadata(&tasks).is_ok_and(|tasks| tasks.nlink() > ONE_THREAD) {
+            for thread in numbered(tasks) {
+                add_way(&mut found, thread.path().join("ns/net"));
+            }
         }
     }
     found
 }
 
+/// Links to `/proc/PID/task` of a process with one thread: two of any folder, one for
+/// each thread (`proc_task_getattr`, fs/proc/base.c).
+const ONE_THREAD: u64 = 3;
+
+/// The entries of a folder whose names are numbers.
+fn numbered(folder: impl AsRef<Path>) -> impl Iterator<Item = DirEntry> {
+    let is_number = |entry: &DirEntry| {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        !name.is_empty() && name.iter().all(u8::is_ascii_digit)
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(is_number)
+}
+
+fn add_way(found: &mut BTreeMap<u32, NetnsPath>, path: PathBuf) {
+    // What has ended meanwhile, or may not be looked at, leads nowhere.
+    if let Ok(link) = fs::read_link(&path)
+        && let Some(id) = link.to_str().and_then(number)
+    {
+        add(found, id, path);
+    }
+}
+
+fn add(found: &mut BTreeMap<u32, NetnsPath>, id: u32, path: PathBuf) {
+    match found.entry(id) {
+        Entry::Vacant(place) => {
+            place.insert(NetnsPath::at(path));
+        }
+        Entry::Occupied(mut place) => place.get_mut().add(path),
+    }
+}
+
 /// The namespace that a line of `/proc/self/mountinfo` mounts, if it mounts one:
 /// fields 4 and 5 are `net:[NUMBER]` and where it is.
-fn mounted(line: &str) -> Option<(u32, NetnsPath)> {
+fn mounted(line: &str) -> Option<(u32, PathBuf)> {
     let mut fields = line.split(' ').skip(3);
     let id = number(fields.next()?)?;
-    Some((id, NetnsPath::Path(fields.next()?.into())))
+    Some((id, unescaped(fields.next()?)))
+}
+
+/// A path of `/proc/self/mountinfo`, which has white space and the backslash as a backslash
+/// and three octal digits (`mangle_path`, fs/seq_file.c).
+fn unescaped(path: &str) -> PathBuf {
+    let mut rest = path.as_bytes();
+    let mut bytes = Vec::with_capacity(rest.len());
+    while let [first, after @ ..] = rest {
+        let octal = after.first_chunk::<3>().filter(|_| *first == b'\\');
+        let octal = octal.and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    std::ffi::OsString::from_vec(bytes).into()
 }
 
 /// The number in `net:[NUMBER]`, as links in `/proc` and mounts name a namespace.
@@ -92,22 +154,57 @@ fn number(name: &str) -> Option<u32> {
 /// # Errors
 /// If `/proc` is not there.
 pub fn own() -> io::Result<u32> {
-    id(Path::new("/proc/self/ns/net"))
+    id(Path::new(OWN))
 }
 
 impl NetnsPath {
-    /// Opens it, and checks that it still leads to the namespace of that number.
-    fn open(&self, netns: u32) -> io::Result<File> {
-        let namespace = match self {
-            Self::Process(pid) => File::open(format!("/proc/{pid}/ns/net"))?,
-            Self::Path(path) => File::open(path)?,
-        };
-        if id_of(&namespace)? == netns {
-            Ok(namespace)
-        } else {
-            Err(io::ErrorKind::NotFound.into())
+    /// One way.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self { ways: vec![path] }
+    }
+
+    /// One more way, as far as there is room.
+    pub fn add(&mut self, path: PathBuf) {
+        if self.ways.len() < WAYS {
+            self.ways.push(path);
         }
     }
+
+    /// Does something with the first way that still leads to the namespace of that number.
+    /// `Err`: of the ways that exist, why the first one could not be used; else not found.
+    fn first<R>(&self, netns: u32, work: impl Fn(&Path, File) -> io::Result<R>) -> io::Result<R> {
+        let mut why: io::Error = io::ErrorKind::NotFound.into();
+        for way in &self.ways {
+            let done = File::open(way).and_then(|namespace| {
+                if id_of(&namespace)? == netns {
+                    work(way, namespace)
+                } else {
+                    Err(io::ErrorKind::NotFound.into())
+                }
+            });
+            match done {
+                Ok(done) => return Ok(done),
+                Err(error) if is_gone(&error) => {}
+                Err(error) if is_gone(&why) => why = error,
+                Err(_) => {}
+            }
+        }
+        Err(why)
+    }
+
+    /// Opens it, and checks that it still leads to the namespace of that number.
+    fn open(&self, netns: u32) -> io::Result<File> {
+        self.first(netns, |_, namespace| Ok(namespace))
+    }
+}
+
+/// Whether an error says that a namespace, or the way into it, is not there (any more). A
+/// process that has ended and was not waited for has no namespaces, but still a folder.
+#[must_use]
+pub fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EINVAL))
 }
 
 /// Does `work` inside a namespace, in a thread that enters it and ends.
@@ -116,14 +213,14 @@ impl NetnsPath {
 /// If the namespace is gone, or may not be entered.
 pub fn inside<R: Send>(
     netns: u32,
-    way: &NetnsPath,
+    path: &NetnsPath,
     work: impl FnOnce() -> io::Result<R> + Send,
 ) -> io::Result<R> {
     if own().is_ok_and(|own| own == netns) {
         // Takes no privilege.
         return work();
     }
-    let namespace = way.open(netns)?;
+    let namespace = path.open(netns)?;
     thread::scope(|scope| {
         thread::Builder::new()
             .spawn_scoped(scope, || {
@@ -137,63 +234,81 @@ pub fn inside<R: Send>(
 
 /// What tells a namespace from an earlier one that had its number; `None` before Linux
 /// 5.14, which does not tell.
-#[must_use]
-pub fn cookie(netns: u32, way: &NetnsPath) -> Option<u64> {
-    inside(netns, way, || {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        let mut cookie = 0u64;
-        let mut size = size_of_val(&cookie) as libc::socklen_t;
-        // SAFETY: writes at most `size` bytes, which `cookie` has, and the socket is open.
-        let failed = unsafe {
-            libc::getsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_NETNS_COOKIE,
-                (&raw mut cookie).cast(),
-                &raw mut size,
-            )
-        } != 0;
-        if failed {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(cookie)
-    })
-    .ok()
+///
+/// # Errors
+/// If the namespace is gone, or may not be entered.
+pub fn cookie(netns: u32, path: &NetnsPath) -> io::Result<Option<u64>> {
+    inside(netns, path, own_cookie)
+}
+
+/// That of the calling thread's namespace.
+fn own_cookie() -> io::Result<Option<u64>> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    let mut cookie = 0u64;
+    let mut size = size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: writes at most `size` bytes, which `cookie` has, and the socket is open.
+    let failed = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut size,
+        )
+    } != 0;
+    if failed {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ENOPROTOOPT) => Ok(None),
+            _ => Err(error),
+        };
+    }
+    Ok(Some(cookie))
 }
 
 /// The counters of a namespace.
 ///
 /// # Errors
 /// If the namespace is gone, or may not be entered.
-pub fn counters(netns: u32, way: &NetnsPath) -> io::Result<Counters> {
-    let text = match way {
-        // Without entering it, which takes fewer privileges.
-        NetnsPath::Process(pid) => {
-            let text = fs::read_to_string(format!("/proc/{pid}/net/netstat"))?;
-            // The process may have gone, and its number been given to another.
-            way.open(netns)?;
-            text
+pub fn counters(netns: u32, path: &NetnsPath) -> io::Result<Counters> {
+    let text = path.first(netns, |way, namespace| {
+        // A process or a thread shows them without being entered, which takes fewer
+        // privileges. It may end meanwhile, and its number be given to another.
+        let folder = way.to_str().and_then(|way| way.strip_suffix("/ns/net"));
+        if let Some(folder) = folder.filter(|folder| folder.starts_with("/proc/")) {
+            let text = fs::read_to_string(format!("{folder}/net/netstat"))?;
+            return (id(way)? == netns)
+                .then_some(text)
+                .ok_or_else(|| io::ErrorKind::NotFound.into());
         }
-        NetnsPath::Path(_) => inside(netns, way, || {
+        drop(namespace);
+        inside(netns, &NetnsPath::at(way.to_owned()), || {
             fs::read_to_string("/proc/thread-self/net/netstat")
-        })?,
-    };
+        })
+    })?;
     Counters::parse(&text)
         .ok_or_else(|| io::Error::other("/proc/net/netstat has no TcpExt section"))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        ffi::OsStr,
+        os::unix::ffi::OsStrExt,
+        process::{Command, Stdio},
+    };
+
     use super::*;
 
     #[test]
     fn our_own_namespace_is_found_with_its_counters() {
         let own = own().unwrap();
         let all = list();
-        let way = all
+        let path = all
             .get(&own)
             .expect("our own namespace is among those listed");
-        counters(own, way).unwrap();
+        assert_eq!(path.ways[0], Path::new(OWN));
+        counters(own, path).unwrap();
     }
 
     #[test]
@@ -206,16 +321,53 @@ mod tests {
     #[test]
     fn mounts_of_namespaces_are_recognised() {
         let line = "370 25 0:4 net:[4026532177] /run/netns/blue rw shared:210 - nsfs nsfs rw";
-        let way = NetnsPath::Path("/run/netns/blue".into());
-        assert_eq!(mounted(line), Some((4_026_532_177, way)));
+        let (id, path) = mounted(line).unwrap();
+        assert_eq!(
+            (id, path.as_path()),
+            (4_026_532_177, Path::new("/run/netns/blue"))
+        );
         let other = "28 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw";
         assert_eq!(mounted(other), None);
     }
 
     #[test]
-    fn a_door_that_leads_elsewhere_is_noticed() {
-        let way = NetnsPath::Process(std::process::id());
-        let error = counters(1, &way).unwrap_err();
+    fn paths_with_white_space_are_read_as_the_kernel_writes_them() {
+        for (written, meant) in [
+            (r"/run/netns/odd\040name", b"/run/netns/odd name".as_slice()),
+            (r"/a\011b\012c\134d\134", b"/a\tb\nc\\d\\"),
+            (r"/not\09 \04", br"/not\09 \04"),
+        ] {
+            assert_eq!(unescaped(written).as_os_str(), OsStr::from_bytes(meant));
+        }
+    }
+
+    #[test]
+    fn a_path_that_leads_elsewhere_is_noticed() {
+        let path = NetnsPath::at(OWN.into());
+        let error = counters(1, &path).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn one_way_that_is_left_is_enough() {
+        let own = own().unwrap();
+        let mut ended = Command::new("true").stdin(Stdio::null()).spawn().unwrap();
+        let ways = [
+            "/run/netns/nobody has this name".into(),
+            format!("/proc/{}/ns/net", ended.id()).into(),
+            "/proc/self/ns/net".into(),
+        ];
+        // Ended, and not waited for: its folder is still there.
+        let stat = format!("/proc/{}/stat", ended.id());
+        while !fs::read_to_string(&stat).unwrap().contains(") Z ") {
+            thread::yield_now();
+        }
+        let mut path = NetnsPath::default();
+        assert!(is_gone(&counters(own, &path).unwrap_err()));
+        for way in ways {
+            path.add(way);
+        }
+        counters(own, &path).unwrap();
+        ended.wait().unwrap();
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use queue_trace_common::{
-    hook::{HOOKS, Hook, KEEP_QUEUES, Need},
+    hook::{HOOKS, Hook, KEEP_QUEUES, NEEDS, Need, TELLING},
     outcome::{self, OUTCOMES, Set},
 };
 
@@ -260,10 +260,22 @@ impl Plan {
                     Err(why) => plan.left_out.push((hook, why.clone())),
                 }
             }
-            let seen = plan.hooks.iter().fold(0, |set, hook| set | hook.serves);
+            let seers = plan
+                .hooks
+                .iter()
+                .filter(|hook| !TELLING.contains(&hook.index));
+            let seen = seers.fold(0, |set, hook| set | hook.serves);
             for (hook, why) in &plan.left_out {
-                if is_missed(hook, why) {
+                if is_missed(hook, why) && !TELLING.contains(&hook.index) {
                     plan.observable &= !hook.serves | seen;
+                }
+            }
+            // What is told apart by nested hooks, as `decide` does it.
+            let attached = plan.hook_bits();
+            for outcome in &OUTCOMES {
+                let needed = NEEDS[usize::from(outcome.tag)];
+                if attached & needed != needed {
+                    plan.observable &= !outcome.bit();
                 }
             }
         }
@@ -426,10 +438,40 @@ mod tests {
         offers.refused(Family::Fentry, Some(&HOOKS[hook::PROVEN]), "inlined".into());
         let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
         assert_eq!(plan.family, Family::Fentry);
-        assert_eq!(plan.unobservable, 1 << outcome::SYN_DROPPED_LAST_QUARTER);
+        // The last two are told by what was not called.
+        let lost = [
+            outcome::SYN_DROPPED_LAST_QUARTER,
+            outcome::SYN_DROPPED_NO_ROUTE,
+            outcome::SYN_DROPPED_NOT_UNICAST,
+        ];
+        let lost = lost.iter().fold(0, |set, tag| set | 1 << tag);
+        assert_eq!(plan.unobservable, lost);
         let limits = plan.limits().join("\n");
         assert!(limits.contains("syn_dropped:last_quarter"), "{limits}");
         assert!(limits.contains("tcp_peer_is_proven: inlined"), "{limits}");
+    }
+
+    /// The kernel side decides by the same table (`config::tells`).
+    #[test]
+    fn without_a_telling_hook_all_that_needs_it_goes_and_nothing_else() {
+        for index in TELLING {
+            let hook = &HOOKS[index];
+            let mut offers = offers();
+            offers.hooks[index] = Err(Without::Refused("silent".into()));
+            let Ok(plan) = Plan::make(Attach::Auto, ALL, &offers) else {
+                panic!("{} takes everything with it", hook.function);
+            };
+            if hook.need == Need::Main {
+                assert_eq!(plan.family, Family::Tracepoint);
+                continue;
+            }
+            let needed = OUTCOMES
+                .iter()
+                .filter(|outcome| hook::needed_by(outcome.tag) & hook.bit() != 0)
+                .fold(0, |set, outcome| set | outcome.bit());
+            assert_eq!(plan.unobservable, needed, "{}", hook.function);
+            assert_eq!(plan.hook_bits() & hook.bit(), 0, "{}", hook.function);
+        }
     }
 
     #[test]

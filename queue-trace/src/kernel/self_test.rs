@@ -22,6 +22,7 @@ use queue_trace_common::{
 
 use crate::{
     kernel::{
+        mark,
         plan::{Family as Way, Plan},
         probe::Probe,
         selection::Selection,
@@ -72,8 +73,11 @@ impl Stage {
     /// If this process may not.
     pub fn set(selection: &Selection) -> Result<Self> {
         let port = selection.ports.first().map_or(PORT, |range| *range.start());
+        let netns = Netns::new()?;
+        // So that every other queue-trace leaves it out.
+        netns.set_sysctl(mark::SYSCTL, mark::own())?;
         Ok(Self {
-            netns: Netns::new()?,
+            netns,
             port,
             is_let_in: selection.netns.len() < MAX_NETNS,
         })

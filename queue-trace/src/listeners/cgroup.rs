@@ -2,7 +2,14 @@
 //! a container runtime's and Kubernetes' naming. A pure function of the path, but for
 //! finding it.
 
-use std::{fs, path::PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+};
+
+use crate::model::snapshot::Snapshot;
 
 /// A cgroup, and what its path says. Absent: it does not say.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -44,16 +51,45 @@ impl Cgroup {
         in_hierarchy(&text).map(Self::of_path)
     }
 
-    /// The one of a number, which is the inode number of its folder. `None` if it is
-    /// gone.
-    #[must_use]
-    pub fn of_number(number: u64) -> Option<Self> {
-        let root = root()?;
+    /// Notes on a listener that it runs there.
+    pub fn describe(&self, row: &mut Snapshot) {
+        row.cgroup.clone_from(&self.path);
+        row.unit.clone_from(&self.unit);
+        row.container.clone_from(&self.container);
+        row.pod.clone_from(&self.pod);
+    }
+}
+
+/// The folders of the unified hierarchy by their inode numbers, which are the numbers of the
+/// cgroups: found by one walk, and by another one only where a number is not among them.
+#[derive(Debug, Default)]
+pub struct Folders {
+    by_number: HashMap<u64, Cgroup>,
+    /// Numbers that the latest walk did not find.
+    missing: HashSet<u64>,
+}
+
+impl Folders {
+    /// The cgroup of a number; `None` if it is gone, or there is no unified hierarchy.
+    pub fn cgroup(&mut self, number: u64) -> Option<&Cgroup> {
+        if !self.by_number.contains_key(&number) && self.missing.insert(number) {
+            self.walk();
+        }
+        self.by_number.get(&number)
+    }
+
+    fn walk(&mut self) {
+        self.by_number.clear();
+        let Some(root) = root() else { return };
         let mut folders = vec![root.clone()];
         while let Some(folder) = folders.pop() {
-            if std::os::unix::fs::MetadataExt::ino(&fs::metadata(&folder).ok()?) == number {
-                let path = folder.strip_prefix(&root).ok()?;
-                return Some(Self::of_path(&format!("/{}", path.display())));
+            // What is gone meanwhile is left out; the others are still to be found.
+            let Ok(number) = fs::metadata(&folder).map(|folder| folder.ino()) else {
+                continue;
+            };
+            if let Ok(path) = folder.strip_prefix(&root) {
+                let cgroup = Cgroup::of_path(&format!("/{}", path.display()));
+                self.by_number.insert(number, cgroup);
             }
             let inside = fs::read_dir(&folder).into_iter().flatten().flatten();
             folders.extend(
@@ -62,7 +98,8 @@ impl Cgroup {
                     .map(|entry| entry.path()),
             );
         }
-        None
+        let found = &self.by_number;
+        self.missing.retain(|number| !found.contains_key(number));
     }
 }
 

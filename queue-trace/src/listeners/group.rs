@@ -3,15 +3,14 @@
 
 use std::collections::HashMap;
 
-use crate::listeners::Row;
-pub use crate::listeners::member::Group;
+use crate::model::snapshot::{Group, Snapshot};
 
 /// Finds the groups among listeners: those of one namespace with the same address, port,
 /// and device. Their order
 /// is the kernel's if that is known, else that of their inode numbers.
-pub fn find(rows: &mut [Row]) {
+pub fn find(rows: &mut [Snapshot]) {
     let mut groups: HashMap<_, Vec<usize>> = HashMap::new();
-    for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.closed) {
+    for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_closed()) {
         let key = (row.netns, row.listener.addr, row.listener.port, row.device);
         groups.entry(key).or_default().push(at);
     }
@@ -32,15 +31,15 @@ pub fn find(rows: &mut [Row]) {
                 ..Group::default()
             });
         }
-        let idle = members.iter().any(|at| rows[*at].accept_queue.depth == 0);
+        let idle = members.iter().any(|at| rows[*at].depth() == Some(0));
         // One that was given nothing has nothing to tell; its siblings' word has to do.
         let told = members.iter().any(|at| rows[*at].entered.is_some());
         let all: u64 = members.iter().map(|at| given(&rows[*at])).sum();
         for at in members {
-            let full = rows[at].accept_queue.is_full();
+            let full = rows[at].is_full();
             let given = given(&rows[at]);
             if let Some(group) = &mut rows[at].group {
-                group.full_among_idle = full && idle;
+                group.full_among_idle = (full && idle).then_some(true);
                 group.share = (told && all > 0).then(|| given as f64 / all as f64);
             }
         }
@@ -49,7 +48,7 @@ pub fn find(rows: &mut [Row]) {
 
 /// The connections that a listener was given: those that entered its queue, and those
 /// that it had no room for.
-fn given(row: &Row) -> u64 {
+fn given(row: &Snapshot) -> u64 {
     let drops = row.drops.as_ref();
     let refused = drops.and_then(|drops| drops.get("accept_queue_full"));
     row.entered.unwrap_or(0) + refused.copied().unwrap_or(0)

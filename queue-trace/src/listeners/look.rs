@@ -1,11 +1,11 @@
 //! Looks at all listeners once: asks the kernel in every network namespace, and finds
-//! whose they are.
+//! whose they are. What it takes grows with the listeners, the connections that wait and the
+//! processes, and no faster.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs, io,
-    net::SocketAddr,
-    time::Duration,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use queue_trace_common::queue::Depths;
@@ -13,90 +13,172 @@ use queue_trace_common::queue::Depths;
 use crate::{
     kernel::{netns, probe::Iterators, selection::Selection},
     listeners::{
-        AcceptGauge, Cgroup, LimitFrom, Row, SynGauge, diag,
-        diag::{Listening, takes},
+        LimitFrom,
+        cgroup::{Cgroup, Folders},
+        diag::{self, Listening},
         group, language, owners,
+        takers::Takers,
     },
-    model::{clock::wall_now, runtime, socket::Listener},
+    model::{
+        clock::wall_now,
+        event::rfc3339,
+        runtime,
+        snapshot::{Descriptors, Gauge, Snapshot},
+        socket::{Listener, Process},
+    },
 };
 
 /// The listeners of a moment.
 #[derive(Debug, Clone, Default)]
 pub struct Look {
     /// By namespace, port, address, and the order in which they were made.
-    pub rows: Vec<Row>,
-    /// Namespaces that could not be looked into, and why.
+    pub rows: Vec<Snapshot>,
+    /// What could not be looked at, and why, a sentence each.
     pub notes: Vec<String>,
+}
+
+/// How a look is done.
+#[derive(Clone, Copy)]
+pub struct How<'a> {
+    /// Which listeners are wanted.
+    pub selection: &'a Selection,
+    /// Only in these namespaces; `None`: in all.
+    pub only: Option<&'a BTreeSet<u32>>,
+    /// The kernel's own lists, which tell more than `/proc` does.
+    pub iterators: Option<&'a Iterators>,
+    /// Set by somebody else: what is left is of no interest any more.
+    pub given_up: Option<&'a AtomicBool>,
+}
+
+impl<'a> How<'a> {
+    /// All that is wanted.
+    #[must_use]
+    pub fn all(selection: &'a Selection, iterators: Option<&'a Iterators>) -> Self {
+        Self {
+            selection,
+            only: None,
+            iterators,
+            given_up: None,
+        }
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.given_up
+            .is_some_and(|given_up| given_up.load(Ordering::Relaxed))
+    }
 }
 
 /// What one namespace holds.
 struct Found {
     listening: Vec<Listening>,
-    half_open: Vec<diag::HalfOpen>,
-    waiting: Vec<diag::Waiting>,
+    takers: Takers,
+    /// Whether the requests were counted.
+    requests: bool,
     somaxconn: Option<u32>,
 }
 
 /// Looks at the listeners that pass the filters, and finds whose they are: by the kernel's
-/// own lists if there are `iterators`, else by `/proc`.
+/// own lists if there are iterators, else by `/proc`.
 #[must_use]
-pub fn look(selection: &Selection, mut iterators: Option<Iterators<'_>>) -> Look {
-    let mut look = gauges(selection, iterators.as_mut());
-    own(&mut look.rows, iterators);
+pub fn look(how: How<'_>, folders: &mut Folders) -> Look {
+    let mut look = gauges(how, folders);
+    own(&mut look.rows, how);
     look
 }
 
 /// The same without looking for their owners, which takes a look at every process.
 #[must_use]
-pub(crate) fn gauges(selection: &Selection, mut iterators: Option<&mut Iterators<'_>>) -> Look {
+pub(crate) fn gauges(how: How<'_>, folders: &mut Folders) -> Look {
     let mut look = Look::default();
-    for (id, way) in &selection.namespaces() {
-        let found = match netns::inside(*id, way, || find(selection)) {
+    let mut failed: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    for (id, path) in &how.selection.namespaces() {
+        if how.only.is_some_and(|only| !only.contains(id)) {
+            continue;
+        }
+        if how.is_given_up() {
+            let note = "the look at the listeners was cut short: some are left out";
+            look.notes.push(note.to_owned());
+            break;
+        }
+        let find = |requests| netns::inside(*id, path, || find(how.selection, requests));
+        let mut found = match find(how.iterators.is_none()) {
             Ok(found) => found,
             // It ended while we looked.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if netns::is_gone(&error) => continue,
             Err(error) => {
-                let note = format!("the listeners of netns {id} cannot be listed: {error}");
-                look.notes.push(note);
+                failed.entry(error.to_string()).or_default().push(*id);
                 continue;
             }
         };
         if found.listening.is_empty() {
             continue;
         }
-        let depths = iterators.as_deref_mut().map(|all| all.depths(*id, way));
-        let depths = depths.and_then(|depths| {
+        let depths = how.iterators.and_then(|all| {
             let logged = |error| log::info!("netns {id}: {error:#}");
-            depths.map_err(logged).ok()
+            all.depths(*id, path).map_err(logged).ok()
         });
-        look.rows.extend(rows(*id, &found).map(|mut row| {
+        if how.iterators.is_some() && depths.is_none() {
+            // The requests have to be counted one by one after all.
+            found = find(true).unwrap_or(found);
+        }
+        look.rows.extend(rows(*id, &found, folders).map(|mut row| {
             if let Some(depths) = &depths {
                 deepen(&mut row, depths);
             }
             row
         }));
     }
+    look.notes
+        .extend(failed.iter().map(|(why, ids)| note(why, ids)));
     group::find(&mut look.rows);
     sort(&mut look.rows);
     look
 }
 
+/// The inode numbers of the sockets that listen, by namespace: of those that could be looked
+/// into.
+pub(crate) fn sockets(selection: &Selection) -> HashMap<u32, HashSet<u64>> {
+    let namespaces = selection.namespaces();
+    let all = namespaces.iter().filter_map(|(id, path)| {
+        let listening = netns::inside(*id, path, diag::listening).ok()?;
+        let inodes = listening.iter().map(|one| u64::from(one.inode));
+        Some((*id, inodes.collect()))
+    });
+    all.collect()
+}
+
+/// That namespaces could not be looked into: one sentence, however many there are.
+fn note(why: &str, ids: &[u32]) -> String {
+    match ids {
+        [id] => format!("the listeners of netns {id} cannot be listed: {why}"),
+        ids => {
+            let first: Vec<_> = ids.iter().take(3).map(u32::to_string).collect();
+            let more = if ids.len() > first.len() { ", …" } else { "" };
+            format!(
+                "the listeners of {} network namespaces cannot be listed ({}{more}): {why}",
+                ids.len(),
+                first.join(", ")
+            )
+        }
+    }
+}
+
 /// Adds what the kernel's iterator tells.
-fn deepen(row: &mut Row, depths: &HashMap<u64, Depths>) {
+fn deepen(row: &mut Snapshot, depths: &HashMap<u64, Depths>) {
     let Some(depths) = row.listener.inode.and_then(|inode| depths.get(&inode)) else {
         return;
     };
-    row.syn_queue = Some(SynGauge {
-        depth: depths.syn_depth,
-        young: depths.syn_young,
-        limit: row.accept_queue.limit,
-        ..SynGauge::default()
+    row.syn_queue = Some(Gauge {
+        depth: Some(depths.syn_depth),
+        young: Some(depths.syn_young),
+        limit: row.limit(),
+        ..Gauge::default()
     });
     row.place = (depths.size > 0).then_some((depths.index, depths.size));
 }
 
 /// In the order in which a person looks for them.
-pub(crate) fn sort(rows: &mut [Row]) {
+pub(crate) fn sort(rows: &mut [Snapshot]) {
     rows.sort_by_key(|row| {
         let listener = row.listener;
         (
@@ -109,176 +191,168 @@ pub(crate) fn sort(rows: &mut [Row]) {
     });
 }
 
-/// What is in the calling thread's namespace.
-fn find(selection: &Selection) -> io::Result<Found> {
+/// What is in the calling thread's namespace; the half-open requests if they are asked for.
+fn find(selection: &Selection, requests: bool) -> io::Result<Found> {
     let mut listening = diag::listening()?;
     listening.retain(|found| selection.has(found.address));
+    let mut takers = Takers::of(&listening);
     let crowded: HashSet<_> = listening
         .iter()
         .filter(|found| found.depth > 0)
         .map(|found| found.address.port())
         .collect();
-    let mut waiting = Vec::new();
-    for port in crowded {
-        waiting.extend(diag::waiting(port)?);
+    if !crowded.is_empty() {
+        diag::waiting(&crowded, |waiting| takers.add_waiting(&waiting))?;
+    }
+    let requests = requests && !listening.is_empty();
+    if requests {
+        diag::half_open(|request| takers.add_request(&request))?;
     }
     let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
     Ok(Found {
-        half_open: if listening.is_empty() {
-            Vec::new()
-        } else {
-            diag::half_open()?
-        },
         listening,
-        waiting,
+        takers,
+        requests,
         somaxconn: somaxconn.and_then(|text| text.trim().parse().ok()),
     })
 }
 
-fn rows(netns: u32, found: &Found) -> impl Iterator<Item = Row> {
-    let time = wall_now();
-    found.listening.iter().map(move |listening| Row {
-        time,
-        netns,
-        listener: Listener {
-            addr: Some(listening.address.ip()),
-            port: listening.address.port(),
-            cookie: Some(listening.cookie),
-            inode: (listening.inode != 0).then_some(listening.inode.into()),
-            device: (listening.device != 0).then_some(listening.device),
-        },
-        processes: Vec::new(),
-        cgroup: listening
-            .cgroup
-            .and_then(Cgroup::of_number)
-            .unwrap_or_default(),
-        group: None,
-        accept_queue: AcceptGauge {
-            depth: listening.depth,
-            limit: listening.limit,
-            limit_from: found
-                .somaxconn
-                .map(|somaxconn| LimitFrom::of(listening.limit, somaxconn)),
-            asked: None,
-            somaxconn: found.somaxconn,
-            ..AcceptGauge::default()
-        },
-        syn_queue: syn_queue(listening, found),
-        drops: None,
-        counts: None,
-        accept_latency_us: None,
-        handshake_us: None,
-        oldest_waiting_us: oldest(listening, found),
-        default_of: None,
-        threads: None,
-        descriptors: None,
-        entered: None,
-        waits: None,
-        waited_sum_ns: None,
-        place: None,
-        device: listening.device,
-        closed: false,
+fn rows(netns: u32, found: &Found, folders: &mut Folders) -> impl Iterator<Item = Snapshot> {
+    let time = rfc3339(wall_now());
+    found.listening.iter().map(move |listening| {
+        let cgroup = listening.cgroup.and_then(|number| folders.cgroup(number));
+        let mut row = Snapshot {
+            time: Some(time.clone()),
+            netns,
+            listener: Listener {
+                addr: Some(listening.address.ip()),
+                port: listening.address.port(),
+                cookie: Some(listening.cookie),
+                inode: (listening.inode != 0).then_some(listening.inode.into()),
+                device: (listening.device != 0).then_some(listening.device),
+            },
+            processes: Some(Vec::new()),
+            accept_queue: Some(Gauge {
+                depth: Some(listening.depth),
+                limit: Some(listening.limit),
+                limit_from: found
+                    .somaxconn
+                    .map(|somaxconn| LimitFrom::of(listening.limit, somaxconn).name().to_owned()),
+                somaxconn: found.somaxconn,
+                ..Gauge::default()
+            }),
+            syn_queue: syn_queue(listening, found),
+            oldest_waiting_us: oldest(listening, found),
+            device: listening.device,
+            ..Snapshot::default()
+        };
+        if let Some(cgroup) = cgroup {
+            cgroup.describe(&mut row);
+        }
+        row
     })
 }
 
-/// The listeners that get what is sent to an address: those bound to it go before those
-/// bound to any.
-fn takers(found: &Found, local: SocketAddr) -> Vec<&Listening> {
-    let all = || found.listening.iter();
-    let exact: Vec<_> = all().filter(|one| one.address == local).collect();
-    if !exact.is_empty() {
-        return exact;
-    }
-    let same_family = |one: &&Listening| one.address.is_ipv4() == local.is_ipv4();
-    let any: Vec<_> = all()
-        .filter(|one| takes(one.address, one.only_v6, local))
-        .collect();
-    let own: Vec<_> = any.iter().copied().filter(same_family).collect();
-    if own.is_empty() { any } else { own }
-}
-
 /// The SYN queue, if all requests sent to the listener are its own.
-fn syn_queue(listening: &Listening, found: &Found) -> Option<SynGauge> {
-    let mut gauge = SynGauge {
-        limit: listening.limit,
-        ..SynGauge::default()
-    };
-    let twins = found
-        .listening
-        .iter()
-        .filter(|one| one.address == listening.address);
-    if twins.count() > 1 {
-        return None;
-    }
-    for request in &found.half_open {
-        let takers = takers(found, request.local);
-        if takers.iter().any(|taker| taker.cookie == listening.cookie) {
-            gauge.depth += 1;
-            gauge.young += u32::from(request.young);
-        }
-    }
-    Some(gauge)
+fn syn_queue(listening: &Listening, found: &Found) -> Option<Gauge> {
+    let queues = found.takers.at(listening.address)?;
+    (found.requests && queues.listeners == 1).then(|| Gauge {
+        depth: Some(queues.requests),
+        young: Some(queues.young),
+        limit: Some(listening.limit),
+        ..Gauge::default()
+    })
 }
 
 /// The age of the oldest connection in the accept queue, if it can be none of another
 /// listener's.
 fn oldest(listening: &Listening, found: &Found) -> Option<u64> {
-    if listening.depth == 0 {
-        return None;
-    }
-    let mine = |local| {
-        let takers = takers(found, local);
-        let mut crowded = takers.iter().filter(|taker| taker.depth > 0);
-        crowded.next().map(|taker| taker.cookie) == Some(listening.cookie)
-            && crowded.next().is_none()
-    };
-    let ages = found.waiting.iter().filter(|waiting| mine(waiting.local));
-    ages.map(|waiting| waiting.age)
-        .max()
-        .map(|age: Duration| age.as_micros() as u64)
+    let queues = found.takers.at(listening.address)?;
+    let age = queues
+        .oldest
+        .filter(|_| listening.depth > 0 && queues.crowded == 1)?;
+    u64::try_from(age.as_micros()).ok()
 }
 
 /// Says whose they are.
-fn own(rows: &mut [Row], iterators: Option<Iterators<'_>>) {
+fn own(rows: &mut [Snapshot], how: How<'_>) {
     let sockets: HashSet<_> = rows.iter().filter_map(|row| row.listener.inode).collect();
-    let told = iterators.and_then(|mut all| {
+    let told = how.iterators.and_then(|all| {
         let logged = |error| log::info!("{error:#}");
         all.owners().map_err(logged).ok()
     });
     let owners = told.unwrap_or_else(|| owners::of(&sockets));
-    let mut programs: HashMap<u32, (Option<String>, Option<&str>)> = HashMap::new();
-    let mut cgroups: HashMap<u32, Option<Cgroup>> = HashMap::new();
+    let mut known = Known::default();
     for row in rows {
         let processes = row.listener.inode.and_then(|inode| owners.get(&inode));
-        row.processes = processes.cloned().unwrap_or_default();
-        for process in &row.processes {
-            programs
-                .entry(process.pid)
-                .or_insert_with_key(|pid| (owners::program(*pid), language::of(*pid)));
+        let processes = processes.cloned().unwrap_or_default();
+        if let Some(cgroup) = processes.first().and_then(|first| known.cgroup(first.pid)) {
+            cgroup.describe(row);
         }
-        if let Some(first) = row.processes.first() {
-            let cgroup = cgroups
-                .entry(first.pid)
-                .or_insert_with_key(|pid| Cgroup::of_process(*pid));
-            if let Some(cgroup) = cgroup {
-                row.cgroup = cgroup.clone();
+        if let Some((limit, somaxconn)) = row.limits() {
+            let names = known.names(&processes);
+            let default = runtime::of(limit, somaxconn, names.iter().map(String::as_str));
+            row.default_of = default.map(|default| default.name.to_owned());
+        }
+        // While nobody accepts it is of interest what they do instead.
+        if row.is_full() && !processes.is_empty() {
+            row.threads = Some(known.threads(&processes));
+            row.descriptors = known.descriptors(&processes);
+        }
+        row.processes = Some(processes);
+    }
+}
+
+/// What is known of processes, each of which is looked at once.
+#[derive(Default)]
+struct Known {
+    programs: HashMap<u32, Vec<String>>,
+    cgroups: HashMap<u32, Option<Cgroup>>,
+    threads: HashMap<u32, BTreeMap<String, u32>>,
+    descriptors: HashMap<u32, Option<Descriptors>>,
+}
+
+impl Known {
+    fn cgroup(&mut self, pid: u32) -> Option<&Cgroup> {
+        let cgroup = self.cgroups.entry(pid);
+        cgroup.or_insert_with(|| Cgroup::of_process(pid)).as_ref()
+    }
+
+    /// What they run, and are called.
+    fn names(&mut self, processes: &[Process]) -> Vec<String> {
+        let mut names = Vec::new();
+        for process in processes {
+            let programs = self.programs.entry(process.pid).or_insert_with_key(|pid| {
+                let language = language::of(*pid).map(str::to_owned);
+                [owners::program(*pid), language]
+                    .into_iter()
+                    .flatten()
+                    .collect()
+            });
+            names.extend(programs.iter().cloned());
+            names.push(process.comm.clone());
+        }
+        names
+    }
+
+    /// Those of the process that has least room for more.
+    fn descriptors(&mut self, processes: &[Process]) -> Option<Descriptors> {
+        let all = processes.iter().take(owners::PROCESSES);
+        let all = all.filter_map(|process| {
+            let known = self.descriptors.entry(process.pid);
+            *known.or_insert_with_key(|pid| owners::descriptors(*pid))
+        });
+        all.min_by_key(|one| one.limit.saturating_sub(one.open))
+    }
+
+    fn threads(&mut self, processes: &[Process]) -> BTreeMap<String, u32> {
+        let mut sum = BTreeMap::new();
+        for process in processes.iter().take(owners::PROCESSES) {
+            let threads = self.threads.entry(process.pid);
+            for (doing, count) in threads.or_insert_with_key(|pid| owners::threads(*pid)) {
+                *sum.entry(doing.clone()).or_default() += *count;
             }
         }
-        let names = row.processes.iter().flat_map(|process| {
-            let known = programs.get(&process.pid);
-            let program = known.and_then(|(program, _)| program.as_deref());
-            let language = known.and_then(|(_, language)| *language);
-            let names = [program, language, Some(process.comm.as_str())];
-            names.into_iter().flatten()
-        });
-        let AcceptGauge {
-            limit, somaxconn, ..
-        } = row.accept_queue;
-        row.default_of = runtime::of(limit, somaxconn, names).map(|default| default.name);
-        // While nobody accepts it is of interest what they do instead.
-        if row.accept_queue.is_full() && !row.processes.is_empty() {
-            row.threads = Some(owners::threads(&row.processes));
-            row.descriptors = owners::descriptors(&row.processes);
-        }
+        sum
     }
 }

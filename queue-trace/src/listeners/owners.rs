@@ -78,37 +78,31 @@ pub fn program(pid: u32) -> Option<String> {
     Some(name.trim_end_matches(" (deleted)").to_owned())
 }
 
-/// What the threads of processes do, how many each: the letter of the state as in ps(1),
+/// What the threads of a process do, how many each: the letter of the state as in ps(1),
 /// and the kernel function that those that wait are in, if we may know.
 #[must_use]
-pub fn threads(processes: &[Process]) -> BTreeMap<String, u32> {
+pub fn threads(pid: u32) -> BTreeMap<String, u32> {
     let mut doing: BTreeMap<_, u32> = BTreeMap::new();
-    for process in processes.iter().take(PROCESSES) {
-        let tasks = fs::read_dir(format!("/proc/{}/task", process.pid));
-        // What has ended meanwhile does nothing.
-        for task in tasks.into_iter().flatten().flatten().take(THREADS) {
-            if let Some(what) = thread(&task.path()) {
-                *doing.entry(what).or_default() += 1;
-            }
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    // What has ended meanwhile does nothing.
+    for task in tasks.into_iter().flatten().flatten().take(THREADS) {
+        if let Some(what) = thread(&task.path()) {
+            *doing.entry(what).or_default() += 1;
         }
     }
     doing
 }
 
-/// The file descriptors of the process that has least room for more, if that may be seen.
+/// The file descriptors of a process, if they may be seen.
 #[must_use]
-pub fn descriptors(processes: &[Process]) -> Option<Descriptors> {
-    let of = |process: &Process| {
-        let folder = format!("/proc/{}", process.pid);
-        let limits = fs::read_to_string(format!("{folder}/limits")).ok()?;
-        Some(Descriptors {
-            pid: process.pid,
-            open: fs::read_dir(format!("{folder}/fd")).ok()?.count() as u64,
-            limit: limit_of_files(&limits)?,
-        })
-    };
-    let all = processes.iter().take(PROCESSES).filter_map(of);
-    all.min_by_key(|one| one.limit.saturating_sub(one.open))
+pub fn descriptors(pid: u32) -> Option<Descriptors> {
+    let folder = format!("/proc/{pid}");
+    let limits = fs::read_to_string(format!("{folder}/limits")).ok()?;
+    Some(Descriptors {
+        pid,
+        open: fs::read_dir(format!("{folder}/fd")).ok()?.count() as u64,
+        limit: limit_of_files(&limits)?,
+    })
 }
 
 /// The soft limit of open files, from the text of `/proc/PID/limits`.
@@ -120,7 +114,7 @@ fn limit_of_files(limits: &str) -> Option<u64> {
 }
 
 /// Of so many processes and of so many threads of each it is looked what they do.
-const PROCESSES: usize = 64;
+pub(super) const PROCESSES: usize = 64;
 const THREADS: usize = 256;
 
 fn thread(task: &Path) -> Option<String> {
@@ -158,13 +152,9 @@ mod tests {
 
     #[test]
     fn a_thread_that_looks_is_running() {
-        let me = Process {
-            pid: std::process::id(),
-            comm: String::new(),
-        };
-        let doing = threads(&[me]);
+        let doing = threads(std::process::id());
         assert!(doing.get("R").is_some_and(|count| *count >= 1), "{doing:?}");
-        assert!(threads(&[]).is_empty());
+        assert!(threads(u32::MAX).is_empty());
     }
 
     #[test]

@@ -1,23 +1,27 @@
 //! Adds to the listeners that were looked at what the kernel side kept of them since it
-//! was attached. Pure arithmetic.
+//! was attached. Pure arithmetic, but for the names of cgroups.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use queue_trace_common::{
     outcome::Outcome,
-    queue::{Marks, Queue, QueueKey},
+    queue::{Queue, QueueKey},
     settings::{CountKey, Counted},
 };
 
 use crate::{
-    kernel::{decode::text, plan::Family, probe::Kept},
-    listeners::{AcceptGauge, Cgroup, LimitFrom, Row, group, look},
+    kernel::{
+        decode::text,
+        plan::Family,
+        probe::{Kept, Sums},
+    },
+    listeners::{LimitFrom, cgroup::Folders, group, look},
     model::{
         clock::{monotonic_now, wall_now},
-        event::Name,
+        event::{Name, rfc3339},
         latency::Distribution,
         runtime,
-        snapshot::drops,
+        snapshot::{Gauge, Snapshot, drops},
         socket::{Listener, Process},
     },
 };
@@ -35,15 +39,19 @@ pub struct Stats<'a> {
 
 impl Stats<'_> {
     /// Adds to each listener what was kept of it, and the listeners that were closed.
-    pub fn add_to(&self, rows: &mut Vec<Row>) {
+    pub fn add_to(&self, rows: &mut Vec<Snapshot>, folders: &mut Folders) {
         let clock = Clock::now();
-        for (key, (queue, _)) in &self.kept.listeners {
-            if queue.closed_ns != 0 {
-                // It may have been closed since it was looked at.
-                rows.retain(|row| row.listener.inode != Some(key.inode));
-                rows.push(closed(key, queue));
-            }
-        }
+        let all = self.kept.listeners.iter();
+        let gone: HashMap<_, _> = all
+            .filter(|(_, (queue, _))| queue.closed_ns != 0)
+            .map(|(key, (queue, _))| (key.inode, queue))
+            .collect();
+        // They may have been closed since they were looked at.
+        rows.retain(|row| {
+            let inode = row.listener.inode;
+            inode.is_none_or(|inode| !gone.contains_key(&inode))
+        });
+        rows.extend(gone.iter().map(|(inode, queue)| closed(*inode, queue)));
         let mut counts = self.counts_by_socket();
         let keys = self.kept.listeners.keys();
         let keys: HashMap<u64, &QueueKey> = keys.map(|key| (key.inode, key)).collect();
@@ -57,9 +65,9 @@ impl Stats<'_> {
                     .collect(),
             );
             if let Some(key) = keys.get(&inode)
-                && let Some((queue, marks)) = self.kept.listeners.get(*key)
+                && let Some((queue, sums)) = self.kept.listeners.get(*key)
             {
-                self.add_marks(row, queue, marks, clock);
+                self.add_marks(row, queue, sums, clock, folders);
             }
             let waiting = keys.get(&inode).and_then(|key| self.kept.waiting.get(*key));
             if let Some(waiting) = waiting {
@@ -70,7 +78,7 @@ impl Stats<'_> {
         look::sort(rows);
     }
 
-    /// How often each outcome befell each socket, by namespace and inode number.
+    /// How often each outcome occurred at each socket, by namespace and inode number.
     fn counts_by_socket(&self) -> HashMap<(u32, u64), Vec<(&'static Outcome, u64)>> {
         let mut sums: HashMap<_, BTreeMap<u8, u64>> = HashMap::new();
         for (key, counted) in self.counts.iter().filter(|(key, _)| key.inode != 0) {
@@ -86,36 +94,53 @@ impl Stats<'_> {
             .collect()
     }
 
-    fn add_marks(&self, row: &mut Row, queue: &Queue, marks: &Marks, clock: Clock) {
-        if row.processes.is_empty() && queue.pid != 0 {
-            row.processes = vec![maker(queue)];
+    fn add_marks(
+        &self,
+        row: &mut Snapshot,
+        queue: &Queue,
+        sums: &Sums,
+        clock: Clock,
+        folders: &mut Folders,
+    ) {
+        if row.processes.as_ref().is_none_or(Vec::is_empty) && queue.pid != 0 {
+            row.processes = Some(vec![maker(queue)]);
         }
-        if row.cgroup.path.is_none() && queue.cgroup != 0 {
-            row.cgroup = Cgroup::of_number(queue.cgroup).unwrap_or_default();
+        if row.cgroup.is_none()
+            && queue.cgroup != 0
+            && let Some(cgroup) = folders.cgroup(queue.cgroup)
+        {
+            cgroup.describe(row);
         }
-        row.accept_queue.asked = asked(queue, row.accept_queue.limit);
-        if let Some(asked) = row.accept_queue.asked {
+        let limit = row.limit();
+        let accept_queue = row.accept_queue.get_or_insert_default();
+        accept_queue.asked = asked(queue, limit.unwrap_or(0));
+        if let Some(asked) = accept_queue.asked {
             // What was asked for is known, so it need not be guessed from the limit.
-            let names = row.processes.iter().map(|process| process.comm.as_str());
+            let names = row.processes.iter().flatten();
+            let names = names.map(|process| process.comm.as_str());
             let default = runtime::asked_for(asked, names);
-            row.default_of = default.map(|default| default.name).or(row.default_of);
-            row.accept_queue.limit_from = limit_from(&row.accept_queue, asked);
+            let default = default.map(|default| default.name.to_owned());
+            row.default_of = default.or_else(|| row.default_of.take());
+            let either = LimitFrom::BacklogOrEarlierSomaxconn.name();
+            if accept_queue.limit_from.as_deref() == Some(either) && limit == Some(asked as u32) {
+                accept_queue.limit_from = Some(LimitFrom::Backlog.name().to_owned());
+            }
         }
         let by_tracepoints = self.family == Family::Tracepoint;
-        if by_tracepoints && row.group.is_some() && marks.entered == 0 {
+        if by_tracepoints && row.group.is_some() && sums.entered == 0 {
             // Where packets are not seen at delivery it is not known which socket of a group it was.
             return;
         }
-        row.entered = Some(marks.entered);
-        if marks.accept_high > 0 {
-            row.accept_queue.high_water = Some(marks.accept_high);
-            row.accept_queue.high_water_time = Some(clock.wall(marks.accept_high_ns));
+        row.entered = Some(sums.entered);
+        if sums.accept_high > 0 {
+            accept_queue.high_water = Some(sums.accept_high);
+            accept_queue.high_water_time = Some(rfc3339(clock.wall(sums.accept_high_ns)));
         }
         if let Some(syn) = &mut row.syn_queue
-            && marks.syn_high > 0
+            && sums.syn_high > 0
         {
-            syn.high_water = Some(marks.syn_high);
-            syn.high_water_time = Some(clock.wall(marks.syn_high_ns));
+            syn.high_water = Some(sums.syn_high);
+            syn.high_water_time = Some(rfc3339(clock.wall(sums.syn_high_ns)));
         }
         if by_tracepoints {
             return;
@@ -124,11 +149,13 @@ impl Stats<'_> {
             0 => 0,
             since => clock.mono_ns.saturating_sub(since),
         };
-        row.accept_queue.full_us = Some((queue.full_ns + since) / 1000);
-        row.accept_queue.full_times = Some(queue.full_times);
-        row.accept_latency_us = Distribution::of(&marks.waited, marks.waited_max_ns / 1000);
-        row.waits = Some(marks.waited);
-        row.handshake_us = Distribution::of(&marks.handshakes, marks.handshake_max_us);
+        accept_queue.full_us = Some(queue.full_ns.saturating_add(since) / 1000);
+        accept_queue.full_times = Some(queue.full_times);
+        let waited = Distribution::of(&sums.waited, sums.waited_max_ns / 1000);
+        row.accept_latency_us = waited.map(Into::into);
+        row.waits = Some(sums.waited);
+        let handshakes = Distribution::of(&sums.handshakes, sums.handshake_max_us);
+        row.handshake_us = handshakes.map(Into::into);
     }
 }
 
@@ -136,16 +163,6 @@ impl Stats<'_> {
 /// gives no more than was asked for: otherwise listen() was called again since.
 fn asked(queue: &Queue, limit: u32) -> Option<i32> {
     (queue.asked != 0 && queue.asked as u32 >= limit).then_some(queue.asked)
-}
-
-/// What set the limit, where it is known what was asked for.
-fn limit_from(queue: &AcceptGauge, asked: i32) -> Option<LimitFrom> {
-    match queue.limit_from {
-        Some(LimitFrom::BacklogOrEarlierSomaxconn) if asked as u32 == queue.limit => {
-            Some(LimitFrom::Backlog)
-        }
-        from => from,
-    }
 }
 
 /// The two clocks, at one moment.
@@ -171,12 +188,13 @@ impl Clock {
 
 /// Connections leave in the order in which they entered, so those that wait are the newest.
 /// If some of them entered before we attached, the age that the kernel tells stays.
-fn add_oldest(row: &mut Row, entered: &[u64], clock: Clock) {
-    let depth = row.accept_queue.depth as usize;
-    if row.closed || depth == 0 {
+fn add_oldest(row: &mut Snapshot, entered: &[u64], clock: Clock) {
+    let Some(before) = row.depth().and_then(|depth| depth.checked_sub(1)) else {
         return;
-    }
-    if let Some(at_ns) = entered.get(depth - 1) {
+    };
+    if !row.is_closed()
+        && let Some(at_ns) = entered.get(before as usize)
+    {
         row.oldest_waiting_us = Some(clock.mono_ns.saturating_sub(*at_ns) / 1000);
     }
 }
@@ -189,41 +207,27 @@ fn maker(queue: &Queue) -> Process {
     }
 }
 
-/// What is left of a listener that was closed.
-fn closed(key: &QueueKey, queue: &Queue) -> Row {
-    Row {
-        time: wall_now(),
+/// What is left of a listener that was closed: how deep its queue is and what bounds it is
+/// not known any more.
+fn closed(inode: u64, queue: &Queue) -> Snapshot {
+    Snapshot {
+        time: Some(rfc3339(wall_now())),
         netns: queue.netns,
         listener: Listener {
             addr: Some(std::net::Ipv6Addr::from(queue.addr).to_canonical()),
             port: queue.port,
             cookie: None,
-            inode: Some(key.inode),
+            inode: Some(inode),
             device: None,
         },
-        processes: Vec::new(),
-        cgroup: Cgroup::default(),
-        group: None,
-        accept_queue: AcceptGauge {
-            depth: queue.accept_depth,
-            limit: queue.accept_limit,
-            ..AcceptGauge::default()
-        },
-        syn_queue: None,
-        drops: None,
-        counts: None,
-        accept_latency_us: None,
-        handshake_us: None,
-        oldest_waiting_us: None,
-        default_of: None,
-        threads: None,
-        descriptors: None,
-        entered: None,
-        waits: None,
-        waited_sum_ns: None,
-        place: None,
-        device: 0,
-        closed: true,
+        processes: Some(Vec::new()),
+        accept_queue: Some(Gauge {
+            depth: Some(queue.accept_depth),
+            limit: Some(queue.accept_limit),
+            ..Gauge::default()
+        }),
+        closed: Some(true),
+        ..Snapshot::default()
     }
 }
 

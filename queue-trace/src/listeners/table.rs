@@ -8,12 +8,9 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 
-use crate::{
-    listeners::Row,
-    model::{
-        snapshot::Snapshot,
-        words::{listener_words, short_time},
-    },
+use crate::model::{
+    snapshot::{Gauge, Snapshot},
+    words::{listener_words, short_time},
 };
 
 const TITLES: [&str; 8] = [
@@ -35,7 +32,7 @@ const DIM: Style = Style::new().dimmed();
 ///
 /// # Errors
 /// What the writer says.
-pub fn write(out: &mut impl Write, rows: &[Row], colour: bool) -> io::Result<()> {
+pub fn write(out: &mut impl Write, rows: &[Snapshot], colour: bool) -> io::Result<()> {
     if rows.is_empty() {
         return writeln!(out, "No listeners.");
     }
@@ -67,7 +64,7 @@ pub fn write(out: &mut impl Write, rows: &[Row], colour: bool) -> io::Result<()>
             writeln!(out, "{}", styled(Some(DIM), format!("netns {}", row.netns)))?;
         }
         let style = match row {
-            row if row.accept_queue.is_full() => Some(RED),
+            row if row.is_full() => Some(RED),
             row if row.drops.as_ref().is_some_and(|drops| !drops.is_empty()) => Some(YELLOW),
             _ => None,
         };
@@ -77,22 +74,21 @@ pub fn write(out: &mut impl Write, rows: &[Row], colour: bool) -> io::Result<()>
     Ok(())
 }
 
-fn cells(row: &Row) -> [String; 8] {
-    let snapshot = Snapshot::from(row);
+fn cells(row: &Snapshot) -> [String; 8] {
     [
         listener(row),
-        snapshot.owner().unwrap_or_else(|| "?".to_owned()),
+        row.owner().unwrap_or_else(|| "?".to_owned()),
         accept(row),
-        snapshot.limit_words(),
+        row.limit_words(),
         syn(row),
         drops(row),
         row.accept_latency_us
-            .map_or(String::new(), |spread| spread.to_string()),
+            .map_or(String::new(), |latency| latency.to_string()),
         row.oldest_waiting_us.map(short_time).unwrap_or_default(),
     ]
 }
 
-fn listener(row: &Row) -> String {
+fn listener(row: &Snapshot) -> String {
     let mut text = listener_words(&row.listener);
     if let Some(group) = row.group.filter(|group| group.size > 1) {
         // Writing to a string does not fail.
@@ -101,39 +97,50 @@ fn listener(row: &Row) -> String {
             let _ = write!(text, " {:.0}%", share * 100.0);
         }
     }
-    if row.closed {
+    if row.is_closed() {
         text.push_str(" closed");
     }
     text
 }
 
-fn accept(row: &Row) -> String {
-    let queue = &row.accept_queue;
-    let mut text = format!("{}/{}", queue.depth, queue.limit);
+fn accept(row: &Snapshot) -> String {
+    let Some(queue) = &row.accept_queue else {
+        return String::new();
+    };
+    let mut text = filled(queue);
     if let Some(high) = queue.high_water {
         // Writing to a string does not fail.
         let _ = write!(text, " max {high}");
     }
-    if queue.is_full() && !row.closed {
-        text.push_str(match row.group {
-            Some(group) if group.full_among_idle => " FULL, others idle",
+    if queue.is_full() {
+        let among_idle = row.group.and_then(|group| group.full_among_idle);
+        text.push_str(match among_idle {
+            Some(true) => " FULL, others idle",
             _ => " FULL",
         });
     }
     text.trim_start().to_owned()
 }
 
-fn syn(row: &Row) -> String {
-    let Some(queue) = row.syn_queue else {
+fn syn(row: &Snapshot) -> String {
+    let Some(queue) = &row.syn_queue else {
         return String::new();
     };
     let high = queue
         .high_water
         .map_or(String::new(), |high| format!(" max {high}"));
-    format!("{}/{}{high}", queue.depth, queue.limit)
+    format!("{}{high}", filled(queue))
 }
 
-fn drops(row: &Row) -> String {
+/// How many are in a queue, and how many may be, if it is known.
+fn filled(queue: &Gauge) -> String {
+    match (queue.depth, queue.limit) {
+        (Some(depth), Some(limit)) => format!("{depth}/{limit}"),
+        _ => String::new(),
+    }
+}
+
+fn drops(row: &Snapshot) -> String {
     let drops: Vec<_> = row
         .drops
         .iter()

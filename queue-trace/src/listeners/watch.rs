@@ -1,168 +1,321 @@
 //! Follows the listeners while attached: all of them at a moment, and those that were made
 //! or closed since the last time.
 
-use std::collections::{HashMap, HashSet};
-
-use anyhow::Result;
-use queue_trace_common::queue::QueueKey;
-
-use crate::{
-    kernel::{plan::Family, probe::Probe, selection::Selection},
-    listeners::{
-        Cgroup, Row, look,
-        look::Look,
-        stats::{Stats, closed_ones},
-    },
-    model::socket::Process,
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::{Arc, atomic::AtomicBool},
+    thread,
+    time::{Duration, Instant},
 };
 
-/// What has been told already.
-#[derive(Debug)]
+use anyhow::Result;
+use queue_trace_common::{
+    queue::{Queue, QueueKey},
+    settings::CountKey,
+};
+
+use crate::{
+    kernel::{plan::Family, probe::Reader, selection::Selection},
+    listeners::{
+        cgroup::Folders,
+        look::{self, How, Look},
+        remembered::Remembered,
+        stats::Stats,
+    },
+    model::{clock::monotonic_now, snapshot::Snapshot},
+};
+
+/// What has been reported already. It reads the kernel side itself, so that it can do so in a
+/// thread of its own.
 pub struct Watch {
-    family: Family,
-    /// Whose each listener was when it was looked at last, by inode number.
-    owners: HashMap<u64, Owner>,
-    told: HashSet<QueueKey>,
+    /// What reads the kernel side, and how that is attached, if it is.
+    attached: Option<(Reader, Family)>,
+    selection: Selection,
+    folders: Folders,
+    /// Whose the listeners were.
+    remembered: Remembered,
+    reported: HashSet<QueueKey>,
+    /// The closed ones that were reported, which the kernel side will be told to forget.
+    closed: HashSet<QueueKey>,
     /// How often listeners had been made or closed then.
     changes: u64,
+    given_up: Arc<AtomicBool>,
+    next_sweep: Instant,
 }
 
-impl Watch {
-    /// Begins with nothing told.
+/// What became known of listeners.
+#[derive(Debug, Clone, Default)]
+pub struct News {
+    /// Those that are to be reported.
+    pub rows: Vec<Snapshot>,
+    /// What could not be looked at, and why, a sentence each.
+    pub notes: Vec<String>,
+    /// How long it took to look at all listeners, if they are all.
+    pub took: Option<Duration>,
+    /// Sockets, closed for a while, to which nothing can come any more.
+    pub over: HashSet<QueueKey>,
+    /// Counts of sockets that are no listeners any more, whose end was not noticed.
+    pub counts_over: HashSet<CountKey>,
+}
+
+impl News {
+    /// Whether nobody adds to a count any more.
     #[must_use]
-    pub fn new(family: Family) -> Self {
+    pub fn is_over(&self, key: &CountKey) -> bool {
+        let socket = QueueKey {
+            sk: key.sk,
+            inode: key.inode,
+        };
+        self.over.contains(&socket) || self.counts_over.contains(key)
+    }
+}
+
+impl From<Look> for News {
+    fn from(look: Look) -> Self {
         Self {
-            family,
-            owners: HashMap::new(),
-            told: HashSet::new(),
+            rows: look.rows,
+            notes: look.notes,
+            ..Self::default()
+        }
+    }
+}
+
+impl From<News> for Look {
+    fn from(news: News) -> Self {
+        Self {
+            rows: news.rows,
+            notes: news.notes,
+        }
+    }
+}
+
+/// With so many counts in the kernel it is looked whether all of them are still needed.
+const CROWDED: usize = 2048;
+/// How long they are taken to be needed, if all of them were.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// A packet that found a listener before it was closed is dealt with within this time.
+const LINGER_NS: u64 = 500_000_000;
+/// A socket that stopped listening and has not begun again within this time will not.
+const STOPPED_NS: u64 = 60_000_000_000;
+
+impl Watch {
+    /// Begins with nothing reported.
+    #[must_use]
+    pub fn new(reader: Reader, family: Family, selection: Selection) -> Self {
+        Self {
+            attached: Some((reader, family)),
+            ..Self::unattached(selection)
+        }
+    }
+
+    /// Where nothing is attached: all that it finds is how listeners stand.
+    #[must_use]
+    pub fn unattached(selection: Selection) -> Self {
+        Self {
+            attached: None,
+            selection,
+            folders: Folders::default(),
+            remembered: Remembered::default(),
+            reported: HashSet::new(),
+            closed: HashSet::new(),
             changes: 0,
+            given_up: Arc::default(),
+            next_sweep: Instant::now(),
         }
     }
 
-    /// All listeners, with what was kept of them, those that were closed as well. The
-    /// closed ones are forgotten then.
-    ///
-    /// # Errors
-    /// If what the kernel side keeps cannot be read.
-    pub fn all(&mut self, probe: &mut Probe, selection: &Selection) -> Result<Vec<Row>> {
-        let look = look(selection, probe.iterators());
-        self.add_to(look, probe, selection)
+    /// To give up the look under way from another thread: it ends soon, with what it has.
+    #[must_use]
+    pub fn given_up(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.given_up)
     }
 
-    /// The listeners that were made or closed since anything was told last.
+    /// All listeners, with what was kept of them, and those that were closed since the last
+    /// time.
     ///
     /// # Errors
     /// If what the kernel side keeps cannot be read.
-    pub fn news(&mut self, probe: &mut Probe, selection: &Selection) -> Result<Vec<Row>> {
-        let changes = probe.listener_changes();
-        if changes == self.changes {
-            return Ok(Vec::new());
+    pub fn all(&mut self) -> Result<News> {
+        let began = Instant::now();
+        let look = self.look();
+        let news = News {
+            took: Some(began.elapsed()),
+            ..self.add_to(look)?
+        };
+        self.remembered.keep_only(&news.rows);
+        Ok(news)
+    }
+
+    /// All listeners as they are.
+    pub fn look(&mut self) -> Look {
+        let iterators = self.attached.as_ref().map(|(reader, _)| reader.iterators());
+        let how = How {
+            given_up: Some(&self.given_up),
+            ..How::all(&self.selection, iterators.as_ref())
+        };
+        look::look(how, &mut self.folders)
+    }
+
+    /// Whether there may be news: so many listeners were made or closed, or there are closed
+    /// ones to be forgotten.
+    #[must_use]
+    pub fn may_have_news(&self, changes: u64) -> bool {
+        self.attached.as_ref().is_some_and(|(reader, _)| {
+            let changed = reader.listener_changes().wrapping_sub(self.changes);
+            !self.closed.is_empty() || changed >= changes
+        })
+    }
+
+    /// The listeners that were made or closed since anything was reported last.
+    ///
+    /// # Errors
+    /// If what the kernel side keeps cannot be read.
+    pub fn news(&mut self) -> Result<News> {
+        let counts_over = self.sweep()?;
+        let Some((reader, _)) = &self.attached else {
+            return Ok(News::default());
+        };
+        self.changes = reader.listener_changes();
+        let queues = reader.queues()?;
+        let mut places = BTreeSet::new();
+        let mut made = HashSet::new();
+        let mut any_closed = false;
+        for (key, queue) in &queues {
+            let is_closed = queue.closed_ns != 0;
+            if is_closed {
+                any_closed |= !self.closed.contains(key);
+            } else if queue.made_ns != 0 && !self.reported.contains(key) {
+                places.insert(queue.netns);
+                made.insert(key.inode);
+            }
         }
-        self.changes = changes;
-        let queues = probe.queues()?;
-        let news: HashSet<u64> = queues
-            .iter()
-            .filter(|(key, queue)| {
-                queue.closed_ns != 0 || queue.made_ns != 0 && !self.told.contains(*key)
-            })
-            .map(|(key, _)| key.inode)
-            .collect();
-        if news.is_empty() {
-            return Ok(Vec::new());
+        let look = if places.is_empty() {
+            Look::default()
+        } else {
+            // Who made a new one is known from the kernel side.
+            let iterators = reader.iterators();
+            let how = How {
+                only: Some(&places),
+                given_up: Some(&self.given_up),
+                ..How::all(&self.selection, Some(&iterators))
+            };
+            look::gauges(how, &mut self.folders)
+        };
+        if look.rows.is_empty() && !any_closed {
+            return Ok(News {
+                over: self.forget(&queues)?,
+                counts_over,
+                ..News::default()
+            });
         }
-        // Who made a new one is known from the kernel side.
-        let look = look::gauges(selection, probe.iterators().as_mut());
-        let mut rows = self.add_to(look, probe, selection)?;
-        rows.retain(|row| {
-            row.listener
-                .inode
-                .is_some_and(|inode| news.contains(&inode))
+        let mut news = self.add_to(look)?;
+        news.counts_over = counts_over;
+        news.rows.retain(|row| {
+            row.is_closed()
+                || row
+                    .listener
+                    .inode
+                    .is_some_and(|inode| made.contains(&inode))
         });
-        Ok(rows)
+        Ok(news)
+    }
+
+    /// Where the table of counts fills, finds those of sockets that are no listeners any more.
+    /// The end of one is not noticed if nothing is kept of it, as the table for that was full.
+    fn sweep(&mut self) -> Result<HashSet<CountKey>> {
+        let Some((reader, _)) = &self.attached else {
+            return Ok(HashSet::new());
+        };
+        if self.next_sweep > Instant::now() || reader.counts_taken()? < CROWDED {
+            return Ok(HashSet::new());
+        }
+        let before = reader.counts()?;
+        let there = look::sockets(&self.selection);
+        thread::sleep(Duration::from_nanos(LINGER_NS));
+        let after = reader.counts()?;
+        let is_over = |key: &CountKey| {
+            let Some(sockets) = there.get(&key.netns) else {
+                return false;
+            };
+            key.inode != 0
+                && !sockets.contains(&key.inode)
+                && after.get(key).map(|counted| counted.seen)
+                    == before.get(key).map(|counted| counted.seen)
+        };
+        let over: HashSet<_> = before.keys().filter(|key| is_over(key)).copied().collect();
+        if over.is_empty() {
+            // All are needed, and will be for a while.
+            self.next_sweep = Instant::now() + SWEEP;
+        }
+        Ok(over)
     }
 
     /// The listeners that were looked at, with what was kept of them until now.
     ///
     /// # Errors
     /// If what the kernel side keeps cannot be read.
-    pub fn add_to(
-        &mut self,
-        look: Look,
-        probe: &mut Probe,
-        selection: &Selection,
-    ) -> Result<Vec<Row>> {
-        for note in &look.notes {
-            log::info!("{note}");
-        }
+    pub fn add_to(&mut self, look: Look) -> Result<News> {
+        let Some((reader, family)) = &self.attached else {
+            return Ok(look.into());
+        };
         let mut rows = look.rows;
-        let kept = probe.kept()?;
-        let counts = probe.counts()?;
+        let mut kept = reader.kept()?;
+        // Each that was closed is reported once, unless it listens again.
+        let closed = &self.closed;
+        kept.listeners
+            .retain(|key, (queue, _)| queue.closed_ns == 0 || !closed.contains(key));
+        let counts = reader.counts()?;
         let stats = Stats {
             kept: &kept,
             counts: &counts,
-            family: self.family,
+            family: *family,
         };
-        stats.add_to(&mut rows);
-        self.remember(&mut rows);
-        rows.retain(|row| !row.closed || row.listener.address().is_none_or(|a| selection.has(a)));
-        let queues = kept.listeners.into_iter();
-        let queues = queues.map(|(key, (queue, _))| (key, queue)).collect();
-        let closed = closed_ones(&queues);
-        probe.forget_queues(&closed)?;
-        self.told = queues
-            .into_keys()
-            .filter(|key| !closed.contains(key))
-            .collect();
-        Ok(rows)
-    }
-
-    /// What closed has no owner any more, so that of the last look is told.
-    fn remember(&mut self, rows: &mut [Row]) {
-        let mut owners = HashMap::with_capacity(rows.len());
-        for row in rows {
-            let Some(inode) = row.listener.inode else {
-                continue;
-            };
-            let known = self.owners.remove(&inode);
-            if let Some(known) = known.filter(|_| row.closed || row.processes.is_empty()) {
-                known.add_to(row);
-            }
-            if !row.closed {
-                owners.insert(inode, Owner::of(row));
+        stats.add_to(&mut rows, &mut self.folders);
+        self.remembered.complete(&mut rows);
+        let selection = &self.selection;
+        let wanted = |row: &Snapshot| row.listener.address().is_none_or(|at| selection.has(at));
+        rows.retain(|row| !row.is_closed() || wanted(row));
+        for (key, (queue, _)) in &kept.listeners {
+            if queue.closed_ns != 0 {
+                self.closed.insert(*key);
+                self.reported.remove(key);
+            } else {
+                self.closed.remove(key);
+                self.reported.insert(*key);
             }
         }
-        self.owners = owners;
-    }
-}
-
-/// Whose a listener is.
-#[derive(Debug)]
-struct Owner {
-    cookie: Option<u64>,
-    device: Option<u32>,
-    processes: Vec<Process>,
-    cgroup: Cgroup,
-}
-
-impl Owner {
-    fn of(row: &Row) -> Self {
-        Self {
-            cookie: row.listener.cookie,
-            device: row.listener.device,
-            processes: row.processes.clone(),
-            cgroup: row.cgroup.clone(),
-        }
+        let queues = reader.queues()?;
+        let over = self.forget(&queues)?;
+        self.reported.retain(|key| queues.contains_key(key));
+        Ok(News {
+            rows,
+            notes: look.notes,
+            over,
+            ..News::default()
+        })
     }
 
-    /// Adds what is not known otherwise.
-    fn add_to(self, row: &mut Row) {
-        row.listener.cookie = row.listener.cookie.or(self.cookie);
-        row.listener.device = row.listener.device.or(self.device);
-        if row.processes.is_empty() {
-            row.processes = self.processes;
+    /// Has the kernel side forget what was closed a while ago and has been reported.
+    fn forget(&mut self, queues: &HashMap<QueueKey, Queue>) -> Result<HashSet<QueueKey>> {
+        let now = monotonic_now();
+        let is_over = |key: &QueueKey| {
+            let queue = queues.get(key);
+            queue.is_none_or(|queue| {
+                let since = now.saturating_sub(queue.closed_ns);
+                // One that only stopped listening may begin again.
+                since
+                    >= if queue.released == 0 {
+                        STOPPED_NS
+                    } else {
+                        LINGER_NS
+                    }
+            })
+        };
+        let over: HashSet<_> = self.closed.extract_if(is_over).collect();
+        if let Some((reader, _)) = &self.attached {
+            reader.forget_queues(&over)?;
         }
-        if row.cgroup.path.is_none() {
-            row.cgroup = self.cgroup;
-        }
+        Ok(over)
     }
 }

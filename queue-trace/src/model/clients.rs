@@ -8,12 +8,13 @@
 //! size ([`Clients::margin`]); what there is no room for is bounded by
 //! [`SpaceSaving`].
 
-use std::{collections::BTreeMap, net::IpAddr, str::FromStr};
+use std::{cmp::Reverse, collections::BTreeMap, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
+use queue_trace_common::outcome::Kind;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{event::Event, socket::Listener, space_saving::SpaceSaving};
+use crate::model::{event::Event, snapshot::Key, socket::Listener, space_saving::SpaceSaving};
 
 /// How long a client's network is taken to be, bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +67,8 @@ impl Prefixes {
 /// Networks for which there is room at each listener: no count is too large by more than
 /// this part of the listener's events.
 pub const ROOM: usize = 128;
-/// Listeners for which there is room.
+/// Listeners that are kept where there are many: those with most refusals. There is room for
+/// twice as many until then.
 pub const LISTENERS: usize = 256;
 
 /// More in one event is no count, but a garbled recording's.
@@ -79,9 +81,6 @@ pub struct ClientTable {
     listeners: BTreeMap<Key, Sample>,
 }
 
-/// What tells a listener from others.
-type Key = (u32, u16, Option<u64>);
-
 #[derive(Debug, Clone)]
 struct Sample {
     listener: Listener,
@@ -92,6 +91,8 @@ struct Sample {
     held: u64,
     told: u64,
     events: u64,
+    /// Those among them that were refusals.
+    refused: u64,
     unattributed: u64,
     /// The sum, over the seconds in which some were held back, of the square of its
     /// events over its sample's size: four times the largest variance of a count.
@@ -106,7 +107,8 @@ pub struct Clients {
     pub netns: u32,
     /// The listener.
     pub listener: Listener,
-    /// Its events that could have had a client: exact.
+    /// Its events that could have had a client: exact, unless it was left out for a while as
+    /// there were many listeners in more trouble.
     pub events: u64,
     /// Those among them that were told with their client.
     pub told: u64,
@@ -183,20 +185,31 @@ impl ClientTable {
     /// Takes in an event of the stream, told by itself or held back.
     pub fn take(&mut self, event: &Event) {
         let key = (event.netns, event.listener.port, event.listener.inode);
-        if !self.listeners.contains_key(&key) && self.listeners.len() >= LISTENERS {
-            return;
+        if !self.listeners.contains_key(&key) && self.listeners.len() >= 2 * LISTENERS {
+            self.make_room();
         }
         let sample = self
             .listeners
             .entry(key)
             .or_insert_with(|| Sample::new(event.listener));
         let count = event.count.min(MOST_AT_ONCE);
+        if event.outcome.kind == Kind::Refusal {
+            sample.refused = sample.refused.saturating_add(count);
+        }
         match event.client {
             Some(client) => sample.told(self.prefixes.network(client.addr), count),
             None if event.is_held_back() => sample.held(count),
             // A closed listener's connections, which are no client's more than another's.
             None => {}
         }
+    }
+
+    /// Keeps the listeners in trouble.
+    fn make_room(&mut self) {
+        let mut all: Vec<_> = std::mem::take(&mut self.listeners).into_iter().collect();
+        all.sort_by_key(|(_, sample)| Reverse((sample.refused, sample.events)));
+        all.truncate(LISTENERS);
+        self.listeners = all.into_iter().collect();
     }
 
     /// A second is over, and what was held back in it was taken in.
@@ -235,6 +248,7 @@ impl Sample {
             held: 0,
             told: 0,
             events: 0,
+            refused: 0,
             unattributed: 0,
             variance: 0.0,
         }
@@ -362,6 +376,22 @@ mod tests {
             "{networks:?}"
         );
         assert_eq!((top.events, top.told, top.margin), (5, 5, 0.0));
+    }
+
+    #[test]
+    fn of_many_listeners_those_in_trouble_are_kept() {
+        let mut table = ClientTable::new(Prefixes::default());
+        for inode in 0..20_000 {
+            let mut one = event(Some("192.0.2.1"), 9);
+            one.listener.inode = Some(inode);
+            if inode != 1500 {
+                one.outcome = &OUTCOMES[usize::from(outcome::QUEUED)];
+            }
+            table.take(&one);
+        }
+        let kept = table.top(1);
+        assert!(kept.len() <= 2 * LISTENERS, "{}", kept.len());
+        assert!(kept.iter().any(|one| one.listener.inode == Some(1500)));
     }
 
     #[test]

@@ -56,12 +56,13 @@ impl Distribution {
     /// From the places of a histogram, and the longest. `None` if it is empty.
     #[must_use]
     pub fn of(places: &[u64; BUCKETS], max: u64) -> Option<Self> {
-        let count: u64 = places.iter().sum();
-        let percentile = |percent: u64| {
-            let wanted = (count * percent).div_ceil(100);
+        let add = |sum: u64, count: &u64| sum.saturating_add(*count);
+        let count = places.iter().fold(0, add);
+        let percentile = |percent: u128| {
+            let wanted = (u128::from(count) * percent).div_ceil(100);
             let mut sum = 0;
             let place = places.iter().position(|count| {
-                sum += count;
+                sum += u128::from(*count);
                 sum >= wanted
             });
             match place {
@@ -94,6 +95,16 @@ impl From<Distribution> for Latency {
             p99: Some(spread.p99),
             max: Some(spread.max),
             count: Some(spread.count),
+        }
+    }
+}
+
+/// As a [`Distribution`]; nothing if it is not known whole.
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.distribution() {
+            Some(distribution) => distribution.fmt(f),
+            None => Ok(()),
         }
     }
 }

@@ -171,9 +171,9 @@ impl Ledger {
         past > 0
     }
 
-    /// What is left of the ledger of a namespace that is gone: our side.
+    /// The ledger of a namespace whose counters cannot be read: our side, and why.
     #[must_use]
-    pub fn of_gone(netns: u32, seen: &Counters, lost: u64) -> Self {
+    pub fn one_sided(netns: u32, seen: &Counters, lost: u64, why: &str) -> Self {
         let still = Look::default();
         let end = Look {
             seen_before: *seen,
@@ -185,7 +185,7 @@ impl Ledger {
             line.kernel = None;
         }
         ledger.unexplained = None;
-        ledger.note = Some("the namespace is gone, and its counters with it".to_owned());
+        ledger.note = Some(why.to_owned());
         ledger
     }
 

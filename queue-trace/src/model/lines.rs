@@ -1,7 +1,7 @@
 //! The lines of a recording that are not verdicts or listeners: what they begin with, what was
 //! counted, lost, and how it ended. docs/events.md describes each.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use queue_trace_common::{
     loss::{LOSSES, Loss},
@@ -106,6 +106,28 @@ impl LossNote {
         }
     }
 
+    /// Adds what was lost later.
+    pub fn add(&mut self, later: &Self) {
+        self.time.clone_from(&later.time);
+        for (sum, more) in [
+            (&mut self.records, later.records),
+            (&mut self.by_port, later.by_port),
+            (&mut self.uncounted, later.uncounted),
+            (&mut self.failed_reads, later.failed_reads),
+            (&mut self.unpaired, later.unpaired),
+            (&mut self.ambiguous, later.ambiguous),
+            (&mut self.interleaved, later.interleaved),
+            (&mut self.no_baseline, later.no_baseline),
+            (&mut self.unlisted, later.unlisted),
+            (&mut self.untimed, later.untimed),
+            (&mut self.unknown_listeners, later.unknown_listeners),
+            (&mut self.missed, later.missed),
+            (&mut self.undecoded, later.undecoded),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
+
     /// The losses by name, those that are not zero.
     pub fn parts(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let kernel = Loss {
@@ -130,6 +152,17 @@ impl LossNote {
                 ("records not understood", self.undecoded),
             ])
             .filter(|(_, count)| *count != 0)
+    }
+}
+
+/// What was lost, for a person: `3 failed reads, 1 unpaired calls`.
+impl fmt::Display for LossNote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, (name, count)) in self.parts().enumerate() {
+            let comma = if place == 0 { "" } else { ", " };
+            write!(f, "{comma}{count} {name}")?;
+        }
+        Ok(())
     }
 }
 

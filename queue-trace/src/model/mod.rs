@@ -10,7 +10,6 @@ pub mod ledger;
 pub mod lines;
 pub mod printable;
 pub mod runtime;
-pub mod sight;
 pub mod snapshot;
 pub mod socket;
 pub mod space_saving;

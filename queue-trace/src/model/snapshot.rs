@@ -4,7 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use queue_trace_common::outcome::{Kind, Outcome};
+use queue_trace_common::{
+    outcome::{Kind, Outcome},
+    queue::BUCKETS,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
@@ -69,12 +72,29 @@ pub struct Snapshot {
     /// of the state as in ps(1), and the kernel function that they waited in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<BTreeMap<String, u32>>,
-    /// The file descriptors of the owner that had least room for more, when its accept queue was full.
+    /// The file descriptors of the owner that had least room for more, when its accept queue was
+    /// full.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub descriptors: Option<Descriptors>,
     /// Whether it was closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<bool>,
+    /// How many connections entered its accept queue, since it was attached. This and what
+    /// follows is for conclusions about it, and does not travel in JSON.
+    #[serde(skip)]
+    pub entered: Option<u64>,
+    /// How many accepted connections had waited how long: a histogram.
+    #[serde(skip)]
+    pub waits: Option<[u64; BUCKETS]>,
+    /// How long they had waited, all together, nanoseconds.
+    #[serde(skip)]
+    pub waited_sum_ns: Option<u64>,
+    /// Place in its `SO_REUSEPORT` group, and how many are in it, as the kernel has it.
+    #[serde(skip)]
+    pub place: Option<(u32, u32)>,
+    /// The device that it is bound to, by number; 0: none.
+    #[serde(skip)]
+    pub device: u32,
 }
 
 /// File descriptors of a process.
@@ -97,7 +117,16 @@ impl Descriptors {
     }
 }
 
+/// A listener's socket: namespace, port and inode number.
+pub type Key = (u32, u16, Option<u64>);
+
 impl Snapshot {
+    /// Which one.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        (self.netns, self.listener.port, self.listener.inode)
+    }
+
     /// Whose it is, as a person says it: `nginx[812,813] nginx.service`.
     #[must_use]
     pub fn owner(&self) -> Option<String> {
@@ -193,6 +222,38 @@ impl Snapshot {
             "{} open in {comm}[{}], its limit is {}",
             used.open, used.pid, used.limit
         ))
+    }
+
+    /// How many wait in its accept queue, as far as is known.
+    #[must_use]
+    pub fn depth(&self) -> Option<u32> {
+        self.accept_queue.as_ref()?.depth
+    }
+
+    /// How many may wait in its accept queue.
+    #[must_use]
+    pub fn limit(&self) -> Option<u32> {
+        self.accept_queue.as_ref()?.limit
+    }
+
+    /// The limit of its accept queue, and `net.core.somaxconn` of the namespace.
+    #[must_use]
+    pub fn limits(&self) -> Option<(u32, Option<u32>)> {
+        let queue = self.accept_queue.as_ref()?;
+        Some((queue.limit?, queue.somaxconn))
+    }
+
+    /// Whether its accept queue is full.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.accept_queue.as_ref().is_some_and(Gauge::is_full)
+    }
+
+    /// How many packets it refused, as far as is known.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        let drops = self.drops.iter().flatten();
+        drops.fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 
     /// Whether it was closed.

@@ -7,6 +7,8 @@ pub(crate) mod packed;
 mod paint;
 mod rotate;
 mod rows;
+#[cfg(target_os = "linux")]
+mod standard;
 mod text;
 
 use std::{io, time::Duration};
@@ -23,7 +25,6 @@ use crate::model::{
     event::Event,
     ledger::Ledger,
     lines::{Counts, Header, LossNote, Total},
-    sight::Sight,
     snapshot::Snapshot,
 };
 
@@ -53,16 +54,12 @@ pub trait Sink {
     /// Makes what was written visible.
     fn flush(&mut self) -> io::Result<()>;
 
-    /// A listener as it stands now, with what its line leaves out.
-    fn sight(&mut self, sight: &Sight) -> io::Result<()> {
-        self.listener(&sight.snapshot)
-    }
     /// Once a second, live; whether it wants to see all listeners now.
     fn second(&mut self) -> io::Result<bool> {
         Ok(false)
     }
     /// All listeners, as it wanted, and how long it took to look at them.
-    fn look(&mut self, _: &[Sight], _: Duration) -> io::Result<()> {
+    fn look(&mut self, _: &[Snapshot], _: Duration) -> io::Result<()> {
         Ok(())
     }
     /// The ledgers of all namespaces, live, as often as they are compared.

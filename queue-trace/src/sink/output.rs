@@ -14,7 +14,10 @@ use anyhow::{Context, Result};
 use flate2::write::GzEncoder;
 use zstd::stream::write::Encoder as ZstdEncoder;
 
-use super::{file::NewFile, file::refuse_inputs, packed::Packing};
+use super::{
+    file::{NewFile, refuse_inputs},
+    packed::Packing,
+};
 
 /// Something that can be written to the end.
 pub trait Medium: Write {
@@ -71,7 +74,7 @@ impl Output {
     #[must_use]
     pub fn standard() -> Self {
         Self {
-            form: Form::plain(Box::new(io::stdout())),
+            form: Form::plain(standard()),
             file: None,
             terminal: io::stdout().is_terminal(),
             flushed: Instant::now(),
@@ -146,6 +149,16 @@ impl Output {
             Form::Gzip(writer) => writer.get_ref().bytes,
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+fn standard() -> Box<dyn Write> {
+    Box::new(super::standard::Standard::default())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn standard() -> Box<dyn Write> {
+    Box::new(io::stdout())
 }
 
 /// A regular file as standard output that is read at the same time grows without end.

@@ -6,6 +6,7 @@
 //! the recording is, so that memory does not grow with it.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
@@ -20,14 +21,14 @@ use crate::{
         event::{Event, Name, from_rfc3339, outcome_named},
         latency::Histogram,
         lines::{Counts, Header},
-        snapshot::{Gauge, Snapshot, drops, is_drop},
+        snapshot::{Gauge, Key, Snapshot, drops, is_drop},
         socket::Listener,
     },
     options::Which,
     recording::{Input, Line, Place, Reader, select::Only},
     top::{
         Source,
-        seen::{Key, PAST, Row, Seen, key_of},
+        seen::{PAST, Seen, key_of},
         state::Step,
     },
 };
@@ -72,7 +73,7 @@ struct Scene {
     /// The second that the latest lines are of, since 1970; `None` before the first.
     second: Option<i64>,
     listeners: BTreeMap<Key, Known>,
-    /// Lines about listeners for which there was no room.
+    /// Listeners that were left out for lack of room.
     crowded_out: u64,
     /// Whether there are counts once a second. If not, the events are all there is.
     counted: bool,
@@ -201,7 +202,7 @@ impl Recorded {
         self.notes = self.reader.notes().to_vec();
         if self.scene.crowded_out > 0 {
             self.notes.push(format!(
-                "{} lines were about listeners beyond the first {LISTENERS}",
+                "{} listeners that were in less trouble than others are left out for lack of room",
                 self.scene.crowded_out
             ));
         }
@@ -315,23 +316,22 @@ impl Scene {
             Line::Header(header) => self.counted = header.attach.outcomes.is_some(),
             Line::Event(event) => {
                 let counted = self.counted;
-                if let Some(known) = self.known(key_of(event), &event.listener) {
-                    known.event(event, counted);
-                    // As when it is live: what is routine is seen by its counts.
-                    if event.outcome.kind == Kind::Refusal {
-                        self.seen.event(event);
-                    }
+                let known = self.known(key_of(event), &event.listener);
+                known.event(event, counted);
+                // As when it is live: what is routine is seen by its counts.
+                if event.outcome.kind == Kind::Refusal {
+                    self.seen.event(event);
                 }
             }
             Line::Counts(counts) => {
                 let Listener { port, inode, .. } = counts.listener;
-                if let Some(known) = self.known((counts.netns, port, inode), &counts.listener) {
-                    known.counts(counts);
-                }
+                let known = self.known((counts.netns, port, inode), &counts.listener);
+                known.counts(counts);
             }
             Line::Listener(snapshot) => self.told(snapshot),
             // What is said at the end is of no moment.
-            Line::Loss(_) | Line::Total(_) | Line::Clients(_) | Line::Ledger(_) | Line::End(_) => {}
+            Line::Total(_) | Line::Clients(_) | Line::Ledger(_) | Line::End(_) => {}
+            Line::Loss(note) => self.seen.lost(note),
         }
     }
 
@@ -343,17 +343,29 @@ impl Scene {
             return;
         }
         let second = self.second;
-        if let Some(known) = self.known(key, &snapshot.listener) {
-            known.told = snapshot.clone();
-            known.told_at = second;
-        }
+        let known = self.known(key, &snapshot.listener);
+        known.told = snapshot.clone();
+        known.told_at = second;
     }
 
-    /// The listener of that key, if there is room for it.
-    fn known(&mut self, key: Key, listener: &Listener) -> Option<&mut Known> {
-        if self.listeners.len() >= LISTENERS && !self.listeners.contains_key(&key) {
-            self.crowded_out += 1;
-            return None;
+    /// Keeps the listeners in trouble.
+    fn make_room(&mut self) {
+        let trouble = |known: &Known| {
+            let refused = known.all_counts().filter(|(o, _)| o.kind == Kind::Refusal);
+            let refused = refused.fold(0, |sum: u64, (_, count)| sum.saturating_add(count));
+            (known.told.is_full(), refused, known.told.depth())
+        };
+        let mut all: Vec<_> = std::mem::take(&mut self.listeners).into_iter().collect();
+        all.sort_by_cached_key(|(_, known)| Reverse(trouble(known)));
+        self.crowded_out += all.len().saturating_sub(LISTENERS) as u64;
+        all.truncate(LISTENERS);
+        self.listeners = all.into_iter().collect();
+    }
+
+    /// The listener of that key, for which room is made.
+    fn known(&mut self, key: Key, listener: &Listener) -> &mut Known {
+        if self.listeners.len() >= 2 * LISTENERS && !self.listeners.contains_key(&key) {
+            self.make_room();
         }
         let known = self.listeners.entry(key).or_default();
         known.told.netns = key.0;
@@ -363,7 +375,7 @@ impl Scene {
             cookie: listener.cookie.or(before.cookie),
             ..*listener
         };
-        Some(known)
+        known
     }
 }
 
@@ -442,7 +454,7 @@ impl Known {
         dropped.fold(0, |sum, (_, count)| sum.saturating_add(count))
     }
 
-    fn row(&self, now: Option<i64>) -> Row {
+    fn row(&self, now: Option<i64>) -> Snapshot {
         let mut snapshot = self.told.clone();
         snapshot.drops = Some(drops(self.all_counts()));
         let named = self
@@ -460,10 +472,8 @@ impl Known {
             snapshot.oldest_waiting_us = None;
             snapshot.threads = None;
         }
-        Row {
-            snapshot,
-            waits: waits.map(|_| self.waits.places),
-        }
+        snapshot.waits = waits.map(|_| self.waits.places);
+        snapshot
     }
 }
 
@@ -518,6 +528,35 @@ mod tests {
             "{:?}",
             recorded.go(Step::By(second - from)).unwrap().unwrap().rows
         )
+    }
+
+    /// However much there is to be known at each of them.
+    #[test]
+    fn memory_for_checkpoints_is_bounded() {
+        let name = format!("queue-trace-checkpoints-{}.jsonl", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let long = "x".repeat(6000);
+        let mut text = String::new();
+        for second in 0..60 {
+            // What is not told again stays as it was.
+            let told = if second == 0 { 500 } else { 9 };
+            for inode in 0..told {
+                text.push_str(&format!(
+                    "{{\"type\":\"listener\",\"time\":\"2026-11-21T10:00:{second:02}Z\",\"netns\":1,\
+                     \"listener\":{{\"port\":80,\"inode\":{inode}}},\"cgroup\":\"{long}\",\
+                     \"accept_queue\":{{\"depth\":1,\"limit\":2}}}}\n"
+                ));
+            }
+        }
+        std::fs::write(&path, text).unwrap();
+        let files = vec![path.clone()];
+        let recorded =
+            Recorded::open_with(&files, &Which::default(), Prefixes::default(), 1).unwrap();
+        std::fs::remove_file(path).unwrap();
+        assert!(recorded.scene.weight() > 500 * 4000);
+        let weight: usize = recorded.checkpoints.iter().map(|one| one.weight).sum();
+        assert!(weight <= WEIGHT, "{weight}");
+        assert!(recorded.checkpoints.len() > 5, "and not for want of them");
     }
 
     #[test]

@@ -3,62 +3,17 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use queue_trace_common::queue::BUCKETS;
-
 use crate::model::{
     clients::{ClientTable, Clients, Prefixes},
     event::Event,
-    snapshot::{Gauge, Snapshot},
+    lines::LossNote,
+    snapshot::{Key, Snapshot},
 };
 
 /// How many looks back a listener's past goes.
 pub const PAST: usize = 120;
 /// How many events are kept.
 const EVENTS: usize = 200;
-
-/// A listener's socket: namespace, port and inode number.
-pub type Key = (u32, u16, Option<u64>);
-
-/// A listener at a moment.
-#[derive(Debug, Clone, Default)]
-pub struct Row {
-    /// As it stands.
-    pub snapshot: Snapshot,
-    /// How many accepted connections had waited how long: a histogram.
-    pub waits: Option<[u64; BUCKETS]>,
-}
-
-impl Row {
-    /// Which one.
-    pub fn key(&self) -> Key {
-        let Snapshot {
-            netns, listener, ..
-        } = &self.snapshot;
-        (*netns, listener.port, listener.inode)
-    }
-
-    /// What it refused, since the beginning.
-    pub fn drops(&self) -> u64 {
-        let drops = self.snapshot.drops.iter().flatten();
-        drops.fold(0, |sum, (_, count)| sum.saturating_add(*count))
-    }
-
-    /// How many wait in its accept queue, as far as is known.
-    pub fn depth(&self) -> Option<u32> {
-        self.snapshot.accept_queue.as_ref()?.depth
-    }
-
-    /// How many may wait in its accept queue.
-    pub fn limit(&self) -> Option<u32> {
-        self.snapshot.accept_queue.as_ref()?.limit
-    }
-
-    /// Whether its accept queue is full.
-    pub fn is_full(&self) -> bool {
-        let queue = self.snapshot.accept_queue.as_ref();
-        queue.is_some_and(Gauge::is_full)
-    }
-}
 
 /// What became of a listener, look by look, the latest last.
 #[derive(Debug, Clone, Default)]
@@ -84,7 +39,11 @@ pub struct Seen {
     /// Until when, nanoseconds since 1970.
     pub at_ns: i128,
     /// The listeners.
-    pub rows: Vec<Row>,
+    pub rows: Vec<Snapshot>,
+    /// What could not be looked at, a sentence each.
+    pub notes: Vec<String>,
+    /// What was lost of what happened to them.
+    pub lost: LossNote,
     pasts: HashMap<Key, Past>,
     events: VecDeque<Event>,
     clients: ClientTable,
@@ -125,8 +84,10 @@ impl Seen {
     }
 
     /// Looks at these, and shows them.
-    pub fn take_rows(&mut self, rows: Vec<Row>, at_ns: i128) {
-        let stand = rows.iter().map(|row| (row.key(), row.drops(), row.depth()));
+    pub fn take_rows(&mut self, rows: Vec<Snapshot>, at_ns: i128) {
+        let stand = rows
+            .iter()
+            .map(|row| (row.key(), row.refused(), row.depth()));
         self.look(at_ns, stand);
         self.rows = rows;
     }
@@ -140,20 +101,25 @@ impl Seen {
         self.events.push_back(event.clone());
     }
 
+    /// Something was lost.
+    pub fn lost(&mut self, note: &LossNote) {
+        self.lost.add(note);
+    }
+
     /// A listener's past.
-    pub fn past(&self, row: &Row) -> Option<&Past> {
+    pub fn past(&self, row: &Snapshot) -> Option<&Past> {
         self.pasts.get(&row.key())
     }
 
     /// Its latest events, the latest first.
-    pub fn events_of(&self, row: &Row) -> impl Iterator<Item = &Event> {
+    pub fn events_of(&self, row: &Snapshot) -> impl Iterator<Item = &Event> {
         let whose = row.key();
         let all = self.events.iter().rev();
         all.filter(move |event| key_of(event) == whose)
     }
 
     /// The networks of its clients, those with most events first.
-    pub fn clients_of(&self, row: &Row) -> Option<Clients> {
+    pub fn clients_of(&self, row: &Snapshot) -> Option<Clients> {
         let (netns, port, inode) = row.key();
         self.clients.of(netns, port, inode)
     }

@@ -5,8 +5,11 @@ use std::cmp::Reverse;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use crate::{
-    model::words::listener_words,
-    top::seen::{Key, Past, Row, Seen},
+    model::{
+        snapshot::{Key, Snapshot},
+        words::listener_words,
+    },
+    top::seen::{Past, Seen},
 };
 
 /// What to do after a key.
@@ -122,7 +125,7 @@ impl Top {
     }
 
     /// The listeners that pass the filter, in order.
-    pub fn shown(&self) -> impl Iterator<Item = &Row> {
+    pub fn shown(&self) -> impl Iterator<Item = &Snapshot> {
         let filter = self.filter.to_lowercase();
         self.seen.rows.iter().filter(move |row| {
             let text = format!("{} {}", name(row), owner(row));
@@ -131,7 +134,7 @@ impl Top {
     }
 
     /// The listener that is looked at closely, and its place among those shown.
-    pub fn selected(&self) -> Option<(usize, &Row)> {
+    pub fn selected(&self) -> Option<(usize, &Snapshot)> {
         let mut shown = self.shown().enumerate();
         let first = self.shown().next();
         match shown.find(|(_, row)| Some(row.key()) == self.selected) {
@@ -206,7 +209,7 @@ impl Top {
     }
 
     fn move_by(&mut self, by: isize) {
-        let shown: Vec<_> = self.shown().map(Row::key).collect();
+        let shown: Vec<_> = self.shown().map(Snapshot::key).collect();
         let Some((at, _)) = self.selected() else {
             return;
         };
@@ -224,35 +227,29 @@ impl Top {
                 (Some(depth), Some(limit)) => u64::from(depth) * 1000 / (u64::from(limit) + 1),
                 _ => 0,
             };
-            let latency = row.snapshot.accept_latency_us;
+            let latency = row.accept_latency_us;
             let wait = latency.and_then(|latency| latency.p99).unwrap_or(0);
-            let oldest = row.snapshot.oldest_waiting_us.unwrap_or(0);
+            let oldest = row.oldest_waiting_us.unwrap_or(0);
             let most = match sort {
-                Sort::Trouble => (recent, fill, row.drops(), oldest),
-                Sort::Drops => (row.drops(), recent, fill, 0),
+                Sort::Trouble => (recent, fill, row.refused(), oldest),
+                Sort::Drops => (row.refused(), recent, fill, 0),
                 Sort::Queue => (fill, oldest, 0, 0),
                 Sort::Wait => (wait, oldest, 0, 0),
                 Sort::Oldest => (oldest, fill, 0, 0),
                 Sort::Port => (0, 0, 0, 0),
             };
             let (netns, port, inode) = row.key();
-            (
-                Reverse(most),
-                port,
-                netns,
-                row.snapshot.listener.addr,
-                inode,
-            )
+            (Reverse(most), port, netns, row.listener.addr, inode)
         });
         self.seen.rows = rows;
     }
 }
 
 /// Where it listens, and which one of a group it is.
-pub fn name(row: &Row) -> String {
-    let listener = &row.snapshot.listener;
+pub fn name(row: &Snapshot) -> String {
+    let listener = &row.listener;
     let mut name = listener_words(listener);
-    if let Some(group) = row.snapshot.group.filter(|group| group.size > 1) {
+    if let Some(group) = row.group.filter(|group| group.size > 1) {
         name.push_str(&format!(
             " {}/{}",
             group.index.saturating_add(1),
@@ -263,6 +260,6 @@ pub fn name(row: &Row) -> String {
 }
 
 /// Whose it is.
-pub fn owner(row: &Row) -> String {
-    row.snapshot.owner().unwrap_or_else(|| "?".to_owned())
+pub fn owner(row: &Snapshot) -> String {
+    row.owner().unwrap_or_else(|| "?".to_owned())
 }

@@ -12,13 +12,14 @@ use ratatui::{
 
 use crate::{
     model::{
-        clients::Clients, clock::NS_PER_SECOND, event::Name, printable::printable,
-        snapshot::Latency, words::short_time,
+        clients::Clients,
+        clock::NS_PER_SECOND,
+        event::Name,
+        printable::printable,
+        snapshot::{Latency, Snapshot},
+        words::short_time,
     },
-    top::{
-        seen::Row,
-        state::{Sort, Top, name, owner},
-    },
+    top::state::{Sort, Top, name, owner},
 };
 
 /// The least that all fits into.
@@ -34,7 +35,8 @@ pub fn draw(frame: &mut Frame<'_>, top: &Top) {
         return;
     }
     // The one selected takes half; a table longer than its rows needs no more.
-    let rows = top.shown().count() as u16 + 1;
+    let rows = u16::try_from(top.shown().count()).unwrap_or(u16::MAX);
+    let rows = rows.saturating_add(1);
     let table = rows.min((area.height - 2) / 2).max(3);
     let [head, list, detail, foot] = Layout::vertical([
         Constraint::Length(1),
@@ -78,6 +80,10 @@ fn draw_head(frame: &mut Frame<'_>, top: &Top, area: Rect) {
         line.push_span(Span::styled("  END", REVERSED));
     } else if top.paused {
         line.push_span(Span::styled("  PAUSED", REVERSED));
+    }
+    if top.seen.lost.parts().next().is_some() {
+        let style = coloured(top, Color::Red).add_modifier(Modifier::BOLD);
+        line.push_span(Span::styled(format!("  LOST {}", top.seen.lost), style));
     }
     line.push_span(format!("  {}", top.title));
     frame.render_widget(line, area);
@@ -137,12 +143,12 @@ fn draw_list(frame: &mut Frame<'_>, top: &Top, area: Rect) {
     }
     titles.extend(["OLDEST", "DEPTH"]);
     let rows = top.shown().map(|row| {
-        let style = match row.drops() {
+        let style = match row.refused() {
             _ if row.is_full() => coloured(top, Color::Red).patch(BOLD),
             1.. => coloured(top, Color::Yellow),
             0 => Style::new(),
         };
-        let snapshot = &row.snapshot;
+        let snapshot = row;
         let syn = snapshot.syn_queue.as_ref();
         let syn = syn.map_or(String::new(), |syn| fill(syn.depth, syn.limit));
         let past = top.seen.past(row);
@@ -157,7 +163,7 @@ fn draw_list(frame: &mut Frame<'_>, top: &Top, area: Rect) {
             owner(row),
             format!("{}{full}", fill(row.depth(), row.limit())),
             syn,
-            number(row.drops()),
+            number(row.refused()),
         ];
         if wide {
             let spread = snapshot.accept_latency_us.and_then(Latency::distribution);
@@ -212,15 +218,15 @@ fn sparks(values: impl DoubleEndedIterator<Item = u64>, width: usize, most: Opti
     latest.into_iter().map(bar).collect()
 }
 
-fn draw_detail(frame: &mut Frame<'_>, top: &Top, row: &Row, area: Rect) {
-    let title = format!(" {}  netns {} ", name(row), row.snapshot.netns);
+fn draw_detail(frame: &mut Frame<'_>, top: &Top, row: &Snapshot, area: Rect) {
+    let title = format!(" {}  netns {} ", name(row), row.netns);
     let block = Block::new()
         .borders(Borders::TOP)
         .title(Span::styled(title, BOLD));
     let inside = block.inner(area);
     frame.render_widget(block, area);
     // Nothing measured takes no room.
-    let measured = if row.snapshot.accept_latency_us.is_some() {
+    let measured = if row.accept_latency_us.is_some() {
         24
     } else {
         0
@@ -277,9 +283,9 @@ fn gauge(depth: Option<u32>, limit: Option<u32>, width: usize) -> String {
     )
 }
 
-fn fact_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
+fn fact_lines<'a>(top: &Top, row: &Snapshot, area: Rect) -> Vec<Line<'a>> {
     let width = usize::from(area.width.saturating_sub(18)).clamp(4, 30);
-    let snapshot = &row.snapshot;
+    let snapshot = row;
     let bar = gauge(row.depth(), row.limit(), width);
     let mut lines = vec![Line::raw(format!("accept {bar}"))];
     let mut history = Vec::new();
@@ -334,12 +340,9 @@ fn fact_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
 }
 
 /// How long connections waited, a bar for each power of two.
-fn wait_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
+fn wait_lines<'a>(top: &Top, row: &Snapshot, area: Rect) -> Vec<Line<'a>> {
     let mut lines = vec![Line::styled("waited for accept()", DIM)];
-    let spread = row
-        .snapshot
-        .accept_latency_us
-        .and_then(Latency::distribution);
+    let spread = row.accept_latency_us.and_then(Latency::distribution);
     lines.extend(spread.map(|spread| Line::raw(spread.to_string())));
     let Some(places) = row.waits else {
         return lines;
@@ -356,14 +359,14 @@ fn wait_lines<'a>(top: &Top, row: &Row, area: Rect) -> Vec<Line<'a>> {
         } else {
             "more".to_owned()
         };
-        let bar = "#".repeat((*count * 8).div_ceil(most) as usize);
+        let bar = "#".repeat(count.saturating_mul(8).div_ceil(most) as usize);
         let text = format!("<{below:<6}{bar:<8} {}", number(*count));
         lines.push(Line::styled(text, coloured(top, Color::Cyan)));
     }
     lines
 }
 
-fn event_lines<'a>(top: &Top, row: &Row) -> Vec<Line<'a>> {
+fn event_lines<'a>(top: &Top, row: &Snapshot) -> Vec<Line<'a>> {
     let mut lines = vec![Line::styled("latest events", DIM)];
     lines.extend(top.seen.events_of(row).map(|event| {
         let client = event
@@ -403,10 +406,11 @@ fn draw_help(frame: &mut Frame<'_>, top: &Top, area: Rect) {
         let keys: Vec<_> = half.iter().map(sort).collect();
         lines.push(Line::raw(format!("{title:<11}{}", keys.join(", "))));
     }
-    if !top.notes.is_empty() {
+    let mut notes = top.notes.iter().chain(&top.seen.notes).peekable();
+    if notes.peek().is_some() {
         lines.push(Line::raw(""));
         lines.push(Line::raw("Not told here:"));
-        lines.extend(top.notes.iter().map(|note| Line::raw(note.clone())));
+        lines.extend(notes.map(|note| Line::raw(note.clone())));
     }
     let width = area.width.min(76);
     let height = area.height.min(lines.len() as u16 + 4);

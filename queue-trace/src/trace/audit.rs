@@ -1,28 +1,56 @@
-//! Keeps the books of a run: looks at both sides of the ledger when it begins and
-//! when it ends, for every namespace.
+//! Audits a run: looks at both sides of the ledger when it begins and when it ends, for every
+//! namespace.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
 use anyhow::Result;
-use queue_trace_common::settings::{CountKey, Counted};
 
 use crate::{
-    kernel::{netns, probe::Probe, selection::Selection},
+    kernel::{
+        mark,
+        netns::{self, NetnsPath},
+        probe::{Reader, Seen},
+        selection::Selection,
+    },
     model::ledger::{Counters, Ledger, Look},
 };
 
-/// The books as they were when the run began.
+/// Both sides as they were when the run began. It reads them itself, so that it can do so in
+/// a thread of its own.
 pub struct Audit {
-    start: BTreeMap<Identity, Look>,
-    /// Says which namespaces they are about.
+    reader: Reader,
+    /// Says which namespaces it is about.
     selection: Selection,
+    start: BTreeMap<Identity, Look>,
+    /// Namespaces whose counters could not be read when the run began.
+    unread: BTreeMap<u32, io::Error>,
     /// Why the two sides cannot be compared, if they cannot.
     partial: Option<&'static str>,
     /// What an audit has reported already, by namespace.
     reported: BTreeMap<u32, u64>,
+    given_up: Arc<AtomicBool>,
+}
+
+/// What an audit found.
+#[derive(Debug, Clone, Default)]
+pub struct Audited {
+    /// Ledgers, of namespaces in which something moved.
+    pub ledgers: Vec<Ledger>,
+    /// Those among them that have a difference that is new.
+    pub news: Vec<Ledger>,
+    /// Namespaces of which there are counts, and which are not to be found any more.
+    pub gone: HashSet<Seen>,
+    /// The numbers of all namespaces, if all of this machine were looked at.
+    pub there: Option<HashSet<u32>>,
 }
 
 /// A namespace and not another one that had its number before.
@@ -33,27 +61,43 @@ struct Identity {
     cookie: Option<u64>,
 }
 
-impl Identity {
-    /// Whether counts of these are counts of this namespace.
-    fn is(self, seen: Seen) -> bool {
-        self.netns == seen.netns && self.cookie.is_none_or(|cookie| cookie == seen.cookie)
+/// Our side: what the verdicts so far moved, by namespace number, then by cookie.
+struct Sides(HashMap<u32, Vec<(u64, Counters)>>);
+
+impl Sides {
+    fn of(sides: &HashMap<Seen, Counters>) -> Self {
+        let mut by_number: HashMap<u32, Vec<_>> = HashMap::new();
+        for (seen, sum) in sides {
+            let same = by_number.entry(seen.netns).or_default();
+            same.push((seen.cookie, *sum));
+        }
+        Self(by_number)
     }
 
-    /// Our side of it.
-    fn side(self, sums: &HashMap<Seen, Counters>) -> Counters {
+    /// That of one namespace.
+    fn side(&self, of: Identity) -> Counters {
         let mut side = Counters::default();
-        for (_, sum) in sums.iter().filter(|(seen, _)| self.is(**seen)) {
-            side.add_all(sum);
+        for (cookie, sum) in self.0.get(&of.netns).into_iter().flatten() {
+            if of.cookie.is_none_or(|of| of == *cookie) {
+                side.add_all(sum);
+            }
         }
         side
     }
 }
 
-/// A namespace as the kernel side names it in its counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Seen {
-    netns: u32,
-    cookie: u64,
+/// Both sides at a moment.
+#[derive(Default)]
+struct Looked {
+    looks: BTreeMap<Identity, Look>,
+    /// Those that are there and could not be read, and why.
+    failed: BTreeMap<u32, io::Error>,
+    /// Our side.
+    sides: HashMap<Seen, Counters>,
+    /// The numbers of those that were found.
+    there: HashSet<u32>,
+    /// Whether all were looked at.
+    whole: bool,
 }
 
 /// How often a difference is looked at again before it is believed: a packet in
@@ -61,140 +105,339 @@ struct Seen {
 const TRIES: usize = 10;
 const BETWEEN: Duration = Duration::from_millis(20);
 
+/// Namespaces that are gone which have a ledger of their own: those in which most moved.
+const GONE: usize = 1000;
+
 /// What to know of verdicts that no movement backs, where namespaces have only numbers.
 const NUMBER_ONLY: &str = "more was seen than this namespace's counters say: some of it may be of an earlier \
      namespace that had its number, which kernels before 5.14 do not tell";
 
+const UNREAD: &str = "the namespace's counters could not be read when the tracer began";
+
 impl Audit {
-    /// Opens the books.
+    /// Begins.
     ///
     /// # Errors
     /// If the kernel side's counts cannot be read.
-    pub fn open(probe: &mut Probe, selection: &Selection) -> Result<Self> {
+    pub fn open(reader: Reader, selection: &Selection) -> Result<Self> {
         let mut audit = Self {
-            start: BTreeMap::new(),
+            reader,
             selection: selection.clone(),
+            start: BTreeMap::new(),
+            unread: BTreeMap::new(),
             partial: (!selection.counts_all()).then_some("a filter leaves out some packets"),
             reported: BTreeMap::new(),
+            given_up: Arc::default(),
         };
-        audit.start = audit.look(probe)?;
+        let looked = audit.look(true)?;
+        audit.unread = looked.failed;
+        audit.start = looked.looks;
         Ok(audit)
     }
 
-    fn look(&self, probe: &mut Probe) -> Result<BTreeMap<Identity, Look>> {
-        let ways = self.selection.namespaces();
-        let before = seen(&probe.counts()?);
-        let kernel: BTreeMap<_, _> = ways
-            .iter()
-            // A namespace that vanishes meanwhile is not there to look at.
-            .filter_map(|(id, way)| {
-                let identity = Identity {
-                    netns: *id,
-                    cookie: netns::cookie(*id, way),
-                };
-                Some((identity, netns::counters(*id, way).ok()?))
-            })
-            .collect();
-        let after = seen(&probe.counts()?);
-        Ok(kernel
-            .into_iter()
-            .map(|(identity, kernel)| {
-                let look = Look {
-                    seen_before: identity.side(&before),
-                    kernel,
-                    seen_after: identity.side(&after),
-                };
-                (identity, look)
-            })
-            .collect())
+    /// To give up the audit under way from another thread: it ends soon, with what it has.
+    #[must_use]
+    pub fn given_up(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.given_up)
     }
 
-    /// Closes the books: the ledger of each namespace in which something moved. Those
-    /// that came into being meanwhile began at zero.
+    /// Namespaces whose counters could not be read when it began, and why.
+    pub fn unread(&self) -> impl Iterator<Item = (u32, &io::Error)> {
+        self.unread.iter().map(|(netns, why)| (*netns, why))
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// Both sides now. One that is given up may end before it is `whole`.
+    fn look(&self, whole: bool) -> Result<Looked> {
+        let listed = self.selection.namespaces();
+        let before = Sides::of(&self.reader.sides()?);
+        let mut looked = Looked {
+            whole: true,
+            there: listed.keys().copied().collect(),
+            ..Looked::default()
+        };
+        let mut kernel = BTreeMap::new();
+        let mut lost = Vec::new();
+        let mut take =
+            |id: u32, path: &NetnsPath, failed: &mut BTreeMap<u32, io::Error>| match read(id, path)
+            {
+                Ok((identity, counters)) => {
+                    kernel.insert(identity, counters);
+                    true
+                }
+                Err(error) if netns::is_gone(&error) => false,
+                Err(error) => {
+                    failed.insert(id, error);
+                    true
+                }
+            };
+        for (id, path) in &listed {
+            if !whole && self.is_given_up() {
+                looked.whole = false;
+                break;
+            }
+            if !take(*id, path, &mut looked.failed) {
+                lost.push(*id);
+            }
+        }
+        if !lost.is_empty() {
+            // All processes by which it was found may have ended, and others be in it still.
+            let listed = self.selection.namespaces();
+            for id in lost {
+                if let Some(path) = listed.get(&id)
+                    && !take(id, path, &mut looked.failed)
+                {
+                    looked.failed.insert(id, io::ErrorKind::NotFound.into());
+                }
+            }
+        }
+        looked.sides = self.reader.sides()?;
+        let after = Sides::of(&looked.sides);
+        let looks = kernel.into_iter().map(|(identity, kernel)| {
+            let look = Look {
+                seen_before: before.side(identity),
+                kernel,
+                seen_after: after.side(identity),
+            };
+            (identity, look)
+        });
+        looked.looks = looks.collect();
+        Ok(looked)
+    }
+
+    /// The ledger of each namespace in which something moved. Those that came into being
+    /// meanwhile began at zero.
     ///
     /// # Errors
     /// If the kernel side's counts cannot be read.
-    pub fn close(&self, probe: &mut Probe) -> Result<Vec<Ledger>> {
-        let mut ledgers = self.compare(probe)?;
+    pub fn close(&self) -> Result<Audited> {
+        self.compare_again(true)
+    }
+
+    fn compare_again(&self, whole: bool) -> Result<Audited> {
+        let mut audited = self.compare(whole)?;
         for _ in 1..TRIES {
-            if ledgers.iter().all(|ledger| ledger.unexplained == Some(0)) || self.partial.is_some()
+            let differs = |ledger: &Ledger| ledger.unexplained.is_some_and(|count| count > 0);
+            if !audited.ledgers.iter().any(differs) || self.partial.is_some() || self.is_given_up()
             {
                 break;
             }
-            std::thread::sleep(BETWEEN);
-            ledgers = self.compare(probe)?;
+            thread::sleep(BETWEEN);
+            audited = self.compare(whole)?;
         }
-        if probe.loss().uncounted > 0 {
-            for ledger in &mut ledgers {
+        let ledgers = &mut audited.ledgers;
+        if self.reader.loss().uncounted > 0 {
+            for ledger in ledgers.iter_mut() {
                 ledger.note =
                     Some("some counts found no room, so that our sums lack them".to_owned());
             }
         }
         if let Some(why) = self.partial {
-            for ledger in &mut ledgers {
+            for ledger in ledgers {
                 ledger.unexplained = None;
                 ledger.note.get_or_insert_with(|| why.to_owned());
             }
         }
-        Ok(ledgers)
+        Ok(audited)
     }
 
-    /// Those of these ledgers that have a difference that is new.
-    #[must_use]
-    pub fn news(&mut self, mut ledgers: Vec<Ledger>) -> Vec<Ledger> {
-        ledgers.retain(|ledger| {
+    /// Audits while running, and says which differences are new.
+    ///
+    /// # Errors
+    /// If the kernel side's counts cannot be read.
+    pub fn news(&mut self) -> Result<Audited> {
+        let mut audited = self.compare_again(false)?;
+        let mut reported = BTreeMap::new();
+        let news = audited.ledgers.iter().filter(|ledger| {
             let unexplained = ledger.unexplained.unwrap_or(0);
-            let before = self.reported.insert(ledger.netns, unexplained);
-            unexplained > before.unwrap_or(0)
+            let before = self.reported.get(&ledger.netns);
+            let before = before.copied().unwrap_or(0);
+            reported.insert(ledger.netns, unexplained.max(before));
+            unexplained > before
         });
-        ledgers
+        audited.news = news.cloned().collect();
+        self.reported = reported;
+        Ok(audited)
     }
 
-    fn compare(&self, probe: &mut Probe) -> Result<Vec<Ledger>> {
-        let lost = probe.loss().records;
-        let end = self.look(probe)?;
+    fn compare(&self, whole: bool) -> Result<Audited> {
+        let lost = self.reader.loss().records;
+        let end = self.look(whole)?;
         let own = netns::own().ok();
+        let sides = Sides::of(&end.sides);
+        let ledger = |(identity, look): (&Identity, &Look)| {
+            let start = self.start.get(identity);
+            if start.is_none() && self.unread.contains_key(&identity.netns) {
+                return Ledger::one_sided(identity.netns, &look.seen_after, lost, UNREAD);
+            }
+            let mut start = start.copied().unwrap_or_default();
+            if look.kernel.is_behind(&start.kernel) {
+                // Another namespace has the number now.
+                start.kernel = Counters::default();
+            }
+            let mut ledger = Ledger::between(identity.netns, &start, look, lost);
+            if identity.cookie.is_none() && ledger.is_ahead() {
+                ledger.unexplained = None;
+                ledger.note = Some(NUMBER_ONLY.to_owned());
+            }
+            ledger
+        };
+        let failed = end.failed.iter().map(|(id, error)| {
+            let identity = Identity {
+                netns: *id,
+                cookie: None,
+            };
+            let note = format!("the namespace's counters could not be read: {error}");
+            Ledger::one_sided(*id, &sides.side(identity), lost, &note)
+        });
         let mut ledgers: Vec<_> = end
+            .looks
             .iter()
-            .map(|(identity, look)| {
-                let mut start = self.start.get(identity).copied().unwrap_or_default();
-                if look.kernel.is_behind(&start.kernel) {
-                    // Another namespace has the number now.
-                    start.kernel = Counters::default();
-                }
-                let mut ledger = Ledger::between(identity.netns, &start, look, lost);
-                if identity.cookie.is_none() && ledger.is_ahead() {
-                    ledger.unexplained = None;
-                    ledger.note = Some(NUMBER_ONLY.to_owned());
-                }
-                ledger
-            })
+            .map(ledger)
+            .chain(failed)
             .filter(|ledger| {
                 !ledger.is_still()
                     || Some(ledger.netns) == own
                     || self.selection.netns.contains_key(&ledger.netns)
             })
             .collect();
-        let gone = seen(&probe.counts()?)
-            .into_iter()
-            .filter(|(seen, _)| !end.keys().any(|identity| identity.is(*seen)))
-            .map(|(seen, sums)| Ledger::of_gone(seen.netns, &sums, lost))
-            .filter(|ledger| !ledger.is_still());
-        ledgers.extend(gone);
-        Ok(ledgers)
+        if ledgers.iter().any(|ledger| ledger.unexplained != Some(0)) {
+            // The self-test of another queue-trace is left out of our sums.
+            let paths = self.selection.namespaces();
+            ledgers.retain(|ledger| {
+                let path = paths.get(&ledger.netns);
+                ledger.unexplained == Some(0)
+                    || !path.is_some_and(|path| mark::is_on(ledger.netns, path))
+            });
+        }
+        let gone = if end.whole {
+            gone(&end)
+        } else {
+            HashSet::new()
+        };
+        let of_gone = gone
+            .iter()
+            .filter_map(|seen| Some((*seen, *end.sides.get(seen)?)));
+        ledgers.extend(ledgers_of_gone(of_gone.collect(), lost));
+        let all = end.whole && self.selection.netns.is_empty();
+        Ok(Audited {
+            ledgers,
+            news: Vec::new(),
+            gone,
+            there: all.then_some(end.there),
+        })
     }
 }
 
-/// Our side: what the verdicts so far moved, by namespace.
-fn seen(counts: &HashMap<CountKey, Counted>) -> HashMap<Seen, Counters> {
-    let mut sums = HashMap::new();
-    for (key, count) in counts {
-        let seen = Seen {
-            netns: key.netns,
-            cookie: key.netns_cookie,
-        };
-        let sum: &mut Counters = sums.entry(seen).or_default();
-        sum.add(key.moved, count.seen);
+/// The namespaces of which there are counts, and which were not found.
+fn gone(end: &Looked) -> HashSet<Seen> {
+    let identities: HashSet<_> = end
+        .looks
+        .keys()
+        .map(|identity| (identity.netns, identity.cookie))
+        .collect();
+    let is_there = |seen: &Seen| {
+        identities.contains(&(seen.netns, None))
+            || identities.contains(&(seen.netns, Some(seen.cookie)))
+            || end.failed.contains_key(&seen.netns)
+    };
+    let all = end.sides.keys();
+    all.filter(|seen| !is_there(seen)).copied().collect()
+}
+
+/// One for each in which something moved, as far as there is room.
+fn ledgers_of_gone(mut gone: Vec<(Seen, Counters)>, lost: u64) -> Vec<Ledger> {
+    const NOTE: &str = "the namespace is gone, and its counters with it";
+    gone.retain(|(_, side)| side.0.iter().any(|count| *count > 0));
+    gone.sort_by_key(|(seen, side)| {
+        let moved = side
+            .0
+            .iter()
+            .fold(0, |sum: u64, count| sum.saturating_add(*count));
+        (std::cmp::Reverse(moved), seen.netns, seen.cookie)
+    });
+    let others = gone.split_off(gone.len().min(GONE));
+    let one = |(seen, side): &(Seen, Counters)| Ledger::one_sided(seen.netns, side, lost, NOTE);
+    let mut ledgers: Vec<_> = gone.iter().map(one).collect();
+    if !others.is_empty() {
+        let mut sum = Counters::default();
+        others.iter().for_each(|(_, side)| sum.add_all(side));
+        let note = format!(
+            "{} more namespaces that are gone, put together",
+            others.len()
+        );
+        ledgers.push(Ledger::one_sided(0, &sum, lost, &note));
     }
-    sums
+    ledgers
+}
+
+fn read(netns: u32, path: &NetnsPath) -> io::Result<(Identity, Counters)> {
+    let identity = Identity {
+        netns,
+        cookie: netns::cookie(netns, path)?,
+    };
+    Ok((identity, netns::counters(netns, path)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use queue_trace_common::counter::DROP;
+
+    use super::*;
+
+    fn moved(count: u64) -> Counters {
+        let mut counters = Counters::default();
+        counters.add(DROP, count);
+        counters
+    }
+
+    #[test]
+    fn namespaces_that_are_gone_are_put_together_where_there_are_many() {
+        let gone = (1..=5000).map(|number| {
+            let seen = Seen {
+                netns: number,
+                cookie: 0,
+            };
+            (seen, moved(u64::from(number)))
+        });
+        let ledgers = ledgers_of_gone(gone.collect(), 0);
+        assert_eq!(ledgers.len(), GONE + 1);
+        assert_eq!(ledgers[0].netns, 5000);
+        let dropped = ledgers.iter().map(|ledger| ledger.counters["ListenDrops"]);
+        assert!(dropped.clone().all(|line| line.kernel.is_none()));
+        assert_eq!(dropped.map(|line| line.seen).sum::<u64>(), 5000 * 5001 / 2);
+        assert_eq!(ledgers[GONE].netns, 0);
+        assert!(ledgers_of_gone(vec![(Seen::default(), moved(0))], 0).is_empty());
+    }
+
+    #[test]
+    fn a_namespace_is_told_from_an_earlier_one_of_its_number_where_the_kernel_tells() {
+        let seen = |netns, cookie| Seen { netns, cookie };
+        let sides = [
+            (seen(7, 1), moved(3)),
+            (seen(7, 2), moved(5)),
+            (seen(8, 3), moved(9)),
+        ];
+        let sides: HashMap<_, _> = sides.into();
+        let of = |netns, cookie| Sides::of(&sides).side(Identity { netns, cookie });
+        assert_eq!(of(7, Some(2)), moved(5));
+        assert_eq!(of(7, None), moved(8));
+        assert_eq!(of(9, None), moved(0));
+        let looks = [(
+            Identity {
+                netns: 7,
+                cookie: Some(2),
+            },
+            Look::default(),
+        )];
+        let end = Looked {
+            looks: looks.into(),
+            sides,
+            ..Looked::default()
+        };
+        assert_eq!(gone(&end), HashSet::from([seen(7, 1), seen(8, 3)]));
+    }
 }

@@ -2,5 +2,7 @@
 //! of it against the kernel's own counters.
 
 pub mod audit;
+pub mod losses;
 pub mod stream;
+pub mod totals;
 pub mod withheld;

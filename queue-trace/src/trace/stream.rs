@@ -3,42 +3,52 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io::{self, ErrorKind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use queue_trace_common::{
-    loss::Loss,
     outcome::Outcome,
+    queue::QueueKey,
     settings::{CountKey, Counted},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
+    aside::Aside,
     kernel::{
         decode::decode,
         host::Host,
         plan::{Family, Plan},
         privilege,
-        probe::Probe,
+        probe::{AT_ONCE, Probe, Seen},
         selection::Selection,
         session::Session,
     },
-    listeners::{Row, Watch, look},
+    listeners::{Look, News, Watch},
     model::{
         clients::ClientTable,
         clock::{monotonic_now, wall_now},
         event::{Name, rfc3339},
-        lines::{AttachPlan, Counts, Header, LossNote, SCHEMA, Total},
-        sight::Sight,
+        lines::{AttachPlan, Counts, Header, SCHEMA, Total},
+        snapshot::Snapshot,
         socket::Listener,
     },
     options::Kernel,
     sink::Sink,
     stderr::say,
     stop::{StopSignals, reader_is_gone},
-    trace::{audit::Audit, withheld, withheld::Withheld},
+    trace::{
+        audit::{Audit, Audited},
+        losses::Losses,
+        totals::{self, Totals},
+        withheld::{self, Withheld},
+    },
 };
 
 /// When to stop without being told.
@@ -55,14 +65,22 @@ pub struct Until {
 /// A tracer that is attached and has not begun to print.
 pub struct Live {
     probe: Probe,
-    audit: Audit,
     plan: Plan,
     selection: Selection,
     host: Host,
-    listeners: HashMap<u64, Listener>,
+    audit: Aside<Audit, Result<Audited>>,
+    /// Ends an audit that nobody waits for any more.
+    give_up_audit: Arc<AtomicBool>,
+    /// Which listeners the stream has reported.
+    watch: Aside<Watch, Result<News>>,
+    give_up_look: Arc<AtomicBool>,
+    /// The listeners that there were when it was attached, to be reported first.
+    listed: Vec<Snapshot>,
+    /// What could not be looked at, a sentence each.
+    notes: Vec<String>,
+    listeners: HashMap<QueueKey, Listener>,
     clients: ClientTable,
-    loss: Loss,
-    missed: u64,
+    losses: Losses,
     undecoded: u64,
     events: u64,
     /// Records that came during the self-test and are not its own.
@@ -71,12 +89,21 @@ pub struct Live {
     held: Withheld,
     /// What was counted when the counts were last printed.
     counted: HashMap<CountKey, u64>,
-    /// Which listeners the stream has told of.
-    watch: Watch,
-    /// The listeners that there were when it was attached, to be told first.
-    listed: Vec<Row>,
+    /// What was counted of listeners that are over.
+    over: Totals,
+    /// Counts of namespaces that were gone at the latest audit.
+    gone: HashMap<CountKey, u64>,
     signals: StopSignals,
     began_ns: i128,
+}
+
+/// Why the stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// There was as much as was asked for.
+    Enough,
+    /// By a signal.
+    BySignal,
 }
 
 impl Live {
@@ -100,38 +127,46 @@ impl Live {
         selection: Selection,
         signals: StopSignals,
     ) -> Result<Self> {
-        let began_ns = wall_now();
-        let mut session = Session::begin(kernel, &selection)?;
-        let audit = Audit::open(&mut session.probe, &selection)?;
+        let session = Session::begin(kernel, &selection)?;
+        let audit = Audit::open(session.probe.reader(), &selection)?;
         privilege::keep_only_what_is_needed()?;
         let Session {
-            mut probe,
+            probe,
             plan,
             host,
             early,
         } = session;
-        let mut watch = Watch::new(plan.family);
+        let mut watch = Watch::new(probe.reader(), plan.family, selection.clone());
         // Before anybody hears that it is attached: maps are read for it.
-        let listed = watch.all(&mut probe, &selection)?;
+        let listed = watch.all()?;
+        let mut notes = listed.notes;
+        notes.extend(audit.unread().map(|(netns, why)| {
+            format!("the counters of netns {netns} cannot be read, so it has no ledger: {why}")
+        }));
         Ok(Self {
             clients: ClientTable::new(selection.networks),
-            watch,
-            listed,
+            give_up_look: watch.given_up(),
+            watch: Aside::new(watch),
+            give_up_audit: audit.given_up(),
+            audit: Aside::new(audit),
+            listed: listed.rows,
+            notes,
             probe,
-            audit,
             plan,
             selection,
             host,
             listeners: HashMap::new(),
-            loss: Loss::default(),
-            missed: 0,
+            losses: Losses::default(),
             undecoded: 0,
             events: 0,
             early,
             held: Withheld::default(),
             counted: HashMap::new(),
+            over: Totals::default(),
+            gone: HashMap::new(),
             signals,
-            began_ns,
+            // What came before was not observed.
+            began_ns: wall_now(),
         })
     }
 
@@ -160,8 +195,8 @@ impl Live {
 
     /// Says on standard error what cannot be told here, and that it is attached.
     pub fn announce(&self) {
-        for limit in self.plan.limits() {
-            say!("note: {limit}");
+        for note in self.plan.limits().iter().chain(&self.notes) {
+            say!("note: {note}");
         }
         let what = match self.plan.family {
             Family::Tracepoint => "tracepoints",
@@ -186,7 +221,10 @@ impl Live {
         stop: impl Future<Output = ()>,
     ) -> io::Result<()> {
         let streamed = self.stream(sink, until, stop).await;
-        let ended = streamed.and_then(|()| self.end(sink, until.count));
+        let ended = match streamed {
+            Ok(ended) => self.end(sink, until.count, ended).await,
+            Err(error) => Err(error),
+        };
         ended.or_else(|error| match error.kind() {
             ErrorKind::BrokenPipe => Ok(()),
             _ => Err(error),
@@ -198,7 +236,7 @@ impl Live {
         sink: &mut dyn Sink,
         until: Until,
         stop: impl Future<Output = ()>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Ended> {
         let mut messages = if self.selection.debug {
             Some(self.probe.messages().map_err(io::Error::other)?)
         } else {
@@ -208,80 +246,152 @@ impl Live {
         let deadline = tokio::time::sleep(until.duration.unwrap_or(FOREVER));
         tokio::pin!(deadline);
         let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut churn = tokio::time::interval(CHURN);
+        for often in [&mut tick, &mut churn] {
+            often.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
         let mut rested = Instant::now();
+        let mut more = false;
+        let mut all = false;
         let mut audit = tokio::time::interval(AUDIT);
+        audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         audit.reset();
         sink.header(&self.header())?;
         print_rows(sink, &std::mem::take(&mut self.listed))?;
         sink.flush()?;
         loop {
             tokio::select! {
-                // Told to stop goes before more to print.
+                // Told to stop goes before more to print, and what is due each second before
+                // records, of which there may be no end.
                 biased;
-                () = self.signals.any() => return Ok(()),
-                () = &mut stop => return Ok(()),
-                () = &mut deadline => return Ok(()),
-                ready = async {
-                    tokio::time::sleep_until(rested).await;
-                    self.probe.ready().await
-                } => {
-                    ready?;
-                    if self.print_records(sink, until.count)? {
-                        return Ok(());
-                    }
-                    if self.selection.rate != 0 {
-                        rested = Instant::now() + REST;
-                    }
-                }
+                () = self.signals.any() => return Ok(Ended::BySignal),
+                () = &mut stop => return Ok(Ended::Enough),
+                () = &mut deadline => return Ok(Ended::Enough),
+                news = self.watch.done() => self.print_news(sink, news?)?,
+                audited = self.audit.done() => self.print_audited(sink, audited?)?,
                 _ = tick.tick() => {
                     if let Some(messages) = &mut messages {
                         messages.flush();
                     }
                     self.note_loss(sink)?;
                     self.print_counts(sink)?;
-                    self.print_news(sink)?;
-                    if sink.second()? {
-                        self.show_all(sink)?;
-                    }
                     sink.flush()?;
                     if until.reader_is_gone && reader_is_gone() {
                         return Err(ErrorKind::BrokenPipe.into());
                     }
+                    all |= sink.second()?;
+                    if all {
+                        // If somebody is looking for news, a second later.
+                        all = !self.watch.begin(Watch::all)?;
+                    } else {
+                        self.begin_look(1)?;
+                    }
                 }
+                // Listeners that come and go by the hundred fill the kernel side's tables.
+                _ = churn.tick() => self.begin_look(MANY)?,
                 _ = audit.tick() => {
-                    let ledgers = self.audit.close(&mut self.probe).map_err(io::Error::other)?;
-                    sink.books(&ledgers)?;
-                    for ledger in &self.audit.news(ledgers) {
-                        sink.ledger(ledger)?;
-                        say!(
-                            "warning: {} movements of the kernel's counters in netns {} are unexplained",
-                            ledger.unexplained.unwrap_or(0),
-                            ledger.netns
-                        );
+                    let audit = |audit: &mut Audit| audit.news();
+                    self.audit.begin(audit)?;
+                }
+                ready = async {
+                    if more {
+                        // So that signals are heard meanwhile.
+                        tokio::task::yield_now().await;
+                        return Ok(());
+                    }
+                    tokio::time::sleep_until(rested).await;
+                    self.probe.ready().await
+                } => {
+                    ready?;
+                    more = self.print_records(sink, until.count)?;
+                    if self.enough(until.count) {
+                        return Ok(Ended::Enough);
+                    }
+                    if self.selection.rate != 0 {
+                        rested = Instant::now() + REST;
                     }
                 }
             }
         }
     }
 
-    /// Prints what is in the ring; whether that was enough.
+    /// Has somebody look for news of listeners, if so many were made or closed, and nobody is
+    /// looking.
+    fn begin_look(&mut self, changes: u64) -> io::Result<()> {
+        let may = self.watch.idle();
+        if may.is_some_and(|watch| watch.may_have_news(changes)) {
+            self.watch.begin(Watch::news)?;
+        }
+        Ok(())
+    }
+
+    /// Prints the listeners that were made or closed, and takes the counts of those that are
+    /// over out of the kernel.
+    fn print_news(&mut self, sink: &mut dyn Sink, news: Result<News>) -> io::Result<()> {
+        let news = news.map_err(io::Error::other)?;
+        for note in &news.notes {
+            log::info!("{note}");
+        }
+        match news.took {
+            Some(took) => sink.look(&news.rows, took)?,
+            None => print_rows(sink, &news.rows)?,
+        }
+        if !news.over.is_empty() || !news.counts_over.is_empty() {
+            let retired = self.probe.retire(|key| news.is_over(key));
+            retired.map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    /// Prints differences that are new, and takes the counts of namespaces that are gone out of
+    /// the kernel.
+    fn print_audited(&mut self, sink: &mut dyn Sink, audited: Result<Audited>) -> io::Result<()> {
+        let audited = audited.map_err(io::Error::other)?;
+        if let Some(there) = &audited.there {
+            let forgotten = self.probe.forget_namespaces(|netns| there.contains(&netns));
+            forgotten.map_err(io::Error::other)?;
+        }
+        sink.books(&audited.ledgers)?;
+        for ledger in &audited.news {
+            sink.ledger(ledger)?;
+            say!(
+                "warning: {} movements of the kernel's counters in netns {} are unexplained",
+                ledger.unexplained.unwrap_or(0),
+                ledger.netns
+            );
+        }
+        let counts = self.probe.counts().map_err(io::Error::other)?;
+        let gone = counts
+            .iter()
+            .filter(|(key, _)| audited.gone.contains(&Seen::of(key)));
+        let gone: HashMap<_, _> = gone.map(|(key, counted)| (*key, counted.seen)).collect();
+        // One that is only not to be found may still count. It is over if nothing came between
+        // two audits.
+        let before = std::mem::replace(&mut self.gone, gone);
+        let gone = &self.gone;
+        if before.iter().any(|(key, seen)| gone.get(key) == Some(seen)) {
+            let is_over = |key: &CountKey| {
+                gone.get(key)
+                    .is_some_and(|seen| before.get(key) == Some(seen))
+            };
+            self.probe.retire(is_over).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    /// Prints records that are in the ring; whether there are more.
     fn print_records(&mut self, sink: &mut dyn Sink, most: Option<u64>) -> io::Result<bool> {
         let offset = wall_now() - i128::from(monotonic_now());
-        loop {
-            let mut records = std::mem::take(&mut self.early);
-            records.extend(self.probe.take_records());
-            if records.is_empty() {
-                sink.flush()?;
-                return Ok(false);
-            }
-            for record in records {
-                self.print_record(sink, record, offset)?;
-                if self.enough(most) {
-                    sink.flush()?;
-                    return Ok(true);
-                }
+        let taken = self.probe.take_records();
+        let more = taken.len() == AT_ONCE;
+        for record in std::mem::take(&mut self.early).into_iter().chain(taken) {
+            self.print_record(sink, record, offset)?;
+            if self.enough(most) {
+                break;
             }
         }
+        sink.flush()?;
+        Ok(more)
     }
 
     /// Prints what was counted since the last time, and of it what was held back of the
@@ -311,7 +421,20 @@ impl Live {
                 outcomes,
             })?;
         }
+        self.release();
         Ok(())
+    }
+
+    /// Lets go of the counts that are over, of which all has been printed now.
+    fn release(&mut self) {
+        for (key, counted) in self.probe.release() {
+            let listener = self.listener(&key);
+            let tag = key.outcome;
+            self.over.add(key.netns, listener, tag, counted.seen);
+            self.counted.remove(&key);
+            self.held.forget(&key);
+            self.listeners.remove(&socket(&key));
+        }
     }
 
     /// Prints what was held back since the last time.
@@ -334,11 +457,8 @@ impl Live {
 
     /// What is known of the listener of a count.
     fn listener(&self, key: &CountKey) -> Listener {
-        let told = withheld::listener_of(key);
-        match self.listeners.get(&key.sk) {
-            Some(listener) if listener.inode == told.inode => *listener,
-            _ => told,
-        }
+        let known = self.listeners.get(&socket(key));
+        known.map_or_else(|| withheld::listener_of(key), |listener| *listener)
     }
 
     /// Whether as many events were printed as were asked for.
@@ -350,7 +470,13 @@ impl Live {
         match decode(record, offset) {
             Ok(event) => {
                 self.events += event.count;
-                self.listeners.insert(event.sk, event.listener);
+                // Of one that is not known there may be several.
+                if let (sk, Some(inode)) = (event.sk, event.listener.inode)
+                    && sk != 0
+                {
+                    let socket = QueueKey { sk, inode };
+                    self.listeners.insert(socket, event.listener);
+                }
                 self.clients.take(&event);
                 sink.event(&event)
             }
@@ -362,117 +488,133 @@ impl Live {
         }
     }
 
-    /// Prints the listeners that were made or closed.
-    fn print_news(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
-        let rows = self.watch.news(&mut self.probe, &self.selection);
-        print_rows(sink, &rows.map_err(io::Error::other)?)
-    }
-
-    /// Shows all listeners to a sink that wants to see them.
-    fn show_all(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
-        let began = Instant::now();
-        let rows = self.watch.all(&mut self.probe, &self.selection);
-        let sights: Vec<_> = rows
-            .map_err(io::Error::other)?
-            .iter()
-            .map(Sight::from)
-            .collect();
-        sink.look(&sights, began.elapsed())
-    }
-
     fn note_loss(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
-        let loss = self.probe.loss();
         let undecoded = std::mem::take(&mut self.undecoded);
-        let missed = self.probe.missed().map_err(io::Error::other)?;
-        let note = LossNote {
-            missed: missed - self.missed,
-            undecoded,
-            ..LossNote::between(&self.loss, &loss, rfc3339(wall_now()))
-        };
-        self.loss = loss;
-        self.missed = missed;
-        if note.parts().next().is_some() {
-            sink.loss(&note)?;
+        let note = self.losses.news(&self.probe, undecoded);
+        match note.map_err(io::Error::other)? {
+            Some(note) => sink.loss(&note),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Drains the ring, closes the books, writes the summary.
-    fn end(&mut self, sink: &mut dyn Sink, most: Option<u64>) -> io::Result<()> {
-        let ledgers = self
-            .audit
-            .close(&mut self.probe)
-            .map_err(io::Error::other)?;
+    async fn end(
+        &mut self,
+        sink: &mut dyn Sink,
+        most: Option<u64>,
+        ended: Ended,
+    ) -> io::Result<()> {
+        let (audited, look) = self.last_looks(ended).await?;
         self.note_loss(sink)?;
-        // The kernel's lists go with the rest.
-        let look = look(&self.selection, self.probe.iterators());
         // From here on nothing more comes, and what is counted is what is printed.
         self.probe.detach();
         if !self.enough(most) {
-            self.print_records(sink, most)?;
+            while self.print_records(sink, most)? && !self.enough(most) {}
             self.print_counts(sink)?;
         }
-        let rows = self.watch.add_to(look, &mut self.probe, &self.selection);
-        print_rows(sink, &rows.map_err(io::Error::other)?)?;
+        if let Some(watch) = self.watch.idle() {
+            let news = watch.add_to(look).map_err(io::Error::other)?;
+            print_rows(sink, &news.rows)?;
+        }
         let totals = self.totals().map_err(io::Error::other)?;
         sink.summary(&totals)?;
         for clients in self.clients.top(MOST_NETWORKS) {
             sink.clients(&clients)?;
         }
-        for ledger in &ledgers {
+        for ledger in &audited.ledgers {
             sink.ledger(ledger)?;
         }
         sink.end(&rfc3339(wall_now()))
     }
 
-    /// The exact counts of the outcomes wanted, by listener.
-    fn totals(&mut self) -> Result<Vec<Total>> {
-        let mut totals: Vec<Total> = Vec::new();
-        for (key, count) in self.probe.counts()? {
-            let Some(outcome) = Outcome::of(key.outcome) else {
-                continue;
-            };
-            if self.selection.outcomes & outcome.bit() == 0 {
-                continue;
-            }
-            let listener = self.listener(&key);
-            let count = count.seen;
-            let same = totals.iter_mut().find(|total| {
-                total.netns == key.netns
-                    && total.listener == listener
-                    && total.outcome.tag == outcome.tag
-            });
-            match same {
-                Some(total) => total.count += count,
-                None => totals.push(Total {
-                    netns: key.netns,
-                    listener,
-                    outcome,
-                    count,
-                }),
+    /// Closes the books, and looks at the listeners once more. A signal makes it short: a
+    /// difference is not looked at again, and listeners may be left out.
+    async fn last_looks(&mut self, ended: Ended) -> io::Result<(Audited, Look)> {
+        // What is under way is of no interest any more.
+        self.give_up(true);
+        let mut until = Instant::now() + PATIENCE;
+        while self.audit.is_busy() || self.watch.is_busy() {
+            tokio::select! {
+                audited = self.audit.done() => drop(audited?),
+                news = self.watch.done() => drop(news?),
+                () = tokio::time::sleep_until(until) => break,
             }
         }
-        totals.sort_by_key(|total| {
-            (
-                total.netns,
-                total.listener.port,
-                total.listener.addr,
-                total.listener.inode,
-                total.outcome.tag,
-            )
-        });
-        Ok(totals)
+        self.give_up(false);
+        let (mut audited, mut look) = (None, None);
+        let auditing = self.audit.begin(|audit| audit.close())?;
+        let looking = self.watch.begin(|watch| Ok(News::from(watch.look())))?;
+        let mut hurry = Instant::now()
+            + match ended {
+                Ended::Enough => PATIENCE,
+                Ended::BySignal => SHORT_PATIENCE,
+            };
+        let mut hurried = false;
+        until = Instant::now() + PATIENCE;
+        while auditing && audited.is_none() || looking && look.is_none() {
+            tokio::select! {
+                biased;
+                done = self.audit.done() => audited = Some(done?),
+                done = self.watch.done() => look = Some(done?),
+                () = self.signals.any() => {
+                    // Who asks once more does not want to wait for what is left.
+                    if ended == Ended::BySignal || hurried {
+                        break;
+                    }
+                    hurry = Instant::now();
+                }
+                () = tokio::time::sleep_until(hurry), if !hurried => {
+                    hurried = true;
+                    self.give_up(true);
+                }
+                () = tokio::time::sleep_until(until) => break,
+            }
+        }
+        if audited.is_none() {
+            say!("warning: the kernel's counters were not read in time: there is no ledger");
+        }
+        if look.is_none() {
+            say!("warning: the last look at the listeners did not end in time");
+        }
+        let audited = audited.transpose().map_err(io::Error::other)?;
+        let look = look.transpose().map_err(io::Error::other)?;
+        Ok((
+            audited.unwrap_or_default(),
+            look.map(Look::from).unwrap_or_default(),
+        ))
+    }
+
+    fn give_up(&self, yes: bool) {
+        for flag in [&self.give_up_audit, &self.give_up_look] {
+            flag.store(yes, Ordering::Relaxed);
+        }
+    }
+
+    /// The exact counts of the outcomes that were asked for, by listener.
+    fn totals(&mut self) -> Result<Vec<Total>> {
+        let counts = self.probe.counts()?;
+        let now = counts
+            .iter()
+            .map(|(key, counted)| (key.netns, self.listener(key), key.outcome, counted.seen));
+        let wanted = |tag: u8| self.selection.outcomes & (1 << tag) != 0;
+        let all = now.chain(self.over.iter());
+        Ok(totals::lines(all.filter(|(.., tag, _)| wanted(*tag))))
+    }
+}
+
+/// The socket of a count.
+fn socket(key: &CountKey) -> QueueKey {
+    QueueKey {
+        sk: key.sk,
+        inode: key.inode,
     }
 }
 
 /// Networks of clients in the recording, for each listener.
 const MOST_NETWORKS: usize = 20;
 
-fn print_rows(sink: &mut dyn Sink, rows: &[Row]) -> io::Result<()> {
-    for row in rows {
-        sink.sight(&Sight::from(row))?;
-    }
-    Ok(())
+fn print_rows(sink: &mut dyn Sink, rows: &[Snapshot]) -> io::Result<()> {
+    rows.iter().try_for_each(|row| sink.listener(row))
 }
 
 /// How long records gather before they are taken, where their rate is limited: the kernel side
@@ -482,6 +624,14 @@ const REST: Duration = Duration::from_millis(50);
 
 /// How often the books are looked at while running.
 const AUDIT: Duration = Duration::from_secs(10);
+
+/// How often it is asked whether listeners come and go by the hundred, and how many that is.
+const CHURN: Duration = Duration::from_millis(100);
+const MANY: u64 = 256;
+
+/// How long the last looks may take, and when they are hurried if somebody waits for the end.
+const PATIENCE: Duration = Duration::from_secs(30);
+const SHORT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Longer than any incident.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -500,4 +650,21 @@ pub fn write_error(error: io::Error, output: &str) -> anyhow::Error {
         _ => "",
     };
     anyhow::Error::new(error).context(format!("cannot write to {output}{remedy}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_output_is_blamed_for_what_it_says() {
+        let said = |error| format!("{:#}", write_error(error, "standard output"));
+        let full = said(io::Error::from(ErrorKind::StorageFull));
+        assert!(full.contains("cannot write to standard output"), "{full}");
+        assert!(full.contains("make room"), "{full}");
+        let why = anyhow::anyhow!("no such key").context("cannot read the counts");
+        let other = said(io::Error::other(why));
+        assert!(!other.contains("cannot write"), "{other}");
+        assert!(other.contains("cannot read the counts"), "{other}");
+    }
 }

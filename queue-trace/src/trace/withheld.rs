@@ -32,7 +32,7 @@ impl Withheld {
         let mut events = Vec::new();
         for (key, counted) in counts.iter().filter(|(_, counted)| counted.held > 0) {
             let told = self.told.entry(*key).or_default();
-            let news = counted.held - *told;
+            let news = counted.held.saturating_sub(*told);
             *told = counted.held;
             let Some(outcome) = Outcome::of(key.outcome).filter(|_| news > 0) else {
                 continue;
@@ -58,6 +58,13 @@ impl Withheld {
             });
         }
         events
+    }
+}
+
+impl Withheld {
+    /// Forgets a count that is over.
+    pub fn forget(&mut self, key: &CountKey) {
+        self.told.remove(key);
     }
 }
 

@@ -106,6 +106,14 @@ pub const KERNELS: &[Kernel] = &[
         attach: ALL,
         ..CLOUD
     },
+    // PREEMPT_RT without a lock around softirqs: those of one CPU interrupt each other.
+    Kernel {
+        name: "7.2-rt",
+        series: "7.2",
+        suites: &["trixie-backports", "sid"],
+        flavour: "rt-amd64",
+        ..CLOUD
+    },
     Kernel {
         name: "7.3",
         series: "7.3",

@@ -28,18 +28,13 @@ use crate::model::{
     event::rfc3339,
     ledger::Ledger,
     lines::{End, Header},
-    sight::Sight,
     snapshot::Snapshot,
 };
 
 /// A listener without what was counted since the agent attached.
 #[must_use]
 pub fn alone(snapshot: &Snapshot) -> Snapshot {
-    let sight = Sight {
-        snapshot: snapshot.clone(),
-        ..Sight::default()
-    };
-    since(&sight, None)
+    since(snapshot, None)
 }
 
 /// What it keeps, and how much.
@@ -163,9 +158,9 @@ impl Recorder {
     ///
     /// # Errors
     /// If they cannot be compressed, or written.
-    pub fn look(&mut self, listeners: &[Sight], now: Duration) -> io::Result<()> {
-        for sight in listeners {
-            self.listener(sight, now)?;
+    pub fn look(&mut self, listeners: &[Snapshot], now: Duration) -> io::Result<()> {
+        for one in listeners {
+            self.listener(one, now)?;
         }
         let mut base = Base::of(listeners);
         if let Some((_, last)) = self.bases.last() {
@@ -180,9 +175,9 @@ impl Recorder {
     ///
     /// # Errors
     /// If it cannot be compressed, or written.
-    pub fn listener(&mut self, sight: &Sight, now: Duration) -> io::Result<()> {
+    pub fn listener(&mut self, one: &Snapshot, now: Duration) -> io::Result<()> {
         let base = self.incident.as_ref().map(|incident| &incident.base);
-        self.line(&since(sight, base), now)
+        self.line(&since(one, base), now)
     }
 
     /// The ledgers, as they are now.

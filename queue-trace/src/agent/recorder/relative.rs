@@ -9,7 +9,6 @@ use crate::{
     agent::series::{SocketKey, key_of},
     model::{
         ledger::{Ledger, Line},
-        sight::Sight,
         snapshot::{Latency, Snapshot},
     },
 };
@@ -33,23 +32,23 @@ struct Counted {
 
 impl Base {
     /// Of all listeners at a moment.
-    pub fn of(listeners: &[Sight]) -> Self {
-        let counted = |sight: &Sight| {
-            let accept = sight.snapshot.accept_queue.as_ref();
-            let syn = sight.snapshot.syn_queue.as_ref();
+    pub fn of(listeners: &[Snapshot]) -> Self {
+        let counted = |one: &Snapshot| {
+            let accept = one.accept_queue.as_ref();
+            let syn = one.syn_queue.as_ref();
             Counted {
                 full_us: accept.and_then(|queue| queue.full_us).unwrap_or(0),
                 full_times: accept.and_then(|queue| queue.full_times).unwrap_or(0),
                 accept_high: accept.and_then(|queue| queue.high_water).unwrap_or(0),
                 syn_high: syn.and_then(|queue| queue.high_water).unwrap_or(0),
-                waits: sight.waits.unwrap_or_default(),
+                waits: one.waits.unwrap_or_default(),
             }
         };
-        let key = |sight: &Sight| key_of(sight.snapshot.netns, &sight.snapshot.listener);
+        let key = |one: &Snapshot| key_of(one.netns, &one.listener);
         Self {
             listeners: listeners
                 .iter()
-                .map(|sight| (key(sight), counted(sight)))
+                .map(|one| (key(one), counted(one)))
                 .collect(),
             ledgers: BTreeMap::new(),
         }
@@ -91,8 +90,8 @@ fn ledger_since(now: &Ledger, before: Option<&Ledger>) -> Ledger {
 }
 
 /// A listener, with what was counted since the base. Without a base nothing is told of that.
-pub fn since(sight: &Sight, base: Option<&Base>) -> Snapshot {
-    let mut snapshot = sight.snapshot.clone();
+pub fn since(one: &Snapshot, base: Option<&Base>) -> Snapshot {
+    let mut snapshot = one.clone();
     // The lines `counts` of the recording have them.
     snapshot.drops = None;
     snapshot.counts = None;
@@ -118,15 +117,12 @@ pub fn since(sight: &Sight, base: Option<&Base>) -> Snapshot {
         queue.high_water = None;
         queue.high_water_time = None;
     }
-    if let (Some(before), Some(waits)) = (before, sight.waits) {
+    if let (Some(before), Some(waits)) = (before, one.waits) {
         let mut more = waits;
         for (more, before) in more.iter_mut().zip(before.waits) {
             *more = more.saturating_sub(before);
         }
-        let longest = sight
-            .snapshot
-            .accept_latency_us
-            .and_then(|latency| latency.max);
+        let longest = one.accept_latency_us.and_then(|latency| latency.max);
         snapshot.accept_latency_us = latency(&more, longest);
     }
     snapshot

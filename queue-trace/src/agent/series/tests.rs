@@ -32,26 +32,24 @@ fn listener(port: u16, inode: u64) -> Listener {
     }
 }
 
-fn seen(port: u16, inode: u64, comm: &str) -> Sight {
-    Sight {
-        snapshot: Snapshot {
-            netns: 1,
-            listener: listener(port, inode),
-            processes: Some(vec![Process {
-                pid: 7,
-                comm: comm.to_owned(),
-            }]),
-            accept_queue: Some(Gauge {
-                depth: Some(2),
-                limit: Some(4),
-                full_us: Some(0),
-                full_times: Some(0),
-                ..Gauge::default()
-            }),
-            ..Snapshot::default()
-        },
+fn seen(port: u16, inode: u64, comm: &str) -> Snapshot {
+    Snapshot {
+        netns: 1,
+        listener: listener(port, inode),
+        processes: Some(vec![Process {
+            pid: 7,
+            comm: comm.to_owned(),
+        }]),
+        accept_queue: Some(Gauge {
+            depth: Some(2),
+            limit: Some(4),
+            full_us: Some(0),
+            full_times: Some(0),
+            ..Gauge::default()
+        }),
         waits: Some([0; BUCKETS]),
         waited_sum_ns: Some(0),
+        ..Snapshot::default()
     }
 }
 
@@ -231,7 +229,7 @@ fn what_the_kernel_counted_is_added_once_and_over_restarts() {
     (waits[0], waits[6], waits[7], waits[31]) = (1, 2, 3, 4);
     one.waits = Some(waits);
     one.waited_sum_ns = Some(5_000_000_000);
-    if let Some(queue) = &mut one.snapshot.accept_queue {
+    if let Some(queue) = &mut one.accept_queue {
         (queue.full_us, queue.full_times) = (Some(2_500_000), Some(3));
     }
     fleet.look(std::slice::from_ref(&one), at(1));
@@ -239,7 +237,7 @@ fn what_the_kernel_counted_is_added_once_and_over_restarts() {
     // Its last words, and its successor, which begins at zero.
     waits[6] += 1;
     one.waits = Some(waits);
-    one.snapshot.closed = Some(true);
+    one.closed = Some(true);
     fleet.one(&one, at(3));
     fleet.look(&[seen(80, 2, "a")], at(4));
     let told = told(&fleet);
@@ -261,11 +259,11 @@ fn what_the_kernel_counted_is_added_once_and_over_restarts() {
 fn limit_and_peak_are_those_of_the_fullest() {
     let mut fleet = fleet(9, "none");
     let mut small = seen(80, 1, "a");
-    if let Some(queue) = &mut small.snapshot.accept_queue {
+    if let Some(queue) = &mut small.accept_queue {
         (queue.depth, queue.limit) = (Some(3), Some(2));
     }
     let mut large = seen(80, 2, "a");
-    if let Some(queue) = &mut large.snapshot.accept_queue {
+    if let Some(queue) = &mut large.accept_queue {
         (queue.depth, queue.limit) = (Some(50), Some(4096));
     }
     fleet.look(&[small, large], at(0));
@@ -297,7 +295,7 @@ fn an_age_that_is_not_known_is_not_zero() {
     let mut one = seen(80, 1, "a");
     fleet.look(std::slice::from_ref(&one), at(0));
     assert!(told(&fleet).family(OLDEST).is_empty());
-    one.snapshot.oldest_waiting_us = Some(1_500_000);
+    one.oldest_waiting_us = Some(1_500_000);
     fleet.look(std::slice::from_ref(&one), at(1));
     assert_eq!(sum(&told(&fleet), OLDEST, &[]), 1.5);
 }
@@ -367,7 +365,7 @@ fn churn_leaves_nothing_behind() {
             .collect();
         fleet.look(&listeners, now);
         for one in &listeners {
-            fleet.counts(1, &one.snapshot.listener, &[(ACCEPTED, 1)].into(), now);
+            fleet.counts(1, &one.listener, &[(ACCEPTED, 1)].into(), now);
             expected += 1;
         }
         assert!(fleet.series.len() <= 16 && fleet.sockets.len() <= 100);

@@ -16,13 +16,16 @@ use queue_trace_common::{
     settings::{Address, Kernel},
 };
 
-use crate::kernel::{
-    btf::Types,
-    netns,
-    netns::NetnsPath,
-    plan::{Family, Plan},
-    probe::{delivery, functions, iterate, named::named, object},
-    selection::{self, Selection},
+use crate::{
+    kernel::{
+        btf::Types,
+        host, mark, netns,
+        netns::NetnsPath,
+        plan::{Family, Plan},
+        probe::{delivery, functions, iterate, named::named, object, reason::reason},
+        selection::{self, Selection},
+    },
+    stopping,
 };
 
 /// Why the kernel side could not be attached.
@@ -63,7 +66,15 @@ pub(super) fn attach(
     if plan.family == Family::Tracepoint {
         notes = attach_tracepoints(&mut ebpf, selection, sees_delivery, &btf)?;
     }
+    if plan.family != Family::Tracepoint && host::is_realtime() {
+        attach_tracepoint(&mut ebpf, "task_switched", "sched_switch")?;
+    }
     for hook in &plan.hooks {
+        // The kernel takes its time to verify each, and nobody waits for the rest.
+        if stopping::is_asked() {
+            let ended = "ended by a signal before it was attached: nothing was watched";
+            return Err(AttachError::Other(anyhow!(ended)));
+        }
         let by_type = match plan.family {
             Family::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
             Family::Kprobe | Family::Tracepoint => None,
@@ -82,6 +93,10 @@ pub(super) fn attach(
     log_sizes(&ebpf);
     Ok((ebpf, notes))
 }
+
+/// Tasks of whose packets something is remembered where softirqs interrupt each other: far more
+/// than can be in the midst of one.
+const TASKS: u32 = 8192;
 
 /// Makes the maps, and programs for the kernel that has these types. `attached`: see
 /// [`Kernel::attached`].
@@ -102,8 +117,13 @@ fn load_with(
 ) -> Result<Ebpf, AttachError> {
     let cpus = cpus()?;
     let fields = types.fields().map_err(anyhow::Error::from)?;
+    // Softirqs of one CPU interrupt each other there; it does no harm where they do not.
+    let realtime = host::is_realtime();
+    let tasks = if realtime { TASKS } else { 1 };
     let mut kernel = Kernel {
         attached,
+        softirqs_mix: realtime.into(),
+        self_test: mark::own(),
         delivered: delivered.into(),
         ..types.kernel().map_err(anyhow::Error::from)?
     };
@@ -129,6 +149,8 @@ fn load_with(
         .override_global("PORTS", &ports[..], true)
         .override_global(aya_log::LEVEL, &level, true)
         .map_max_entries("RECORDS", selection.ring_bytes(cpus))
+        .map_max_entries("FRAMES", tasks)
+        .map_max_entries("ENTERING_BY_TASK", tasks)
         .map_max_entries("TALLIES", u32::try_from(cpus).unwrap_or(u32::MAX))
         .load(&object::fitted(cast))
         .map_err(|error| AttachError::Other(anyhow!(error).context("cannot load the kernel side")))
@@ -344,30 +366,4 @@ fn refused(hook: Option<&'static Hook>, why: String, error: &ProgramError) -> At
         )),
         _ => AttachError::Refused { hook, why },
     }
-}
-
-/// The kernel's reason without the library's wrapping: the last cause, and the last
-/// lines of the verifier's log where there is one.
-pub(super) fn reason(error: &ProgramError) -> String {
-    if let ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = error
-    {
-        let log = verifier_log.to_string();
-        let tail: Vec<_> = log.lines().rev().take(3).collect();
-        if tail.is_empty() {
-            return format!("the kernel refuses the program: {io_error}");
-        }
-        let tail: Vec<_> = tail.into_iter().rev().collect();
-        return format!(
-            "the kernel's verifier refuses the program: {io_error}; its last words: {}",
-            tail.join(" | ")
-        );
-    }
-    let mut deepest: &dyn std::error::Error = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    deepest.to_string()
 }

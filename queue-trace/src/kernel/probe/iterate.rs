@@ -1,6 +1,10 @@
 //! Runs the kernel side's iterators: what exists at a moment, as the kernel itself lists it.
 
-use std::{collections::HashMap, io};
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex},
+};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -11,7 +15,12 @@ use bytemuck::Pod;
 use queue_trace_common::queue::{Depths, Held};
 
 use crate::{
-    kernel::{decode::text, netns, netns::NetnsPath, probe::named::named},
+    kernel::{
+        decode::text,
+        netns,
+        netns::NetnsPath,
+        probe::{lock::lock, named::named},
+    },
     model::socket::Process,
 };
 
@@ -19,8 +28,10 @@ use crate::{
 const HELD: (&str, &str) = ("held_sockets", "task_file");
 const DEPTHS: (&str, &str) = ("queue_depths", "tcp");
 
-/// The iterators, ready to be run.
-pub struct Iterators<'a>(pub(super) &'a mut Ebpf);
+/// The iterators, ready to be run, from any thread. Once what they are part of is detached,
+/// running them is an error.
+#[derive(Clone)]
+pub struct Iterators(Arc<Mutex<Option<Ebpf>>>);
 
 /// Has the iterators verified, which takes privileges that running them does not.
 pub(super) fn prepare(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), ProgramError> {
@@ -31,12 +42,17 @@ pub(super) fn prepare(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), ProgramError> {
     Ok(())
 }
 
-impl Iterators<'_> {
+impl Iterators {
+    /// Those of a kernel side that others use as well.
+    pub(super) fn of(ebpf: Arc<Mutex<Option<Ebpf>>>) -> Self {
+        Self(ebpf)
+    }
+
     /// The processes that hold each listening socket, by its inode number.
     ///
     /// # Errors
     /// If the iterator cannot be run.
-    pub fn owners(&mut self) -> Result<HashMap<u64, Vec<Process>>> {
+    pub fn owners(&self) -> Result<HashMap<u64, Vec<Process>>> {
         let mut owners = HashMap::new();
         for held in self.run::<Held>(HELD.0, |read| read())? {
             let process = Process {
@@ -44,13 +60,12 @@ impl Iterators<'_> {
                 comm: text(&held.comm).unwrap_or_default(),
             };
             let processes: &mut Vec<Process> = owners.entry(held.inode).or_default();
-            // Threads with open files of their own, and copies of a descriptor.
-            if !processes.contains(&process) {
-                processes.push(process);
-            }
+            processes.push(process);
         }
         for processes in owners.values_mut() {
             processes.sort();
+            // Threads with open files of their own, and copies of a descriptor.
+            processes.dedup();
         }
         Ok(owners)
     }
@@ -59,7 +74,7 @@ impl Iterators<'_> {
     ///
     /// # Errors
     /// If the iterator cannot be run, or the namespace not be entered.
-    pub fn depths(&mut self, netns: u32, way: &NetnsPath) -> Result<HashMap<u64, Depths>> {
+    pub fn depths(&self, netns: u32, way: &NetnsPath) -> Result<HashMap<u64, Depths>> {
         // An iterator sees the namespace of the thread that opens it.
         let all = self.run::<Depths>(DEPTHS.0, |read| netns::inside(netns, way, read))?;
         let of_file = all.into_iter().filter(|depths| depths.inode != 0);
@@ -67,13 +82,18 @@ impl Iterators<'_> {
     }
 
     fn run<T: Pod>(
-        &mut self,
+        &self,
         name: &str,
         place: impl FnOnce(&mut (dyn FnMut() -> io::Result<Vec<u8>> + Send)) -> io::Result<Vec<u8>>,
     ) -> Result<Vec<T>> {
-        let program: &mut Iter = named(self.0, name)?.try_into()?;
-        let link = program.attach()?;
-        let mut link = Some(program.take_link(link)?);
+        let mut link = {
+            // Not while it runs: others wait.
+            let mut ebpf = lock(&self.0);
+            let ebpf = ebpf.as_mut().context("already detached")?;
+            let program: &mut Iter = named(ebpf, name)?.try_into()?;
+            let link = program.attach()?;
+            Some(program.take_link(link)?)
+        };
         let mut read = || {
             let link = link.take().ok_or_else(|| io::Error::other("read twice"))?;
             let mut file = link.into_file().map_err(io::Error::other)?;

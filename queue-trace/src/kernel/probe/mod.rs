@@ -7,12 +7,15 @@
 )]
 
 mod attach;
+mod counts;
 mod delivery;
 mod functions;
 mod iterate;
+mod lock;
 mod named;
 mod object;
 mod queues;
+mod reason;
 mod tallies;
 mod unattached;
 mod wire;
@@ -20,13 +23,15 @@ mod wire;
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
+    ops::Deref,
     os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::{Arc, Mutex},
 };
 
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuHashMap, RingBuf},
+    maps::{MapData, RingBuf},
     programs::Program,
 };
 use aya_log::EbpfLogger;
@@ -35,34 +40,36 @@ use ipnet::IpNet;
 use queue_trace_common::{
     loss::Loss,
     queue::{Queue, QueueKey},
-    settings::{CountKey, Counted, Slot},
+    settings::{CountKey, Counted},
 };
 use tokio::io::unix::AsyncFd;
 
-pub use self::{attach::AttachError, iterate::Iterators, queues::Kept, unattached::Unattached};
+pub use self::{
+    attach::AttachError,
+    counts::Seen,
+    iterate::Iterators,
+    queues::{Kept, Sums},
+    unattached::unattached,
+};
 use self::{
     attach::{SECOND, cpus},
+    counts::Counts,
+    lock::lock,
     named::take,
     queues::Queues,
-    tallies::Tallies,
-    wire::Wire,
 };
-use crate::kernel::{btf::Types, plan::Plan, selection::Selection};
+use crate::{
+    kernel::{btf::Types, plan::Plan, selection::Selection},
+    model::ledger::Counters,
+};
 
-/// The kernel side at work. Dropping it detaches everything.
+/// The kernel side at work, and its stream of records. What it counts and keeps is read by a
+/// [`Reader`], which it is as well.
 pub struct Probe {
-    /// The programs, their links and the maps not taken out below; `None` once
-    /// detached.
-    ebpf: Option<Ebpf>,
     /// What could not be done and is not needed by all, a sentence each.
     notes: Vec<String>,
     records: AsyncFd<RingBuf<MapData>>,
-    counts: PerCpuHashMap<MapData, Wire<CountKey>, Wire<Counted>>,
-    tallies: Tallies,
-    searched: Searched,
-    /// What was counted of a namespace that is to be forgotten.
-    forgotten: HashMap<CountKey, Counted>,
-    queues: Queues,
+    reader: Reader,
     /// What filters let through besides, for a while: the maps and their networks.
     let_in: Vec<(&'static str, Vec<attach::Prefix>)>,
     /// Keeps the number of the self-test's namespace, which the filter lets through, from going
@@ -70,26 +77,54 @@ pub struct Probe {
     kept_netns: Option<OwnedFd>,
 }
 
+/// Reads what the kernel side counts and keeps, from any thread. Copies of it read the same.
+#[derive(Clone)]
+pub struct Reader(Arc<Inner>);
+
+struct Inner {
+    /// The programs, their links and the maps not taken out below; `None` once
+    /// detached. Dropping it detaches everything.
+    ebpf: Arc<Mutex<Option<Ebpf>>>,
+    counts: Mutex<Counts>,
+    queues: Mutex<Queues>,
+}
+
+impl Deref for Probe {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        &self.reader
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
 impl Probe {
     /// Loads and attaches as planned.
     ///
     /// # Errors
     /// [`AttachError::Refused`] if the kernel will not have a hook of the plan.
-    pub fn attach(plan: &Plan, types: &Types, selection: &Selection) -> Result<Self, AttachError> {
-        let (mut ebpf, notes) = attach::attach(plan, types, selection)?;
+    pub fn attach(plan: &Plan, types: &Types, wanted: &Selection) -> Result<Self, AttachError> {
+        let (mut ebpf, notes) = attach::attach(plan, types, wanted)?;
         let ring: RingBuf<MapData> = take(&mut ebpf, "RECORDS")?;
         // SAFETY: the ring owns its descriptor, which stays open and the same until the
         // ring is dropped, together with the registration.
         let records = unsafe { AsyncFd::register(ring) }.context("cannot poll the ring")?;
+        let counts = Counts::of(&mut ebpf, cpus()?)?;
+        let queues = Queues::of(&mut ebpf)?;
+        let inner = Inner {
+            ebpf: Arc::new(Mutex::new(Some(ebpf))),
+            counts: Mutex::new(counts),
+            queues: Mutex::new(queues),
+        };
         Ok(Self {
-            records,
-            counts: take(&mut ebpf, "COUNTS")?,
-            tallies: Tallies::of(&mut ebpf, cpus()?)?,
-            searched: Searched::default(),
-            forgotten: HashMap::new(),
-            queues: Queues::of(&mut ebpf)?,
             notes,
-            ebpf: Some(ebpf),
+            records,
+            reader: Reader(Arc::new(inner)),
             let_in: Vec::new(),
             kept_netns: None,
         })
@@ -101,7 +136,8 @@ impl Probe {
     /// # Errors
     /// If the filters cannot be changed.
     pub fn let_in(&mut self, addresses: &[IpNet], clients: &[IpNet]) -> Result<()> {
-        let ebpf = self.ebpf.as_mut().context("already detached")?;
+        let mut ebpf = lock(&self.reader.0.ebpf);
+        let ebpf = ebpf.as_mut().context("already detached")?;
         for (name, networks) in [("ADDRS", addresses), ("CLIENTS", clients)] {
             let added = attach::add(ebpf, name, networks)?;
             self.let_in.push((name, added));
@@ -114,7 +150,8 @@ impl Probe {
     /// # Errors
     /// If the filters cannot be changed.
     pub fn shut_out(&mut self) -> Result<()> {
-        let ebpf = self.ebpf.as_mut().context("already detached")?;
+        let mut ebpf = lock(&self.reader.0.ebpf);
+        let ebpf = ebpf.as_mut().context("already detached")?;
         for (name, networks) in self.let_in.drain(..) {
             attach::remove(ebpf, name, &networks)?;
         }
@@ -132,19 +169,10 @@ impl Probe {
         &self.notes
     }
 
-    /// Detaches everything. What was counted and recorded stays to be read.
-    pub fn detach(&mut self) {
-        self.ebpf = None;
-        self.searched.until = None;
-    }
-
-    /// How often programs were kept from running, all together. Where a second one does
-    /// what the first was kept from, as often as both can have been.
-    ///
-    /// # Errors
-    /// As [`Probe::runs`].
-    pub fn missed(&self) -> Result<u64> {
-        Ok(missed_by_all(&self.runs()?))
+    /// To read what is counted and kept from another thread.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        self.reader.clone()
     }
 
     /// Waits until there are records.
@@ -157,9 +185,8 @@ impl Probe {
         Ok(())
     }
 
-    /// Takes the records that are there, a few thousand at most, each as its bytes.
+    /// Takes the records that are there, [`AT_ONCE`] at most, each as its bytes.
     pub fn take_records(&mut self) -> Vec<Bytes> {
-        const AT_ONCE: usize = 4096;
         let ring = self.records.get_mut();
         let mut batch = BytesMut::new();
         let mut ends = Vec::new();
@@ -173,46 +200,94 @@ impl Probe {
         ends.into_iter().map(|end| batch.split_to(end)).collect()
     }
 
-    /// The exact counts so far, by listener and outcome.
+    /// The kernel side's own messages, for `-vv`: flushing hands them to the log.
+    ///
+    /// # Errors
+    /// If the map of messages cannot be had.
+    pub fn messages(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>> {
+        let mut ebpf = lock(&self.reader.0.ebpf);
+        let ebpf = ebpf.as_mut().context("already detached")?;
+        EbpfLogger::init(ebpf).context("cannot read the kernel side's messages")
+    }
+}
+
+/// Records that are taken at once.
+pub const AT_ONCE: usize = 4096;
+
+impl Reader {
+    /// Detaches everything. What was counted and recorded stays to be read.
+    pub fn detach(&self) {
+        let ebpf = lock(&self.0.ebpf).take();
+        drop(ebpf);
+        lock(&self.0.counts).search_again();
+    }
+
+    /// How often programs were kept from running, all together. Where a second one does
+    /// what the first was kept from, as often as both can have been.
+    ///
+    /// # Errors
+    /// As [`Reader::runs`].
+    pub fn missed(&self) -> Result<u64> {
+        Ok(missed_by_all(&self.runs()?))
+    }
+
+    /// The exact counts by listener and outcome, but for those that were released.
     ///
     /// # Errors
     /// If the map cannot be read.
-    pub fn counts(&mut self) -> Result<HashMap<CountKey, Counted>> {
-        let mut counts = self.search_counts()?.clone();
-        for Slot { key, counted } in self.tallies.slots() {
-            counts.entry(key).or_default().add(&counted);
-        }
-        for (key, forgotten) in &self.forgotten {
-            if let Some(counted) = counts.get_mut(key) {
-                counted.seen -= forgotten.seen;
-                counted.held -= forgotten.held;
-                if counted.seen == 0 {
-                    counts.remove(key);
-                }
-            }
-        }
-        Ok(counts)
+    pub fn counts(&self) -> Result<HashMap<CountKey, Counted>> {
+        lock(&self.0.counts).all()
     }
 
-    /// The counts that have no slot, searched only if there are new ones.
-    fn search_counts(&mut self) -> Result<&HashMap<CountKey, Counted>> {
-        let until = Some(self.tallies.counted());
-        if self.searched.until != until {
-            let mut counts: HashMap<CountKey, Counted> = HashMap::new();
-            for entry in self.counts.iter() {
-                let (Wire(key), values) = entry.context("cannot read the counts")?;
-                let sum = counts.entry(key).or_default();
-                values.iter().for_each(|Wire(cpu)| sum.add(cpu));
-            }
-            self.searched = Searched { until, counts };
-        }
-        Ok(&self.searched.counts)
+    /// What all verdicts so far moved, by namespace.
+    ///
+    /// # Errors
+    /// If the map of counts cannot be read.
+    pub fn sides(&self) -> Result<HashMap<Seen, Counters>> {
+        lock(&self.0.counts).sides()
+    }
+
+    /// How many places of the kernel side's table of counts are taken.
+    ///
+    /// # Errors
+    /// If the map of counts cannot be read.
+    pub fn counts_taken(&self) -> Result<usize> {
+        lock(&self.0.counts).taken()
+    }
+
+    /// Takes out of the kernel the counts that are over: nobody may add to them any more.
+    /// [`Reader::counts`] has them until they are released.
+    ///
+    /// # Errors
+    /// If the map of counts cannot be read.
+    pub fn retire(&self, is_over: impl Fn(&CountKey) -> bool) -> Result<()> {
+        lock(&self.0.counts).retire(is_over)
+    }
+
+    /// Gives back the kernel side's places of namespaces that are not `there` any more.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn forget_namespaces(&self, there: impl Fn(u32) -> bool) -> Result<()> {
+        lock(&self.0.counts).forget_baselines(there)
+    }
+
+    /// Lets go of the counts that were retired, and gives them.
+    #[must_use]
+    pub fn release(&self) -> HashMap<CountKey, Counted> {
+        lock(&self.0.counts).release()
     }
 
     /// What was lost so far.
     #[must_use]
     pub fn loss(&self) -> Loss {
-        self.tallies.loss()
+        lock(&self.0.counts).loss()
+    }
+
+    /// How often listeners were made or closed so far.
+    #[must_use]
+    pub fn listener_changes(&self) -> u64 {
+        lock(&self.0.counts).listeners()
     }
 
     /// Lets the kernel count how often programs run, until the value is dropped. It
@@ -231,7 +306,7 @@ impl Probe {
     /// If the kernel does not show it.
     pub fn runs(&self) -> Result<Vec<Runs>> {
         let mut all = Vec::new();
-        for (name, program) in self.ebpf.iter().flat_map(Ebpf::programs) {
+        for (name, program) in lock(&self.0.ebpf).iter().flat_map(Ebpf::programs) {
             let Ok(fd) = program.fd() else {
                 // Not part of the plan, so not loaded.
                 continue;
@@ -248,9 +323,10 @@ impl Probe {
         Ok(all)
     }
 
-    /// What lists what exists; `None` once detached.
-    pub fn iterators(&mut self) -> Option<Iterators<'_>> {
-        self.ebpf.as_mut().map(Iterators)
+    /// What lists what exists, until it is detached.
+    #[must_use]
+    pub fn iterators(&self) -> Iterators {
+        Iterators::of(Arc::clone(&self.0.ebpf))
     }
 
     /// What is kept of the listeners' queues.
@@ -258,13 +334,7 @@ impl Probe {
     /// # Errors
     /// If the maps cannot be read.
     pub fn kept(&self) -> Result<Kept> {
-        self.queues.read()
-    }
-
-    /// How often listeners were made or closed so far.
-    #[must_use]
-    pub fn listener_changes(&self) -> u64 {
-        self.tallies.listeners()
+        lock(&self.0.queues).read()
     }
 
     /// The part of it that all CPUs share, which says who made a listener and whether it
@@ -273,47 +343,27 @@ impl Probe {
     /// # Errors
     /// If the map cannot be read.
     pub fn queues(&self) -> Result<HashMap<QueueKey, Queue>> {
-        self.queues.shared()
+        lock(&self.0.queues).shared()
     }
 
     /// Forgets what is kept of listeners, which must be closed.
     ///
     /// # Errors
     /// If the maps cannot be read.
-    pub fn forget_queues(&mut self, keys: &HashSet<QueueKey>) -> Result<()> {
-        self.queues.forget(keys)
+    pub fn forget_queues(&self, keys: &HashSet<QueueKey>) -> Result<()> {
+        lock(&self.0.queues).forget(keys)
     }
 
     /// Forgets the counts of one namespace, and what is kept of its listeners.
     ///
     /// # Errors
     /// If the maps cannot be read.
-    pub fn forget(&mut self, netns: u32) -> Result<()> {
-        let counts = self.counts()?.into_iter();
-        self.forgotten
-            .extend(counts.filter(|(key, _)| key.netns == netns));
+    pub fn forget(&self, netns: u32) -> Result<()> {
+        lock(&self.0.counts).forget(netns)?;
         let queues = self.queues()?.into_iter();
         let gone = queues.filter(|(_, queue)| queue.netns == netns);
-        self.forget_queues(&gone.map(|(key, _)| key).collect())?;
-        Ok(())
+        self.forget_queues(&gone.map(|(key, _)| key).collect())
     }
-
-    /// The kernel side's own messages, for `-vv`: flushing hands them to the log.
-    ///
-    /// # Errors
-    /// If the map of messages cannot be had.
-    pub fn messages(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>> {
-        let ebpf = self.ebpf.as_mut().context("already detached")?;
-        EbpfLogger::init(ebpf).context("cannot read the kernel side's messages")
-    }
-}
-
-/// What was found in the map of counts.
-#[derive(Default)]
-struct Searched {
-    /// How many counts had been made; `None`: it has to be searched again in any case.
-    until: Option<u64>,
-    counts: HashMap<CountKey, Counted>,
 }
 
 /// How a program fared.

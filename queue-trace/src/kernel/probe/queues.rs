@@ -7,7 +7,7 @@ use aya::{
     Ebpf,
     maps::{self, MapData, PerCpuHashMap},
 };
-use queue_trace_common::queue::{Entered, LISTENERS, Marks, Queue, QueueKey, WAITING};
+use queue_trace_common::queue::{BUCKETS, Entered, LISTENERS, Marks, Queue, QueueKey, WAITING};
 
 use crate::kernel::probe::{named::take, wire::Wire};
 
@@ -22,7 +22,7 @@ pub(super) struct Queues {
 #[derive(Debug, Clone, Default)]
 pub struct Kept {
     /// By listener.
-    pub listeners: HashMap<QueueKey, (Queue, Marks)>,
+    pub listeners: HashMap<QueueKey, (Queue, Sums)>,
     /// When the connections in each accept queue entered it, the newest first.
     pub waiting: HashMap<QueueKey, Vec<u64>>,
 }
@@ -56,9 +56,9 @@ impl Queues {
         }
         for entry in self.marks.iter().take(2 * LISTENERS as usize) {
             let (Wire(key), cpus) = entry.context("cannot read the high-water marks")?;
-            kept.listeners.entry(key).or_default().1 = cpus
-                .iter()
-                .fold(Marks::default(), |sum, Wire(cpu)| together(&sum, cpu));
+            let (_, sums) = kept.listeners.entry(key).or_default();
+            *sums = Sums::default();
+            cpus.iter().for_each(|Wire(cpu)| sums.add(cpu));
         }
         let connections: HashMap<u64, Entered> = self
             .waiting
@@ -103,38 +103,57 @@ impl Queues {
     }
 }
 
-/// What two CPUs keep, together.
-fn together(a: &Marks, b: &Marks) -> Marks {
-    let deeper = |a: (u32, u64), b: (u32, u64)| {
-        if b.0 > a.0 || b.0 == a.0 && b.1 < a.1 {
-            b
-        } else {
-            a
+/// What all CPUs together keep of a listener.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// The deepest accept queue.
+    pub accept_high: u32,
+    /// When it was that deep first.
+    pub accept_high_ns: u64,
+    /// The deepest SYN queue.
+    pub syn_high: u32,
+    /// When it was that deep first.
+    pub syn_high_ns: u64,
+    /// Connections that entered the accept queue.
+    pub entered: u64,
+    /// The longest time in the accept queue, nanoseconds.
+    pub waited_max_ns: u64,
+    /// The longest handshake, microseconds.
+    pub handshake_max_us: u64,
+    /// Connections by the time that they were in the accept queue.
+    pub waited: [u64; BUCKETS],
+    /// Handshakes by the time that they took.
+    pub handshakes: [u64; BUCKETS],
+}
+
+impl Sums {
+    /// Adds what one CPU keeps.
+    fn add(&mut self, cpu: &Marks) {
+        let deeper = |a: (u32, u64), b: (u32, u64)| {
+            if b.0 > a.0 || b.0 == a.0 && b.1 < a.1 {
+                b
+            } else {
+                a
+            }
+        };
+        (self.accept_high, self.accept_high_ns) = deeper(
+            (self.accept_high, self.accept_high_ns),
+            (cpu.accept_high, cpu.accept_high_ns),
+        );
+        (self.syn_high, self.syn_high_ns) = deeper(
+            (self.syn_high, self.syn_high_ns),
+            (cpu.syn_high, cpu.syn_high_ns),
+        );
+        self.entered = self.entered.saturating_add(cpu.entered);
+        self.waited_max_ns = self.waited_max_ns.max(cpu.waited_max_ns);
+        self.handshake_max_us = self.handshake_max_us.max(cpu.handshake_max_us);
+        for (place, more) in self.waited.iter_mut().zip(cpu.waited) {
+            *place = place.saturating_add(more);
         }
-    };
-    let (accept_high, accept_high_ns) = deeper(
-        (a.accept_high, a.accept_high_ns),
-        (b.accept_high, b.accept_high_ns),
-    );
-    let (syn_high, syn_high_ns) = deeper((a.syn_high, a.syn_high_ns), (b.syn_high, b.syn_high_ns));
-    let mut sum = Marks {
-        accept_high,
-        accept_high_ns,
-        syn_high,
-        syn_high_ns,
-        entered: a.entered + b.entered,
-        waited_max_ns: a.waited_max_ns.max(b.waited_max_ns),
-        handshake_max_us: a.handshake_max_us.max(b.handshake_max_us),
-        waited: a.waited,
-        handshakes: a.handshakes,
-    };
-    for (place, more) in sum.waited.iter_mut().zip(b.waited) {
-        *place += more;
+        for (place, more) in self.handshakes.iter_mut().zip(cpu.handshakes) {
+            *place = place.saturating_add(more);
+        }
     }
-    for (place, more) in sum.handshakes.iter_mut().zip(b.handshakes) {
-        *place += more;
-    }
-    sum
 }
 
 #[cfg(test)]
@@ -143,14 +162,28 @@ mod tests {
 
     #[test]
     fn the_deepest_counts_and_of_equals_the_first() {
-        let cpu = |accept_high, accept_high_ns| Marks {
-            accept_high,
-            accept_high_ns,
-            waited: [1; _],
-            ..Marks::default()
-        };
-        let sum = together(&cpu(3, 50), &together(&cpu(4, 70), &cpu(4, 60)));
-        assert_eq!((sum.accept_high, sum.accept_high_ns), (4, 60));
-        assert_eq!(sum.waited, [3; _]);
+        let mut sums = Sums::default();
+        for (accept_high, accept_high_ns) in [(3, 50), (4, 70), (4, 60)] {
+            sums.add(&Marks {
+                accept_high,
+                accept_high_ns,
+                ..Marks::default()
+            });
+        }
+        assert_eq!((sums.accept_high, sums.accept_high_ns), (4, 60));
+    }
+
+    #[test]
+    fn sums_over_cpus_do_not_wrap() {
+        let mut sums = Sums::default();
+        for _ in 0..3 {
+            sums.add(&Marks {
+                entered: 4_000_000_000,
+                waited: [4_000_000_000; _],
+                ..Marks::default()
+            });
+        }
+        let all = 12_000_000_000;
+        assert_eq!((sums.entered, sums.waited), (all, [all; _]));
     }
 }

@@ -17,7 +17,7 @@ use bytemuck::{Zeroable, bytes_of_mut, cast_slice_mut};
 use memmap2::{MmapOptions, MmapRaw};
 use queue_trace_common::{
     loss::Loss,
-    settings::{Slot, Tally},
+    settings::{CountKey, Counted, SLOTS, Slot, Tally},
 };
 
 /// The tallies of all CPUs.
@@ -25,7 +25,32 @@ pub(super) struct Tallies {
     memory: MmapRaw,
 }
 
+/// Where a slot is: which CPU's, and which one of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    cpu: usize,
+    index: usize,
+}
+
 const NAME: &str = "TALLIES";
+
+/// Words of a tally, and of a slot of it.
+const TALLY: usize = size_of::<Tally>() / size_of::<AtomicU64>();
+const SLOT: usize = size_of::<Slot>() / size_of::<AtomicU64>();
+
+/// The word of a tally that has a member.
+macro_rules! word {
+    ($($member:tt)+) => {
+        std::mem::offset_of!(Tally, $($member)+) / size_of::<AtomicU64>()
+    };
+}
+
+/// The word of a slot that has its namespace's number, which is 0 while it is free.
+const OWNER: usize = (std::mem::offset_of!(Slot, key) + std::mem::offset_of!(CountKey, netns))
+    / size_of::<AtomicU64>();
+
+const _: () = assert!(std::mem::offset_of!(Tally, slots) == 0);
+const _: () = assert!(std::mem::offset_of!(CountKey, netns).is_multiple_of(8));
 
 impl Tallies {
     pub(super) fn of(ebpf: &mut Ebpf, cpus: usize) -> Result<Self> {
@@ -35,53 +60,80 @@ impl Tallies {
         let memory = MmapOptions::new()
             .len(cpus * size_of::<Tally>())
             // The mapping keeps the map, whose descriptor is not needed any more.
-            .map_raw_read_only(map.fd().as_fd().as_raw_fd())
+            .map_raw(map.fd().as_fd().as_raw_fd())
             .context("cannot map the kernel side's counts into memory")?;
         Ok(Self { memory })
     }
 
     fn words(&self) -> &[AtomicU64] {
         let (start, bytes) = (self.memory.as_ptr(), self.memory.len());
-        // SAFETY: the mapping is as long as that, aligned to a page, and lives as long as
-        // self. The kernel writes it at any time, in whole words, as atomics allow.
+        // SAFETY: the mapping is as long as that, readable and writable, aligned to a page,
+        // and lives as long as self. The kernel writes it at any time, in whole words, as
+        // atomics allow.
         unsafe { std::slice::from_raw_parts(start.cast(), bytes / size_of::<AtomicU64>()) }
     }
 
-    /// Each CPU's, as they are now.
-    pub(super) fn each(&self) -> impl Iterator<Item = Box<Tally>> {
-        self.words()
-            .chunks_exact(size_of::<Tally>() / size_of::<AtomicU64>())
-            .map(|words| {
-                let mut tally = Box::new(Tally::zeroed());
-                let copy: &mut [u64] = cast_slice_mut(bytes_of_mut(&mut *tally));
+    /// Each CPU's.
+    fn each(&self) -> impl Iterator<Item = &[AtomicU64]> {
+        self.words().chunks_exact(TALLY)
+    }
+
+    /// The sum of a word over all CPUs.
+    fn sum(&self, word: usize) -> u64 {
+        let words = self.each().map(|tally| tally[word].load(Ordering::Acquire));
+        words.fold(0, u64::wrapping_add)
+    }
+
+    /// The slots that are in use, and where they are.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (Place, Slot)> {
+        self.each().enumerate().flat_map(|(cpu, tally)| {
+            let slots = tally.chunks_exact(SLOT).take(SLOTS).enumerate();
+            slots.filter_map(move |(index, words)| {
+                let mut slot = Slot::zeroed();
+                let copy: &mut [u64] = cast_slice_mut(bytes_of_mut(&mut slot));
                 for (copy, word) in copy.iter_mut().zip(words) {
                     // In this order: see `Slot`.
                     *copy = word.load(Ordering::Acquire);
                 }
-                tally
+                (slot.counted.seen > 0).then_some((Place { cpu, index }, slot))
             })
+        })
     }
 
-    /// The slots that are in use.
-    pub(super) fn slots(&self) -> impl Iterator<Item = Slot> {
-        self.each()
-            .flat_map(|tally| tally.slots)
-            .filter(|slot| slot.counted.seen > 0)
+    fn slot(&self, place: Place) -> &[AtomicU64] {
+        let start = place.cpu * TALLY + place.index * SLOT;
+        &self.words()[start..start + SLOT]
+    }
+
+    /// Sets the counts of a slot to zero. Nobody may come any more who adds to them.
+    pub(super) fn empty(&self, place: Place) {
+        for word in &self.slot(place)[..size_of::<Counted>() / size_of::<AtomicU64>()] {
+            word.store(0, Ordering::Release);
+        }
+    }
+
+    /// Gives a slot to the next key that comes. Its counts must be zero.
+    pub(super) fn give_back(&self, place: Place) {
+        self.slot(place)[OWNER].store(0, Ordering::Release);
     }
 
     /// How often something was counted in the map of counts.
     pub(super) fn counted(&self) -> u64 {
-        self.each().map(|tally| tally.counted).sum()
+        self.sum(word!(counted))
     }
 
     /// How often listeners were made or closed.
     pub(super) fn listeners(&self) -> u64 {
-        self.each().map(|tally| tally.listeners).sum()
+        self.sum(word!(listeners))
     }
 
     /// What was lost so far.
     pub(super) fn loss(&self) -> Loss {
-        self.each()
-            .fold(Loss::default(), |sum, tally| sum.plus(&tally.loss))
+        let mut loss = Loss::zeroed();
+        let words: &mut [u64] = cast_slice_mut(bytes_of_mut(&mut loss));
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = self.sum(word!(loss) + index);
+        }
+        loss
     }
 }

@@ -1,7 +1,8 @@
 //! The kernel side loaded for its iterators alone, with nothing attached.
 
+use std::sync::{Arc, Mutex};
+
 use anyhow::Result;
-use aya::Ebpf;
 
 use crate::kernel::{
     btf::Types,
@@ -13,23 +14,13 @@ use crate::kernel::{
     selection::Selection,
 };
 
-/// The iterators without anything attached.
-pub struct Unattached(Ebpf);
-
-impl Unattached {
-    /// Loads them.
-    ///
-    /// # Errors
-    /// If the kernel does not allow it, or lacks what they need.
-    pub fn load() -> Result<Self> {
-        let types = Types::read(None)?;
-        let mut ebpf = load(&types, 0, &Selection::default())?;
-        prepare(&mut ebpf, &functions::of(&types)?)?;
-        Ok(Self(ebpf))
-    }
-
-    /// To be run.
-    pub fn iterators(&mut self) -> Iterators<'_> {
-        Iterators(&mut self.0)
-    }
+/// Loads the iterators.
+///
+/// # Errors
+/// If the kernel does not allow it, or lacks what they need.
+pub fn unattached() -> Result<Iterators> {
+    let types = Types::read(None)?;
+    let mut ebpf = load(&types, 0, &Selection::default())?;
+    prepare(&mut ebpf, &functions::of(&types)?)?;
+    Ok(Iterators::of(Arc::new(Mutex::new(Some(ebpf)))))
 }

@@ -1,0 +1,274 @@
+//! The exact counts: read where the kernel side keeps them, and taken out of there once
+//! nobody can add to them any more, so that their places are free again.
+//!
+//! A count goes from the kernel to `retired`, where whoever reads counts still finds it,
+//! and when it was told, to the sums by namespace.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf,
+    maps::{MapData, PerCpuHashMap},
+};
+use queue_trace_common::{
+    loss::Loss,
+    settings::{Baseline, CountKey, Counted},
+};
+
+use crate::{
+    kernel::probe::{
+        named::take,
+        tallies::{Place, Tallies},
+        wire::Wire,
+    },
+    model::ledger::Counters,
+};
+
+/// The counts, wherever they are.
+pub(super) struct Counts {
+    /// Those that have no slot.
+    map: PerCpuHashMap<MapData, Wire<CountKey>, Wire<Counted>>,
+    /// Those that the kernel side found no room for by listener.
+    unlisted: Option<PerCpuHashMap<MapData, Wire<CountKey>, Wire<Counted>>>,
+    /// Tracepoint mode: the counters of each namespace when last looked at.
+    baselines: PerCpuHashMap<MapData, u64, Wire<Baseline>>,
+    tallies: Tallies,
+    searched: Searched,
+    /// What was counted of a namespace that is to be forgotten.
+    forgotten: HashMap<CountKey, Counted>,
+    /// Taken out of the kernel, and not yet told by all.
+    retired: HashMap<CountKey, Counted>,
+    /// What the outcomes that are over moved, by namespace.
+    over: HashMap<Seen, Counters>,
+    /// Slots whose counts were taken out, to be given back a while later.
+    emptied: Vec<(Place, Instant)>,
+}
+
+/// A namespace as the kernel side names it in its counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Seen {
+    /// Its number.
+    pub netns: u32,
+    /// What tells it from an earlier one of that number; 0 on kernels that do not.
+    pub cookie: u64,
+}
+
+impl Seen {
+    /// That of a count.
+    #[must_use]
+    pub fn of(key: &CountKey) -> Self {
+        Self {
+            netns: key.netns,
+            cookie: key.netns_cookie,
+        }
+    }
+}
+
+/// What was found in the map of counts.
+#[derive(Default)]
+struct Searched {
+    /// How many counts had been made; `None`: it has to be searched again in any case.
+    until: Option<u64>,
+    counts: HashMap<CountKey, Counted>,
+}
+
+/// A slot stays empty for so long before another key may have it, so that what the CPU
+/// reads of it is either all of the old or all of the new.
+const REST: Duration = Duration::from_millis(500);
+
+/// Namespaces that are gone of which sums are kept. Those of more are put together.
+const NAMESPACES: usize = 16_384;
+
+impl Counts {
+    pub(super) fn of(ebpf: &mut Ebpf, cpus: usize) -> Result<Self> {
+        Ok(Self {
+            map: take(ebpf, "COUNTS")?,
+            unlisted: take(ebpf, "UNLISTED").ok(),
+            baselines: take(ebpf, "BASELINES")?,
+            tallies: Tallies::of(ebpf, cpus)?,
+            searched: Searched::default(),
+            forgotten: HashMap::new(),
+            retired: HashMap::new(),
+            over: HashMap::new(),
+            emptied: Vec::new(),
+        })
+    }
+
+    /// What was lost so far.
+    pub(super) fn loss(&self) -> Loss {
+        self.tallies.loss()
+    }
+
+    /// How often listeners were made or closed.
+    pub(super) fn listeners(&self) -> u64 {
+        self.tallies.listeners()
+    }
+
+    /// Nothing is counted any more: what is read next is all there is.
+    pub(super) fn search_again(&mut self) {
+        self.searched.until = None;
+    }
+
+    /// All that was not released, by listener and outcome.
+    pub(super) fn all(&mut self) -> Result<HashMap<CountKey, Counted>> {
+        let mut counts = self.in_kernel()?;
+        for (key, retired) in &self.retired {
+            counts.entry(*key).or_default().add(retired);
+        }
+        Ok(counts)
+    }
+
+    /// What is in the kernel.
+    fn in_kernel(&mut self) -> Result<HashMap<CountKey, Counted>> {
+        self.search()?;
+        let mut counts = self.searched.counts.clone();
+        for (_, slot) in self.tallies.slots() {
+            counts.entry(slot.key).or_default().add(&slot.counted);
+        }
+        for (key, forgotten) in &self.forgotten {
+            if let Some(counted) = counts.get_mut(key) {
+                counted.seen = counted.seen.saturating_sub(forgotten.seen);
+                counted.held = counted.held.saturating_sub(forgotten.held);
+                if counted.seen == 0 {
+                    counts.remove(key);
+                }
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Reads the counts that have no slot, if there are new ones.
+    fn search(&mut self) -> Result<()> {
+        let until = Some(self.tallies.counted());
+        if self.searched.until == until {
+            return Ok(());
+        }
+        let mut counts: HashMap<CountKey, Counted> = HashMap::new();
+        for map in [Some(&self.map), self.unlisted.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            // Where entries go meanwhile the kernel begins anew, so that some come twice.
+            for entry in map.iter() {
+                let (Wire(key), values) = entry.context("cannot read the counts")?;
+                let mut sum = Counted::default();
+                values.iter().for_each(|Wire(cpu)| sum.add(cpu));
+                counts.insert(key, sum);
+            }
+        }
+        self.searched = Searched { until, counts };
+        Ok(())
+    }
+
+    /// Leaves out from now on what was counted of a namespace until now.
+    pub(super) fn forget(&mut self, netns: u32) -> Result<()> {
+        let counts = self.in_kernel()?.into_iter();
+        self.forgotten
+            .extend(counts.filter(|(key, _)| key.netns == netns));
+        Ok(())
+    }
+
+    /// How many places of the table are taken.
+    pub(super) fn taken(&mut self) -> Result<usize> {
+        self.search()?;
+        Ok(self.searched.counts.len())
+    }
+
+    /// Takes out of the kernel the counts to which nobody adds any more.
+    pub(super) fn retire(&mut self, is_over: impl Fn(&CountKey) -> bool) -> Result<()> {
+        self.give_back();
+        self.search()?;
+        let keys = self.searched.counts.keys();
+        let keys: Vec<_> = keys.filter(|key| is_over(key)).copied().collect();
+        for key in keys {
+            for map in [Some(&mut self.map), self.unlisted.as_mut()]
+                .into_iter()
+                .flatten()
+            {
+                // It is in one of them.
+                let Ok(values) = map.get(&Wire(key), 0) else {
+                    continue;
+                };
+                let mut sum = Counted::default();
+                values.iter().for_each(|Wire(cpu)| sum.add(cpu));
+                map.remove(&Wire(key)).context("cannot clear a count")?;
+                self.retired.entry(key).or_default().add(&sum);
+            }
+            self.searched.counts.remove(&key);
+        }
+        let slots: Vec<_> = self.tallies.slots().collect();
+        for (place, slot) in slots.into_iter().filter(|(_, slot)| is_over(&slot.key)) {
+            self.tallies.empty(place);
+            self.retired.entry(slot.key).or_default().add(&slot.counted);
+            self.emptied.push((place, Instant::now()));
+        }
+        for (key, forgotten) in self.forgotten.extract_if(|key, _| is_over(key)) {
+            if let Some(counted) = self.retired.get_mut(&key) {
+                counted.seen = counted.seen.saturating_sub(forgotten.seen);
+                counted.held = counted.held.saturating_sub(forgotten.held);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets the baselines of namespaces that are not `there` any more.
+    pub(super) fn forget_baselines(&mut self, there: impl Fn(u32) -> bool) -> Result<()> {
+        let mut stale = Vec::new();
+        for entry in self.baselines.iter() {
+            let (key, cpus) = entry.context("cannot read the baselines")?;
+            let known = cpus.iter().find(|Wire(cpu)| cpu.netns != 0);
+            if known.is_some_and(|Wire(cpu)| !there(cpu.netns)) {
+                stale.push(key);
+            }
+        }
+        for key in stale {
+            // It may have gone by itself.
+            let _ = self.baselines.remove(&key);
+        }
+        Ok(())
+    }
+
+    /// Gives back the slots that were emptied a while ago.
+    fn give_back(&mut self) {
+        let tallies = &self.tallies;
+        self.emptied.retain(|(place, since)| {
+            let over = since.elapsed() >= REST;
+            if over {
+                tallies.give_back(*place);
+            }
+            !over
+        });
+    }
+
+    /// The counts that were retired, which were told by all: of them only what they moved is
+    /// kept.
+    pub(super) fn release(&mut self) -> HashMap<CountKey, Counted> {
+        let released = std::mem::take(&mut self.retired);
+        for (key, counted) in &released {
+            if key.moved == 0 {
+                continue;
+            }
+            let mut seen = Seen::of(key);
+            if self.over.len() >= NAMESPACES && !self.over.contains_key(&seen) {
+                seen = Seen::default();
+            }
+            let sum = self.over.entry(seen).or_default();
+            sum.add(key.moved, counted.seen);
+        }
+        released
+    }
+
+    /// What all verdicts so far moved, by namespace.
+    pub(super) fn sides(&mut self) -> Result<HashMap<Seen, Counters>> {
+        let mut sums = self.over.clone();
+        for (key, counted) in self.all()? {
+            let sum = sums.entry(Seen::of(&key)).or_default();
+            sum.add(key.moved, counted.seen);
+        }
+        Ok(sums)
+    }
+}
