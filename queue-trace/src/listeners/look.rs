@@ -243,7 +243,6 @@ fn rows(netns: u32, found: &Found, folders: &mut Folders) -> impl Iterator<Item 
             }),
             syn_queue: syn_queue(listening, found),
             oldest_waiting_us: oldest(listening, found),
-            device: listening.device,
             ..Snapshot::default()
         };
         if let Some(cgroup) = cgroup {
