@@ -135,6 +135,58 @@ impl StopSignals {
     }
 }
 
+/// The signal by which a shell's user puts a program aside, for one that has to give the terminal
+/// back first.
+#[derive(Debug)]
+pub struct Pause(#[cfg(target_os = "linux")] Option<Signal>);
+
+#[cfg(target_os = "linux")]
+impl Pause {
+    /// Begins to handle it, unless it is ignored.
+    ///
+    /// # Errors
+    /// If the process cannot.
+    pub fn listen() -> io::Result<Self> {
+        let kind = SignalKind::from_raw(rustix::process::Signal::TSTP.as_raw());
+        let heard = (!is_ignored(kind)).then(|| signal(kind));
+        Ok(Self(heard.transpose()?))
+    }
+
+    /// Waits for it.
+    pub async fn asked(&mut self) {
+        match &mut self.0 {
+            Some(signal) => drop(signal.recv().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stops this process, until somebody lets it go on.
+    pub fn until_continued() {
+        use rustix::process::{Signal, getpid, kill_process};
+        // If that is refused it just goes on.
+        let _ = kill_process(getpid(), Signal::STOP);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Pause {
+    /// Nothing to handle.
+    ///
+    /// # Errors
+    /// None: it is like where there is one.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self())
+    }
+
+    /// Never comes.
+    pub async fn asked(&mut self) {
+        std::future::pending().await
+    }
+
+    /// Does nothing.
+    pub fn until_continued() {}
+}
+
 /// Whether standard output is a pipe that nobody reads any more. Without this a quiet
 /// listener would keep us attached until the next refusal.
 #[cfg(target_os = "linux")]

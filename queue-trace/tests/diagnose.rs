@@ -219,6 +219,45 @@ fn the_exit_status_says_what_was_found() {
     assert!(String::from_utf8(output.stdout).unwrap().contains("no end"));
 }
 
+/// What `replay --json` writes is a recording: `diagnose` says nothing of damage, and gives no all-clear for
+/// what a filter left out.
+#[test]
+fn a_filtered_recording_is_a_recording() {
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_queue-trace"))
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(!output.stdout.is_empty(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let healthy = path("fentry-healthy").display().to_string();
+    let kept = std::env::temp_dir().join(format!("queue-trace-kept-{}.jsonl", std::process::id()));
+    let told_of = |args: &[&str]| {
+        std::fs::write(
+            &kept,
+            run(&[&["replay", "--json"], args, &[&healthy]].concat()),
+        )
+        .unwrap();
+        let told = run(&["diagnose", "--json", &kept.display().to_string()]);
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        let verdict = told["verdict"].as_str().unwrap().to_owned();
+        (verdict, told["doubts"].to_string())
+    };
+    // All of it is the same as before.
+    assert_eq!(told_of(&["--all"]), ("nothing_found".into(), "[]".into()));
+    // Refusals alone: nothing is damaged, and nothing is cleared.
+    assert_eq!(told_of(&[]), ("could_not_tell".into(), "[]".into()));
+    // One client: the ledger is not compared, in text neither.
+    let one = ["--all", "--client", "192.0.2.9"];
+    let (verdict, doubts) = told_of(&one);
+    assert_eq!(verdict, "could_not_tell");
+    assert!(doubts.contains("not compared, a filter"), "{doubts}");
+    let text = run(&[&["replay"], &one[..], &[&healthy]].concat());
+    assert!(!text.contains("unexplained 0"), "{text}");
+    std::fs::remove_file(&kept).unwrap();
+}
+
 /// One line of any type, with any numbers.
 fn any_line() -> impl Strategy<Value = String> {
     let moment = (0..100_000u64).prop_map(|s| {

@@ -485,6 +485,79 @@ fn a_few_cookies_are_no_flood_and_not_nothing() {
     );
 }
 
+/// A verdict that depth and limit contradict does not carry that listener's owner.
+#[test]
+fn a_queue_that_was_not_full_refused_nothing() {
+    let mut play = Play::new(Tracepoint, 64);
+    let alive = Snapshot {
+        netns: NETNS,
+        listener: play.listener(),
+        processes: Some(vec![Process {
+            pid: 42,
+            comm: "healthy-app".to_owned(),
+        }]),
+        ..Snapshot::default()
+    };
+    play.case.listener(&alive).unwrap();
+    for packet in 0..9 {
+        play.event(SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, packet, 0);
+    }
+    let diagnosis = play.diagnosis(6 * SECOND);
+    assert!(!diagnosis.findings.is_empty());
+    for finding in &diagnosis.findings {
+        assert_eq!(
+            (&finding.owner, finding.inode),
+            (&None, None),
+            "{finding:#?}"
+        );
+        assert!(has(finding, "was not full"));
+    }
+}
+
+/// By tracepoints that guess the socket of a group, the one whose own queue is full is named, and none else.
+#[test]
+fn the_stuck_socket_of_a_group_is_the_one_with_the_full_queue() {
+    let mut play = Play::new(Tracepoint, 8);
+    let mut header = play.header("host");
+    header.attach.limits =
+        vec!["in a SO_REUSEPORT group of listeners the socket is guessed".into()];
+    play.case = Case::new();
+    play.case.header(&header).unwrap();
+    for worker in 0..4u32 {
+        let snapshot = Snapshot {
+            netns: NETNS,
+            listener: Listener {
+                inode: Some(77 + u64::from(worker)),
+                ..play.listener()
+            },
+            processes: Some(vec![Process {
+                pid: worker,
+                comm: format!("worker-{worker}"),
+            }]),
+            accept_queue: Some(Gauge {
+                depth: Some(if worker == 2 { 9 } else { 0 }),
+                limit: Some(8),
+                ..Gauge::default()
+            }),
+            ..Snapshot::default()
+        };
+        play.case.listener(&snapshot).unwrap();
+    }
+    for packet in 0..40u64 {
+        play.event(packet * 100, ESTABLISHED_HANDSHAKE, packet as u32, 1);
+        play.event(
+            packet * 100 + 5,
+            SYN_DROPPED_ACCEPT_QUEUE_FULL,
+            1000 + packet as u32,
+            1,
+        );
+    }
+    let diagnosis = play.diagnosis(6 * SECOND);
+    let finding = only(&diagnosis, "reuseport-worker-stuck");
+    assert_eq!(finding.owner.as_deref(), Some("worker-2[2]"));
+    assert_eq!(finding.inode, Some(79));
+}
+
 /// Cookies off, by tracepoints: 13 half-open of 16 leave less than a quarter.
 #[test]
 fn the_last_quarter_is_concluded_from_settings_and_depth() {

@@ -5,8 +5,10 @@
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
-use queue_trace::agent::registry::{BOUNDS, FROM_ZERO, Kind, METRICS, Metric, Scope};
-use queue_trace::model::event::Name;
+use queue_trace::{
+    agent::registry::{BOUNDS, FROM_ZERO, Kind, METRICS, Metric, Scope},
+    model::event::Name,
+};
 use queue_trace_common::outcome::Outcome;
 use serde_json::{Value, json};
 

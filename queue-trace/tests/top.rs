@@ -171,3 +171,35 @@ fn without_a_terminal_it_says_what_else_to_do() {
     assert!(error.contains("needs a terminal"), "{error}");
     assert!(error.contains("queue-trace replay"), "{error}");
 }
+
+/// Whatever ends it or puts it aside, the terminal is given back.
+#[test]
+fn the_terminal_is_given_back_on_any_signal() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let file = recording(BURSTS);
+    for signal in [
+        Signal::INT,
+        Signal::TERM,
+        Signal::HUP,
+        Signal::QUIT,
+        Signal::USR1,
+        Signal::USR2,
+        Signal::ALARM,
+    ] {
+        let (mut child, mut screen) = top(&[&file], 100, 30);
+        see(&mut screen, &["LISTENER"]);
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{signal:?}");
+        screen.assert_restored();
+    }
+    let (child, mut screen) = top(&[&file], 100, 30);
+    see(&mut screen, &["LISTENER"]);
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::TSTP).unwrap();
+    screen.wait_until("the screen of before", |shows| !shows.alternate_screen());
+    kill_process(pid, Signal::CONT).unwrap();
+    screen.wait_until("the listeners again", |shows| {
+        shows.alternate_screen() && shows.contents().contains("LISTENER")
+    });
+    quit(child, screen);
+}

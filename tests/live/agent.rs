@@ -1,14 +1,16 @@
 //! The agent: what it serves is exact, and an overflow leaves a recording that begins before
 //! it, with the right diagnosis.
 
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::ChildStdout;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixStream,
+    path::Path,
+    process::ChildStdout,
+    thread,
+    time::{Duration, Instant},
+};
 
 use live_tests::{Counters, Launch, Room, Scratch, Tracer, attach};
 use queue_trace::lab::Family;

@@ -4,17 +4,20 @@
 #![expect(unsafe_code, reason = "code between fork and exec")]
 
 use std::{
-    fs,
+    fs, io,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
 };
 
 use live_tests::{
-    ALL, Attach, Finished, Launch, Recording, Room, Scratch, attach, in_private_mounts, program,
-    unproven,
+    ALL, Attach, Finished, Inhabitant, Launch, Recording, Room, Scratch, attach, in_private_mounts,
+    program, unproven,
 };
 use queue_trace::lab::Family;
-use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
+use rustix::{
+    process::{Resource, Rlimit, setrlimit},
+    thread::{CapabilitySet, UnshareFlags, remove_capability_from_bounding_set, unshare_unsafe},
+};
 
 const NOBODY: u32 = 65534;
 const ALWAYS: [(&str, u32); 1] = [("net.ipv4.tcp_syncookies", 2)];
@@ -213,4 +216,97 @@ fn a_path_that_leads_to_no_namespace() {
         let finished = Launch::live().args(["--netns", path]).finish();
         finished.assert_failed(1, &["--netns", path, "no network namespace"]);
     }
+}
+
+/// Without /proc no namespace is found, which is not the same as no listener.
+#[test]
+fn nothing_is_said_of_listeners_without_proc() {
+    for args in [&["listeners"][..], &["check"]] {
+        let finished = in_private_mounts(|mounts| {
+            mounts.hide("/proc");
+            Launch::plain(args).finish()
+        });
+        let said = format!("{}{}", finished.stdout, finished.stderr);
+        assert_ne!(finished.status.code(), Some(0), "{said}");
+        assert!(said.contains("/proc"), "{said}");
+        assert!(!said.contains("No listeners"), "{said}");
+    }
+}
+
+#[test]
+fn sys_that_is_not_there() {
+    let finished = in_private_mounts(|mounts| {
+        mounts.hide("/sys");
+        Launch::plain(["--duration", "1s"]).finish()
+    });
+    finished.assert_failed(1, &["/sys is not mounted", "mount -t sysfs"]);
+}
+
+/// Root of a user namespace has no privileges over the kernel.
+#[test]
+fn root_of_a_user_namespace() {
+    let finished = Launch::text()
+        .with(|command| {
+            let enter = || {
+                // SAFETY: the child has one thread, and shares nothing that this changes.
+                unsafe { unshare_unsafe(UnshareFlags::NEWUSER) }.map_err(io::Error::from)
+            };
+            // SAFETY: a system call, which is all that may happen between fork and exec.
+            unsafe { command.pre_exec(enter) };
+        })
+        .finish();
+    finished.assert_failed(1, &["user namespace", "rootless", "run it outside"]);
+}
+
+#[test]
+fn too_few_open_files() {
+    let finished = Launch::text()
+        .with(|command| {
+            let limit = || {
+                let few = Rlimit {
+                    current: Some(24),
+                    maximum: Some(24),
+                };
+                setrlimit(Resource::Nofile, few).map_err(io::Error::from)
+            };
+            // SAFETY: a system call, which is all that may happen between fork and exec.
+            unsafe { command.pre_exec(limit) };
+        })
+        .finish();
+    finished.assert_failed(1, &["open", "files", "ulimit -n"]);
+}
+
+/// A number that no namespace has would show nothing, for ever.
+#[test]
+fn a_number_that_no_namespace_has() {
+    for command in [&["--duration", "1s"][..], &["listeners"]] {
+        let finished = Launch::plain(command).args(["--netns", "17"]).finish();
+        finished.assert_failed(1, &["--netns 17", "no network namespace", "lsns -t net"]);
+    }
+}
+
+#[test]
+fn more_networks_than_fit() {
+    let networks = (0..1025).flat_map(|number| {
+        let network = format!("10.{}.{}.0/24", number / 256, number % 256);
+        ["--client".to_owned(), network]
+    });
+    let finished = Launch::text().args(networks).finish();
+    finished.assert_failed(1, &["--client", "1025 networks", "1024"]);
+}
+
+/// What may not be looked into is said once, not for each namespace.
+#[test]
+fn listeners_for_nobody_in_particular() {
+    let scratch = Scratch::new("nobody");
+    let program = reachable_by_all(&scratch);
+    let rooms: Vec<_> = (0..3).map(|_| Room::new(Family::V4, 4, &[])).collect();
+    let inhabitants: Vec<_> = rooms
+        .iter()
+        .map(|room| Inhabitant::of(&room.netns))
+        .collect();
+    let finished = as_nobody(&program, &["listeners"]);
+    drop(inhabitants);
+    assert_eq!(finished.status.code(), Some(0), "{finished:?}");
+    assert!(finished.stderr.lines().count() <= 2, "{}", finished.stderr);
 }

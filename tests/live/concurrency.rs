@@ -238,7 +238,7 @@ fn timers_among_refusals() {
             rounds.fetch_add(1, Ordering::Relaxed);
         }
         let recording = tracer.stop();
-        let refused = EACH as u64 * rounds.load(Ordering::Relaxed) as u64;
+        let refused = u64::from(EACH) * rounds.load(Ordering::Relaxed) as u64;
         let crowded = expected(
             &[
                 (outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL, refused),

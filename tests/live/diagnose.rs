@@ -137,6 +137,11 @@ fn an_application_that_stopped_accepting() {
         clients_come(&room, 3, Duration::from_millis(300), Duration::from_secs(8));
     });
     assert_found(&diagnosis, &["accept-stopped"]);
+    let what = diagnosis["findings"][0]["what"].as_str().unwrap();
+    assert!(
+        what.contains("took nothing from its accept queue"),
+        "{what}"
+    );
     // What holds the socket is this test, which is at work now and waits now.
     let evidence = diagnosis["findings"][0]["evidence"].to_string();
     assert!(evidence.contains("threads did instead"), "{evidence}");
@@ -317,7 +322,8 @@ fn abort_on_overflow() {
     assert_found(&diagnosis, &["accept-queue-full", "abort-on-overflow"]);
 }
 
-/// By tracepoints alone the socket of a SYN cannot be told within a group.
+/// By tracepoints alone the socket of a SYN may not be known within a group: then the one whose own
+/// queue is full is named.
 #[test]
 fn one_stuck_worker_of_a_group() {
     let room = Room::new(Family::V4, 64, &[]);
@@ -365,9 +371,12 @@ fn a_listener_closed_on_its_clients() {
         // The restarted server.
         drop(listen(&netns, room.address, &Listen::default()));
     });
-    match attach() {
-        Attach::Tracepoint => assert_found(&diagnosis, &[]),
-        _ => assert_found(&diagnosis, &["listener-closed-on-clients"]),
+    if judges_closing(&diagnosis) {
+        assert_found(&diagnosis, &["listener-closed-on-clients"]);
+    } else {
+        // No all-clear where it cannot be told.
+        assert_eq!(attach(), Attach::Tracepoint);
+        assert_eq!(diagnosis["verdict"], "could_not_tell", "{diagnosis:#}");
     }
 }
 
@@ -383,22 +392,155 @@ fn syn_acks_that_nobody_answers() {
         // The kernel sends them again after 1, 3 and 7 s.
         thread::sleep(Duration::from_secs(4));
     });
-    match attach() {
-        Attach::Tracepoint => assert_found(&diagnosis, &[]),
-        _ => assert_found(&diagnosis, &["syn-acks-unanswered"]),
-    }
+    // Where timers are not seen the age of the requests in the queue shows it.
+    assert_found(&diagnosis, &["syn-acks-unanswered"]);
 }
 
 #[test]
 fn nothing_is_found_where_nothing_is_wrong() {
     let room = Room::new(Family::V4, 64, &[]);
     let diagnosis = diagnosed("healthy", &room.netns, || {
-        for _ in 0..3 {
+        for _ in 0..5 {
             drop(room.connect(15));
             assert_eq!(accept_all(&room.listener), 15);
             thread::sleep(Duration::from_millis(900));
         }
     });
     assert_found(&diagnosis, &[]);
-    assert_eq!(diagnosis["verdict"], "nothing_found", "{diagnosis:#}");
+    let verdict = if judges_closing(&diagnosis) {
+        "nothing_found"
+    } else {
+        assert_eq!(attach(), Attach::Tracepoint);
+        "could_not_tell"
+    };
+    assert_eq!(diagnosis["verdict"], verdict, "{diagnosis:#}");
+}
+
+/// Whether it is told that a listener closes on its clients; by functions always.
+fn judges_closing(diagnosis: &Value) -> bool {
+    let not_judged = diagnosis["not_judged"].as_array().unwrap();
+    let missing: Vec<_> = not_judged.iter().map(|not| &not["rule"]).collect();
+    if attach() != Attach::Tracepoint {
+        assert!(missing.is_empty(), "{diagnosis:#}");
+    }
+    missing.is_empty()
+}
+
+fn finding<'a>(diagnosis: &'a Value, rule: &str) -> &'a Value {
+    let findings = diagnosis["findings"].as_array().unwrap();
+    let found = findings.iter().find(|finding| finding["rule"] == rule);
+    found.unwrap_or_else(|| panic!("no {rule}: {diagnosis:#}"))
+}
+
+/// One connection in two seconds is slow, and not an outage: a restart would reset those that wait.
+#[test]
+fn a_worker_that_takes_one_connection_now_and_then() {
+    let room = Room::new(Family::V4, 3, &[]);
+    let diagnosis = diagnosed("slow-worker", &room.netns, || {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| accept_slowly(&room.listener, Duration::from_secs(2), &stop));
+            let come = || {
+                // They try again after 1, 3, 7 s.
+                let clients = connect_each(room.address, 10, Pace::AllAtOnce, MOMENT, None)?;
+                thread::sleep(Duration::from_secs(12));
+                drop(clients);
+                Ok(())
+            };
+            room.netns.run(come).unwrap();
+            stop.store(true, Ordering::Relaxed);
+        });
+    });
+    let rules = rules(&diagnosis);
+    assert!(
+        !rules.contains(&"accept-stopped".to_owned()),
+        "{diagnosis:#}"
+    );
+    let slow = finding(&diagnosis, "accept-too-slow");
+    let what = slow["what"].as_str().unwrap();
+    assert!(what.contains("(one in "), "{what}");
+    let remedies = slow["remedies"].to_string();
+    assert!(!remedies.contains("restart the application"), "{remedies}");
+}
+
+/// accept() is called all the time, and fails.
+#[test]
+fn a_server_out_of_file_descriptors() {
+    let script = format!(
+        "import resource, socket, time
+listener = socket.socket(); listener.bind(('127.0.0.1', {PORT})); listener.listen(8)
+resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+held = []
+while True:
+    try: held.append(listener.accept()[0])
+    except OSError: time.sleep(0.05)"
+    );
+    let server = Server::start("descriptors", |_| {
+        let mut python = Command::new("python3");
+        python.args(["-c", &script]);
+        python
+    });
+    let diagnosis = diagnosed("descriptors", &server.netns, || {
+        let every = Duration::from_millis(300);
+        clients_come_to(&server.netns, AT, 8, every, Duration::from_secs(6));
+    });
+    let finding = finding(&diagnosis, "accept-stopped");
+    let evidence = finding["evidence"].to_string();
+    assert!(
+        evidence.contains("out of file descriptors (16 open"),
+        "{evidence}"
+    );
+    let remedy = finding["remedies"][0]["command"].as_str().unwrap();
+    // The real tool takes it.
+    let mut words = remedy.split(' ');
+    let output = Command::new(words.next().unwrap())
+        .args(words)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{remedy}: {output:?}");
+}
+
+/// Real clients, more at once than the SYN queue holds: their cookies come back.
+#[test]
+fn a_syn_queue_too_small_for_real_clients() {
+    let room = Room::new(Family::V4, 16, &[(COOKIES, 1)]);
+    let diagnosis = diagnosed("syn-queue-too-small", &room.netns, || {
+        let play = || {
+            let mut wire = Wire::open(room.family)?;
+            let clients = half_open(&mut wire, room.address, 60)?;
+            for some in clients.chunks(10) {
+                some.iter().try_for_each(|client| client.ack(&wire))?;
+                wire.settle()?;
+                accept_all(&room.listener);
+            }
+            Ok(())
+        };
+        room.netns.run(play).unwrap();
+        thread::sleep(Duration::from_secs(1));
+    });
+    assert_found(&diagnosis, &["syn-queue-too-small"]);
+    let what = diagnosis["findings"][0]["what"].as_str().unwrap();
+    assert!(what.contains("43 of 43 SYN cookies came back"), "{what}");
+}
+
+/// somaxconn was raised, and the server not restarted.
+#[test]
+fn a_somaxconn_that_was_raised_too_late() {
+    let room = Room::new(Family::V4, 511, &[("net.core.somaxconn", 128)]);
+    let raise = || Ok(fs::write("/proc/sys/net/core/somaxconn", "4096")?);
+    room.netns.run(raise).unwrap();
+    let diagnosis = diagnosed("raised", &room.netns, || {
+        clients_come(&room, 150, Duration::ZERO, Duration::from_millis(1));
+        accept_all(&room.listener);
+        thread::sleep(Duration::from_secs(1));
+        drop(room.connect(1));
+        thread::sleep(Duration::from_secs(1));
+    });
+    let finding = finding(&diagnosis, "backlog-clamped-or-default");
+    let what = finding["what"].as_str().unwrap();
+    assert!(
+        what.contains("or net.core.somaxconn at the time of its listen()"),
+        "{what}"
+    );
+    assert!(what.contains("4096 now"), "{what}");
 }

@@ -2,14 +2,20 @@
 //! closes its books where it can, exits with 0, and nothing of it stays.
 
 use std::{
+    fs::{self, File, OpenOptions},
     io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
-use live_tests::{Launch, Room, Shown, expected};
+use live_tests::{Launch, Recording, Room, Scratch, Shown, expected};
 use queue_trace::lab::Family;
 use queue_trace_common::outcome;
 use rustix::process::Signal;
+
+use crate::bench::wait_until;
 
 const ALWAYS: [(&str, u32); 1] = [("net.ipv4.tcp_syncookies", 2)];
 
@@ -84,4 +90,80 @@ fn when_nobody_reads_any_more() {
         }
         tracer.wait().assert_well();
     }
+}
+
+/// A signal that was ignored at the start stays ignored, as nohup and shells want for what runs in
+/// the background.
+#[test]
+fn not_by_signals_that_were_ignored_at_the_start() {
+    let room = room();
+    let tracer = Launch::live()
+        .on(&room.netns)
+        .with(|command| ignore(command, &[libc::SIGINT, libc::SIGHUP, libc::SIGQUIT]))
+        .start();
+    for signal in [Signal::INT, Signal::HUP, Signal::QUIT] {
+        tracer.signal(signal);
+    }
+    room.flood(10);
+    let recording = tracer.stop();
+    let sums = expected(&[(outcome::COOKIE_SENT_ALWAYS, 10)], Shown::Refusals);
+    recording.assert_exact(&room.netns, &room.before, &sums);
+}
+
+#[expect(unsafe_code, reason = "what happens between fork and exec")]
+fn ignore(command: &mut Command, signals: &'static [i32]) {
+    let ignore = move || {
+        for signal in signals {
+            // SAFETY: a system call, which is all that may happen between fork and exec.
+            unsafe { libc::signal(*signal, libc::SIG_IGN) };
+        }
+        Ok(())
+    };
+    // SAFETY: as above.
+    unsafe { command.pre_exec(ignore) };
+}
+
+/// Nobody can read what it says beside the data: it records all the same.
+#[test]
+fn not_by_an_unwritable_standard_error() {
+    let scratch = Scratch::new("stderr");
+    for unwritable in ["/dev/full", "closed"] {
+        let file = scratch.file("x.jsonl");
+        let room = room();
+        let launch = Launch::live().on(&room.netns).args(["--duration", "4s"]);
+        let launch = launch.arg("-o").arg(&file).with(|command| {
+            let file = if unwritable == "closed" {
+                // Open for reading only.
+                File::open("/dev/null").unwrap()
+            } else {
+                OpenOptions::new().write(true).open(unwritable).unwrap()
+            };
+            command.stderr(file);
+        });
+        let tracer = launch.spawn();
+        wait_until("a recording", || {
+            fs::metadata(&file).is_ok_and(|about| about.len() > 0)
+        });
+        room.flood(10);
+        let finished = tracer.wait();
+        assert_eq!(finished.status.code(), Some(0), "{finished:?}");
+        let recording = Recording::parse(&fs::read_to_string(&file).unwrap());
+        assert_eq!(recording.events().count(), 10);
+        fs::remove_file(&file).unwrap();
+    }
+}
+
+/// Signals while programs are verified: it is no refusal of the kernel's.
+#[test]
+fn not_by_signals_while_it_attaches() {
+    let room = room();
+    let tracer = Launch::live().on(&room.netns).spawn();
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < deadline {
+        tracer.signal(Signal::STOP);
+        tracer.signal(Signal::CONT);
+        thread::sleep(Duration::from_millis(3));
+    }
+    tracer.signal(Signal::TERM);
+    tracer.wait().assert_well();
 }

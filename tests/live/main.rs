@@ -34,6 +34,7 @@ mod namespaces;
 mod output;
 mod overflow;
 mod owners;
+mod privileges;
 mod queues;
 mod rare;
 mod recordings;

@@ -75,3 +75,43 @@ fn a_recording_in_several_files() {
     assert_eq!(together.stdout.matches("\"type\":\"header\"").count(), 2);
     assert_eq!(together.stdout.matches("\"type\":\"event\"").count(), 10);
 }
+
+/// Each file has the listeners that there are, and what is not the recording's own stays.
+#[test]
+fn a_file_of_several_tells_its_listeners_and_leaves_others_alone() {
+    let scratch = Scratch::new("rotated-listeners");
+    let path = scratch.file("x.jsonl");
+    let others = ["x.000001.jsonl", "x.0000009.jsonl", "x.000004.jsonl.old"];
+    for name in others {
+        fs::write(scratch.file(name), "a letter").unwrap();
+    }
+    fs::create_dir_all(scratch.file("x.000003.jsonl")).unwrap();
+    let room = Room::new(Family::V4, 4, &ALWAYS);
+    let tracer = record(&room, &path)
+        .args(["--rotate", "1s", "--keep", "2"])
+        .start();
+    wait_until("a fifth file", || scratch.file("x.000005.jsonl").exists());
+    tracer.signal(Signal::TERM);
+    tracer.wait().assert_well();
+    for name in others {
+        assert_eq!(fs::read_to_string(scratch.file(name)).unwrap(), "a letter");
+    }
+    assert!(scratch.file("x.000003.jsonl").is_dir());
+    let last = |text: String| text.lines().next_back().unwrap().to_owned();
+    let mut own = 0;
+    for entry in fs::read_dir(scratch.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if others.contains(&name) || path.is_dir() {
+            continue;
+        }
+        own += 1;
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("{\"type\":\"header\""), "{name}: {text}");
+        let port = format!("\"port\":{}", room.address.port());
+        let listens = |line: &&str| line.contains("\"type\":\"listener\"") && line.contains(&port);
+        assert_ne!(text.lines().filter(listens).count(), 0, "{name}: {text}");
+        assert!(last(text).contains("\"type\":\"end\""), "{name}");
+    }
+    assert_eq!(own, 2);
+}

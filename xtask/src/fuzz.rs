@@ -1,7 +1,8 @@
-//! `cargo xtask fuzz`: any bytes as a recording, for a while. The target is in `tests/fuzz`,
-//! built with what libFuzzer needs to see which way the bytes took; any Rust can do that.
+//! `cargo xtask fuzz`: any bytes as a recording, a command line and a record of the kernel side,
+//! for a while. The targets are in `tests/fuzz`, built with what libFuzzer needs to see which way
+//! the bytes took; any Rust can do that.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -12,7 +13,13 @@ pub struct Args {
     /// For how long, in seconds.
     #[arg(default_value_t = 60)]
     seconds: u32,
+    /// Only this target; each for so long otherwise.
+    #[arg(long, value_parser = TARGETS)]
+    target: Option<String>,
 }
+
+/// The targets, by what they read.
+const TARGETS: [&str; 3] = ["recording", "command_line", "wire"];
 
 /// Counters at every branch, operands of comparisons, and checks that a release leaves out.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -40,16 +47,27 @@ pub fn run(args: &Args) -> Result<()> {
             .env("RUSTFLAGS", FLAGS),
     )
     .context("libFuzzer is built with a C++ compiler (Debian: g++)")?;
-    let corpus = target.join("corpus");
+    for name in TARGETS {
+        if args.target.as_deref().is_none_or(|only| only == name) {
+            fuzz(name, args.seconds, &target)?;
+        }
+    }
+    Ok(())
+}
+
+fn fuzz(name: &str, seconds: u32, target: &Path) -> Result<()> {
+    let corpus = target.join("corpus").join(name);
     std::fs::create_dir_all(&corpus)?;
-    process::run(
-        Command::new(target.join(TARGET).join("release/recording"))
-            // What it finds goes here; real recordings are what it begins with.
-            .arg(&corpus)
-            .arg(workspace::root().join("queue-trace/tests/recordings"))
-            .args([LONGEST, MEMORY_MIB])
-            .arg(format!("-max_total_time={}", args.seconds))
-            .arg(format!("-artifact_prefix={}/", target.display())),
-    )
-    .context("the bytes that it found are named above: make a test of them")
+    let mut command = Command::new(target.join(TARGET).join("release").join(name));
+    // What it finds goes here; real recordings are what it begins with.
+    command.arg(&corpus);
+    if name == "recording" {
+        command.arg(workspace::root().join("queue-trace/tests/recordings"));
+    }
+    command
+        .args([LONGEST, MEMORY_MIB])
+        .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-artifact_prefix={}/{name}-", target.display()));
+    process::run(&mut command)
+        .context("the bytes that it found are named above: make a test of them")
 }

@@ -17,6 +17,7 @@ mod lint;
 mod lint_table;
 mod live;
 mod package;
+mod peers;
 mod process;
 mod setup;
 mod tested;
@@ -41,8 +42,10 @@ enum Task {
     Vm(vm::Command),
     /// Run the live tests on this machine's own kernel.
     Live(live::Args),
-    /// Build the static program as a tarball to be released.
+    /// Build the static program as a tarball, a Debian package or a container image.
     Package(package::Args),
+    /// Run the agent beside Prometheus, VictoriaMetrics and systemd, which take what it tells.
+    Peers(peers::Args),
     /// Measure what queue-trace costs, beside what others cost.
     Bench(bench::Args),
     /// Give the reader of recordings any bytes, for a while.
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Task::Vm(command) => vm::run(command),
         Task::Live(args) => live::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Package(args) => package::run(&args).map(|()| ExitCode::SUCCESS),
+        Task::Peers(args) => peers::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Fuzz(args) => fuzz::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Lint => lint::run().map(|()| ExitCode::SUCCESS),

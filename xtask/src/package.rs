@@ -1,5 +1,9 @@
 //! `cargo xtask package`: the static program with its manual pages, completions and licences as
-//! a tarball, for one architecture. The same source gives the same bytes.
+//! a tarball, a Debian package or a container image. The same source gives the same bytes.
+
+mod deb;
+mod image;
+mod tree;
 
 use std::{
     fs,
@@ -21,9 +25,23 @@ pub struct Args {
     /// machine's by default.
     #[arg(long, value_name = "TARGET", value_parser = Architecture::of_target, default_value = Architecture::HERE.target())]
     pub target: Architecture,
-    /// Where the tarball goes; target/package by default.
+    /// What to make of it. An image is of both architectures.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "tarball")]
+    pub form: Vec<Form>,
+    /// Where it goes; target/package by default.
     #[arg(long, value_name = "FOLDER")]
     pub output: Option<PathBuf>,
+}
+
+/// What a program is packed as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Form {
+    /// A tarball.
+    Tarball,
+    /// A Debian package.
+    Deb,
+    /// A container image, in the layout of the Open Container Initiative.
+    Image,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -31,9 +49,54 @@ pub fn run(args: &Args) -> Result<()> {
         Some(folder) => folder.clone(),
         None => workspace::target().join("package"),
     };
-    let tarball = tarball(args.target, &folder)?;
-    println!("{}", tarball.display());
+    tree::make_folder(&folder)?;
+    let mut made = Vec::new();
+    for form in &args.form {
+        made.push(match form {
+            Form::Tarball => tarball(args.target, &folder)?,
+            Form::Deb => deb(args.target, &folder)?,
+            Form::Image => image(&folder)?,
+        });
+    }
+    sums(&folder, &made)?;
+    for path in made {
+        println!("{}", path.display());
+    }
     Ok(())
+}
+
+/// Builds the program and packs it as a Debian package.
+fn deb(architecture: Architecture, folder: &Path) -> Result<PathBuf> {
+    let program = artifacts::program(For::Guest(architecture))?;
+    is_static(&program)?;
+    let here = if architecture == Architecture::HERE {
+        program.clone()
+    } else {
+        artifacts::program(For::Here)?
+    };
+    let root = folder.join("tree");
+    tree::lay_out(&root, &program, &here)?;
+    let deb = deb::pack(&root, architecture, &version()?, folder)?;
+    fs::remove_dir_all(root)?;
+    Ok(deb)
+}
+
+/// Builds the program for every architecture and packs it as an image.
+fn image(folder: &Path) -> Result<PathBuf> {
+    let mut programs = Vec::new();
+    for architecture in Architecture::ALL {
+        let program = artifacts::program(For::Guest(architecture))?;
+        is_static(&program)?;
+        programs.push((architecture, program));
+    }
+    image::pack(&programs, &version()?, folder)
+}
+
+/// The checksums of what was made, in the form of sha256sum.
+fn sums(folder: &Path, made: &[PathBuf]) -> Result<()> {
+    let names = made.iter().filter_map(|path| path.file_name());
+    let sums = process::stdout(Command::new("sha256sum").current_dir(folder).args(names))?;
+    tree::write(&folder.join("SHA256SUMS"), &sums)
 }
 
 /// Files of the checkout that go along, if it has them.

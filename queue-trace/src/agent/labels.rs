@@ -4,7 +4,7 @@
 
 use std::{fmt::Write as _, ops::RangeInclusive, str::FromStr};
 
-use super::{pods::PodNames, settings::port_range};
+use super::{pods::PodNames, ports::port_range};
 use crate::model::snapshot::Snapshot;
 
 /// A word of the owner that may be a label.

@@ -11,6 +11,7 @@ pub mod host;
 pub mod labels;
 pub mod otlp;
 pub mod pods;
+mod ports;
 pub mod recorder;
 pub mod registry;
 pub mod series;

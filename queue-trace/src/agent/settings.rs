@@ -2,7 +2,6 @@
 //! command line goes before the file.
 
 use std::{
-    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -10,6 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
+pub use super::ports::port_range;
 use super::{
     labels::{Allowed, Ephemeral},
     recorder::{Bounds, Keep},
@@ -182,19 +182,6 @@ pub fn size(text: &str) -> Result<u64, String> {
         .and_then(|number| number.checked_mul(unit));
     size.filter(|size| *size > 0)
         .ok_or_else(|| format!("{text:?} is not a size like 64M"))
-}
-
-/// A range of ports such as `32768-60999`, or `none`.
-///
-/// # Errors
-/// If it is neither.
-pub fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
-    let range = text
-        .split_once('-')
-        .and_then(|(from, to)| Some(from.parse().ok()?..=to.parse().ok()?));
-    range
-        .filter(|range| !range.is_empty())
-        .ok_or_else(|| format!("{text:?} is not a range of ports like 32768-60999, nor none"))
 }
 
 /// An address to listen on.

@@ -1,5 +1,6 @@
 //! The episodes that go on, as the diagnosis tells them.
 
+use queue_trace_common::outcome::Set;
 use serde_json::{Map, Value};
 
 use super::series::{SocketKey, key_of};
@@ -15,7 +16,6 @@ use crate::{
         socket::Listener,
     },
 };
-use queue_trace_common::outcome::Set;
 
 /// A listener in trouble.
 #[derive(Debug, Clone, PartialEq)]

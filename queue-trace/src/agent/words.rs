@@ -17,6 +17,7 @@ use super::{
 use crate::{
     diagnose::{self, Finding},
     model::{clock::wall_now, event::rfc3339, socket::Listener},
+    stderr::say,
 };
 
 /// The lines.
@@ -134,13 +135,13 @@ impl Told {
             .spawn(move || recorded(&finished));
         match diagnosing {
             Ok(thread) => self.diagnosing.push(thread),
-            Err(error) => eprintln!("warning: an incident cannot be diagnosed: {error}"),
+            Err(error) => say!("warning: an incident cannot be diagnosed: {error}"),
         }
     }
 
     /// Something of the recorder failed.
     pub fn cannot_record(&self, error: &io::Error) {
-        eprintln!("warning: the incident recording ends here: {error}");
+        say!("warning: the incident recording ends here: {error}");
     }
 
     /// Waits for diagnoses that are being made.
@@ -191,7 +192,7 @@ pub fn recorded(finished: &Finished) {
             diagnosis: beside,
         }),
         Err(error) => {
-            eprintln!("warning: {} has no diagnosis: {error:#}", path.display());
+            say!("warning: {} has no diagnosis: {error:#}", path.display());
             None
         }
     };

@@ -33,6 +33,7 @@ use crate::{
     },
     kernel::{host::Host, plan::Plan, selection::Selection, session},
     options::Kernel,
+    stderr::say,
     stop::StopSignals,
     trace::stream::{Live, Until, write_error},
 };
@@ -240,9 +241,9 @@ async fn renew(
         match args.settings() {
             Ok(settings) => {
                 *new.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
-                eprintln!("note: the settings were read again");
+                say!("note: the settings were read again");
             }
-            Err(error) => eprintln!("warning: the settings stay as they were: {error:#}"),
+            Err(error) => say!("warning: the settings stay as they were: {error:#}"),
         }
         systemd::ready(&status);
     }
@@ -255,7 +256,7 @@ fn take_up(folder: &Folder) {
         return;
     };
     for kept in kept.into_iter().filter(|kept| kept.diagnosis.is_none()) {
-        eprintln!(
+        say!(
             "note: {} was cut off: its recorder was killed",
             kept.recording.display()
         );

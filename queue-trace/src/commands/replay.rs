@@ -15,7 +15,7 @@ use queue_trace_common::outcome;
 use crate::{
     model::{
         event::outcome_named,
-        lines::{Counts, Total},
+        lines::{Counts, End, Total},
         socket::Listener,
     },
     options::Filters,
@@ -84,6 +84,9 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
     for note in reader.notes() {
         say!("note: {note}");
     }
+    if only.is_between() {
+        say!("note: totals are not shown: the recording has them of all clients");
+    }
     if room.left_out > 0 {
         say!(
             "note: {} lines of the summary are not shown, as there are too many",
@@ -117,16 +120,32 @@ impl Room {
     }
 }
 
-/// The lines as they stand in the recording, those that pass.
+/// The lines as they stand in the recording, those that pass; what a filter changes is written as
+/// the live stream would have written it, so that the output is a recording as well.
 fn as_json(reader: &mut Reader, only: &Only, output: &mut Output) -> Result<()> {
+    let mut lines = 0;
     while let Some(entry) = reader.next()? {
-        if entry.line.as_ref().is_none_or(|line| only.passes(line)) {
-            output.write_all(entry.raw)?;
-            output.write_all(b"\n")?;
+        match &entry.line {
+            None => output.write_all(entry.raw)?,
+            Some(line) => match only.narrowed(line) {
+                None => continue,
+                // It has other lines before it.
+                Some(Line::End(end)) => write_json(output, &End { lines, ..end })?,
+                Some(Line::Header(header)) => write_json(output, &header)?,
+                Some(Line::Counts(counts)) => write_json(output, &counts)?,
+                Some(Line::Ledger(ledger)) => write_json(output, &ledger)?,
+                Some(_) => output.write_all(entry.raw)?,
+            },
         }
+        output.write_all(b"\n")?;
+        lines += 1;
     }
     output.finish()?;
     Ok(())
+}
+
+fn write_json(output: &mut Output, line: &impl serde::Serialize) -> io::Result<()> {
+    serde_json::to_writer(output, line).map_err(io::Error::from)
 }
 
 fn as_text(
@@ -141,7 +160,7 @@ fn as_text(
     let mut ledgers = Vec::new();
     while let Some(entry) = reader.next()? {
         let bytes = entry.raw.len();
-        let Some(line) = entry.line.filter(|line| only.passes(line)) else {
+        let Some(line) = entry.line.as_ref().and_then(|line| only.narrowed(line)) else {
             continue;
         };
         match line {

@@ -298,13 +298,12 @@ impl Episode {
         self.end_ns.max(self.last_left_ns) - self.begin_ns
     }
 
-    /// Cookies sent because the SYN queue was full, and cookies that came back.
+    /// Cookies sent because the SYN queue was full, and those that came back: a client whose cookie
+    /// is refused sends it again.
     #[must_use]
     pub fn cookies(&self) -> (u64, u64) {
-        (
-            self.count(set_of(&[COOKIE_SENT_FULL])),
-            self.count(COOKIE_BACK),
-        )
+        let sent = self.count(set_of(&[COOKIE_SENT_FULL]));
+        (sent, self.count(COOKIE_BACK).min(sent))
     }
 
     /// How the accept queue came to be full. `told`: the outcomes that would have been seen.

@@ -1,4 +1,4 @@
-//! What is known of one listener: its sums, its episodes, and its history over time for charts.
+//! What is known of one listener: its sums, its episodes, and its course over time for charts.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 

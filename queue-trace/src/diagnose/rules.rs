@@ -8,14 +8,15 @@ mod evidence;
 pub mod flood;
 mod group;
 
-use super::{
-    case::{ACCEPT_FULL, Case, set_of},
-    episode::{BURST_SECONDS, STOPPED_SECONDS, STOPPED_TIMES},
-    finding::{Finding, Harm},
-    rule::{Rule, at_least},
-};
 use queue_trace_common::outcome::{
     self, QUEUE_DISCARDED, QUEUED, REQUEST_EXPIRED, SYNACK_RETRANSMITTED,
+};
+
+use super::{
+    case::{ACCEPT_FULL, Case, set_of},
+    episode::{BURST_SECONDS, Episode, STOPPED_SECONDS, STOPPED_TIMES, Trouble},
+    finding::{Finding, Harm},
+    rule::{Rule, at_least},
 };
 
 /// Most can be judged at once.
@@ -41,7 +42,7 @@ pub static RULES: [Rule; 16] = [
         find: accept_queue::stopped,
     },
     Rule {
-        name: "reuseport-worker-stuck",
+        name: group::STUCK,
         harm: Harm::Refusing,
         needs: &[accept_queue::NEEDS],
         seconds: group::LASTS,
@@ -233,5 +234,22 @@ pub fn findings(rule: &Rule, case: &Case) -> Vec<Finding> {
             None => finding,
         }
     };
-    findings.map(of_group).collect()
+    findings.map(without_wrong_owner).map(of_group).collect()
+}
+
+/// Packets of a full queue cannot be those of a listener whose queue was never that deep: whose they
+/// were is then unknown.
+fn without_wrong_owner(finding: Finding) -> Finding {
+    let refused = |one: &&Episode| one.trouble == Trouble::AcceptQueueFull && one.packets >= 3;
+    let mut refused = finding.episodes.iter().filter(refused).peekable();
+    let had_room = |one: &Episode| matches!((one.deepest, one.limit), (Some(deepest), Some((least, _))) if deepest < least);
+    if refused.peek().is_none() || !refused.all(had_room) || finding.rule == group::STUCK {
+        return finding;
+    }
+    Finding {
+        owner: None,
+        inode: None,
+        ..finding
+    }
+    .because("the queue of the listener that these packets were put down to was not full: they were another one's, and its owner is not known")
 }

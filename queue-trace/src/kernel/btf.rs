@@ -524,6 +524,31 @@ const PATIENCE: usize = 1 << 16;
 /// Kernels have less than two hundred counters.
 const FARTHEST_COUNTER: u64 = 4096;
 
+/// Everything that is ever looked up in types, by name.
+#[derive(Debug)]
+pub struct LookedUp {
+    /// Types: functions, structs, the typedefs of tracepoints.
+    pub names: HashSet<String>,
+    /// Members of structs.
+    pub members: HashSet<String>,
+    /// Enumerators.
+    pub enumerators: HashSet<String>,
+}
+
+impl LookedUp {
+    /// All of it.
+    #[must_use]
+    pub fn all() -> Self {
+        let paths = FIELDS.iter().map(|field| field.path);
+        let members = paths.flat_map(|path| path.split('.').skip(1));
+        Self {
+            names: names(),
+            members: members.chain(marks::MEMBERS).map(str::to_owned).collect(),
+            enumerators: enumerators().into_iter().map(str::to_owned).collect(),
+        }
+    }
+}
+
 /// The names of the types that are looked up: functions, holders of fields, tracepoints.
 fn names() -> HashSet<String> {
     let functions = HOOKS

@@ -48,6 +48,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_fsync,
     libc::SYS_fdatasync,
     libc::SYS_fchmod,
+    libc::SYS_fchmodat,
     libc::SYS_renameat2,
     libc::SYS_linkat,
     libc::SYS_unlinkat,
@@ -80,8 +81,10 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_setsockopt,
     libc::SYS_sendto,
     libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
     // Memory.
     libc::SYS_brk,
     libc::SYS_munmap,
@@ -144,6 +147,7 @@ const ALLOWED_OLDER: &[c_long] = &[
     libc::SYS_link,
     libc::SYS_unlink,
     libc::SYS_mkdir,
+    libc::SYS_chmod,
     libc::SYS_epoll_wait,
     libc::SYS_poll,
     libc::SYS_select,
@@ -262,6 +266,9 @@ fn rules() -> Result<BTreeMap<c_long, Vec<SeccompRule>>> {
     rules.insert(libc::SYS_prctl, one_of(0, PRCTLS)?);
     // Into network namespaces, and no others.
     rules.insert(libc::SYS_setns, one_of(1, &[libc::CLONE_NEWNET as u64])?);
+    // Itself only, to be put aside.
+    let own = u64::from(std::process::id());
+    rules.insert(libc::SYS_kill, one_of(0, &[own])?);
     // Its own limits only.
     rules.insert(libc::SYS_prlimit64, one_of(0, &[0])?);
     let thread = libc::CLONE_THREAD as u64;
@@ -358,6 +365,7 @@ mod tests {
                 ),
                 ("words into a terminal", libc::SYS_ioctl, [0, 0x5412, 0]),
                 ("another's limits", libc::SYS_prlimit64, [1, 0, 0]),
+                ("another process", libc::SYS_kill, [1, 0, 0]),
                 ("modules", libc::SYS_init_module, [0, 0, 0]),
                 (
                     "memory to run",

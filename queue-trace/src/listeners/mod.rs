@@ -24,7 +24,6 @@ pub use self::{
     stats::Stats,
     watch::{News, Watch},
 };
-
 use crate::model::runtime::is_default_somaxconn;
 
 /// What set the limit of an accept queue, as far as can be told afterwards.

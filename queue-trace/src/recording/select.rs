@@ -7,10 +7,16 @@ use ipnet::IpNet;
 use queue_trace_common::outcome;
 
 use crate::{
-    model::{event::Event, socket::Listener},
+    model::{
+        event::{Event, outcome_named},
+        ledger::Ledger,
+        socket::Listener,
+    },
     options::{Filters, NetnsArg, Which},
     recording::Line,
 };
+
+const FILTERED: &str = "a filter leaves out some packets";
 
 /// What of a recording is wanted: the live stream's filters, without a kernel to do it.
 pub(crate) struct Only {
@@ -53,6 +59,53 @@ impl Only {
             bound: which.addrs.clone(),
             ..Self::from_cli(&filters)?
         })
+    }
+
+    /// A line as the live stream would have written it with this filter; `None` if it would not have.
+    pub(crate) fn narrowed(&self, line: &Line) -> Option<Line> {
+        if !self.passes(line) {
+            return None;
+        }
+        let wanted = |name: &str| {
+            outcome_named(name).is_none_or(|outcome| self.outcomes & outcome.bit() != 0)
+        };
+        Some(match line {
+            Line::Header(header) => {
+                let mut header = header.clone();
+                if let Some(outcomes) = &mut header.attach.outcomes {
+                    outcomes.retain(|name| wanted(name));
+                }
+                Line::Header(header)
+            }
+            // They are of all clients: which part is of those wanted nobody knows.
+            Line::Counts(_) | Line::Total(_) | Line::Clients(_) if self.is_between() => {
+                return None;
+            }
+            Line::Counts(counts) => {
+                let mut counts = counts.clone();
+                counts.outcomes.retain(|name, _| wanted(name));
+                if counts.outcomes.is_empty() {
+                    return None;
+                }
+                Line::Counts(counts)
+            }
+            Line::Ledger(ledger) if self.leaves_packets_out() => Line::Ledger(Ledger {
+                unexplained: None,
+                note: Some(FILTERED.to_owned()),
+                ..ledger.clone()
+            }),
+            line => line.clone(),
+        })
+    }
+
+    /// Whether totals cannot be told for lack of their clients.
+    pub(crate) fn is_between(&self) -> bool {
+        !self.filters.addrs.is_empty() || !self.filters.clients.is_empty()
+    }
+
+    /// Whether packets of a namespace are left out that its counters count.
+    fn leaves_packets_out(&self) -> bool {
+        self.is_between() || !self.filters.ports.is_empty() || !self.bound.is_empty()
     }
 
     pub(crate) fn passes(&self, line: &Line) -> bool {

@@ -14,7 +14,10 @@ use anyhow::{Context, Result};
 use flate2::write::GzEncoder;
 use zstd::stream::write::Encoder as ZstdEncoder;
 
-use super::{file::NewFile, file::refuse_inputs, packed::Packing};
+use super::{
+    file::{NewFile, refuse_inputs},
+    packed::Packing,
+};
 
 /// Something that can be written to the end.
 pub trait Medium: Write {

@@ -27,7 +27,7 @@ use self::{
     seen::Seen,
     state::{Step, Then, Top},
 };
-use crate::stop::StopSignals;
+use crate::stop::{Pause, StopSignals};
 
 /// Where what is shown comes from. Each method gives what is to be shown from now on, or
 /// `None` if that is as before.
@@ -68,11 +68,18 @@ async fn show(
     signals: &mut StopSignals,
 ) -> Result<()> {
     let mut keys = terminal_events();
+    let mut pause = Pause::listen().context("cannot handle signals")?;
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         let news = tokio::select! {
             biased;
             () = signals.any() => return Ok(()),
+            () = pause.asked() => {
+                ratatui::restore();
+                Pause::until_continued();
+                *terminal = ratatui::try_init().context("cannot use the terminal")?;
+                None
+            }
             event = keys.recv() => match event {
                 Some(Ok(TerminalEvent::Key(key))) if key.kind != KeyEventKind::Release => {
                     match top.press(key) {

@@ -530,6 +530,35 @@ mod tests {
         )
     }
 
+    /// However much there is to be known at each of them.
+    #[test]
+    fn memory_for_checkpoints_is_bounded() {
+        let name = format!("queue-trace-checkpoints-{}.jsonl", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let long = "x".repeat(6000);
+        let mut text = String::new();
+        for second in 0..60 {
+            // What is not told again stays as it was.
+            let told = if second == 0 { 500 } else { 9 };
+            for inode in 0..told {
+                text.push_str(&format!(
+                    "{{\"type\":\"listener\",\"time\":\"2026-11-21T10:00:{second:02}Z\",\"netns\":1,\
+                     \"listener\":{{\"port\":80,\"inode\":{inode}}},\"cgroup\":\"{long}\",\
+                     \"accept_queue\":{{\"depth\":1,\"limit\":2}}}}\n"
+                ));
+            }
+        }
+        std::fs::write(&path, text).unwrap();
+        let files = vec![path.clone()];
+        let recorded =
+            Recorded::open_with(&files, &Which::default(), Prefixes::default(), 1).unwrap();
+        std::fs::remove_file(path).unwrap();
+        assert!(recorded.scene.weight() > 500 * 4000);
+        let weight: usize = recorded.checkpoints.iter().map(|one| one.weight).sum();
+        assert!(weight <= WEIGHT, "{weight}");
+        assert!(recorded.checkpoints.len() > 5, "and not for want of them");
+    }
+
     #[test]
     fn checkpoints_are_bounded() {
         let recorded = open(1);

@@ -5,8 +5,10 @@ use std::cmp::Reverse;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use crate::{
-    model::snapshot::{Key, Snapshot},
-    model::words::endpoint,
+    model::{
+        snapshot::{Key, Snapshot},
+        words::endpoint,
+    },
     top::seen::{Past, Seen},
 };
 

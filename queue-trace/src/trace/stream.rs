@@ -127,7 +127,6 @@ impl Live {
         selection: Selection,
         signals: StopSignals,
     ) -> Result<Self> {
-        let began_ns = wall_now();
         let session = Session::begin(kernel, &selection)?;
         let audit = Audit::open(session.probe.reader(), &selection)?;
         privilege::keep_only_what_is_needed()?;
@@ -166,7 +165,8 @@ impl Live {
             over: Totals::default(),
             gone: HashMap::new(),
             signals,
-            began_ns,
+            // What came before was not observed.
+            began_ns: wall_now(),
         })
     }
 
@@ -650,4 +650,21 @@ pub fn write_error(error: io::Error, output: &str) -> anyhow::Error {
         _ => "",
     };
     anyhow::Error::new(error).context(format!("cannot write to {output}{remedy}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_output_is_blamed_for_what_it_says() {
+        let said = |error| format!("{:#}", write_error(error, "standard output"));
+        let full = said(io::Error::from(ErrorKind::StorageFull));
+        assert!(full.contains("cannot write to standard output"), "{full}");
+        assert!(full.contains("make room"), "{full}");
+        let why = anyhow::anyhow!("no such key").context("cannot read the counts");
+        let other = said(io::Error::other(why));
+        assert!(!other.contains("cannot write"), "{other}");
+        assert!(other.contains("cannot read the counts"), "{other}");
+    }
 }

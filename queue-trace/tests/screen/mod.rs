@@ -79,13 +79,19 @@ impl Screen {
         self.shows.screen()
     }
 
-    /// Waits until the screen is as it should be, and gives its text.
+    /// Waits until the text on it is as it should be, and gives that.
     #[track_caller]
     pub fn wait(&mut self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
+        self.wait_until(what, |shows| is_so(&shows.contents()))
+    }
+
+    /// Waits until the screen is as it should be, and gives its text.
+    #[track_caller]
+    pub fn wait_until(&mut self, what: &str, is_so: impl Fn(&vt100::Screen) -> bool) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let text = self.shows().contents();
-            if is_so(&text) {
+            if is_so(self.shows()) {
                 return text;
             }
             let left = deadline.saturating_duration_since(Instant::now());

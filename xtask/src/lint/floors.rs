@@ -10,7 +10,9 @@ pub struct Floors(pub &'static [&'static [&'static str]]);
 
 /// Up to `top` no kernel is needed.
 pub const USER_SIDE: Floors = Floors(&[
-    &["model", "options", "stop"],
+    &["model", "options"],
+    &["aside", "stderr", "stopping"],
+    &["stop"],
     &["sink"],
     &["recording"],
     &["diagnose"],

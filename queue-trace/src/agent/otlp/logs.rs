@@ -8,7 +8,7 @@ use opentelemetry_proto::tonic::{
     logs::v1::{LogRecord, ResourceLogs, ScopeLogs, SeverityNumber},
 };
 
-use super::{number, resource, scope, text};
+use super::attributes::{number, resource, scope, text};
 use crate::{agent::labels::Owner, model::event::Event};
 
 /// A refusal, and whose listener it was at.

@@ -11,7 +11,7 @@ use opentelemetry_proto::tonic::{
     },
 };
 
-use super::{number, resource, scope, text};
+use super::attributes::{number, resource, scope, text};
 use crate::agent::{
     exposition::{Exposition, Point, Value},
     labels::Owner,

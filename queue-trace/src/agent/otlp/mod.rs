@@ -2,6 +2,7 @@
 //! be delivered is tried again, and the queue is bounded: counts are cumulative, so a later
 //! request carries what an earlier one lost; log records that find no room are counted.
 
+mod attributes;
 mod client;
 mod logs;
 mod metrics;
@@ -12,10 +13,6 @@ use std::{
     time::Duration,
 };
 
-use opentelemetry_proto::tonic::{
-    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
-    resource::v1::Resource,
-};
 use prost::Message;
 use tokio::time::{Instant, MissedTickBehavior, sleep};
 
@@ -23,7 +20,7 @@ pub use self::{
     client::{Endpoint, Sent},
     logs::Refusal,
 };
-use super::{board::Board, labels::Owner};
+use super::board::Board;
 
 /// How often metrics are sent.
 const INTERVAL: Duration = Duration::from_secs(15);
@@ -120,59 +117,4 @@ fn count(board: &Board, signal: &'static str, sent: &Sent, by: u64) {
         Sent::Refused => "dropped",
     };
     *board.state().host.otlp.entry((signal, result)).or_default() += by;
-}
-
-/// A name with words.
-fn text(key: &str, value: impl Into<String>) -> KeyValue {
-    with_value(key, any_value::Value::StringValue(value.into()))
-}
-
-/// A name with a number.
-fn number(key: &str, value: i64) -> KeyValue {
-    with_value(key, any_value::Value::IntValue(value))
-}
-
-fn with_value(key: &str, value: any_value::Value) -> KeyValue {
-    KeyValue {
-        key: key.to_owned(),
-        value: Some(AnyValue { value: Some(value) }),
-        ..KeyValue::default()
-    }
-}
-
-/// The owner of a listener as a resource, by which a collector finds more of it.
-fn resource(owner: Option<&Owner>, host: &str) -> Resource {
-    let mut attributes = vec![
-        text("service.name", "queue-trace"),
-        text("service.version", env!("CARGO_PKG_VERSION")),
-        text("host.name", host),
-    ];
-    let words = owner.into_iter().flat_map(|owner| {
-        [
-            ("systemd.unit", &owner.unit),
-            ("k8s.pod.uid", &owner.pod_uid),
-            ("k8s.namespace.name", &owner.pod_namespace),
-            ("k8s.pod.name", &owner.pod_name),
-            ("k8s.container.name", &owner.pod_container),
-            ("container.id", &owner.container),
-            ("process.executable.name", &owner.executable),
-        ]
-    });
-    for (key, word) in words {
-        if let Some(word) = word {
-            attributes.push(text(key, word.clone()));
-        }
-    }
-    Resource {
-        attributes,
-        ..Resource::default()
-    }
-}
-
-fn scope() -> InstrumentationScope {
-    InstrumentationScope {
-        name: "queue-trace".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        ..InstrumentationScope::default()
-    }
 }

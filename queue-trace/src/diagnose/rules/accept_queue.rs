@@ -27,7 +27,11 @@ pub(super) const NEEDS: Set = set_of(&[
 
 /// The pattern of an episode, in the light of the listener's others: a short one after which
 /// nobody came to show that the queue had room again is a burst like those before it.
-fn pattern(case: &Case, history: &History, episode: &Episode) -> Pattern {
+fn pattern(case: &Case, key: &Key, history: &History, episode: &Episode) -> Pattern {
+    // What several sockets did is no pattern of one.
+    if group::is_guessed_member(case, key, history) {
+        return Pattern::Unclear;
+    }
     let pattern = episode.pattern(case.told);
     let short = episode.longest_run_ns < i128::from(BURST_SECONDS) * NS_PER_SECOND;
     if pattern != Pattern::Unclear || !short || !case.tells(NEEDS) {
@@ -55,7 +59,7 @@ fn each<'a>(
         let when = When::of(
             history,
             Trouble::AcceptQueueFull,
-            |episode| pattern(case, history, episode) == wanted,
+            |episode| pattern(case, key, history, episode) == wanted,
             &[wanted],
         )?;
         Some((key, history, when))
@@ -310,7 +314,7 @@ fn watch(finding: Finding, port: u16) -> Finding {
     finding
         .remedy(
             "queue-trace diagnose --for 30s",
-            "While it happens: looks at the normal history as well, and tells a stuck application from a burst.",
+            "While it happens: looks at the normal course as well, and tells a stuck application from a burst.",
         )
         .remedy(
             format!("ss -ltnp 'sport = :{port}'"),
@@ -324,7 +328,7 @@ pub(super) fn limit(rule: &Rule, case: &Case) -> Vec<Finding> {
         // With an application that is stuck or too slow no limit would do.
         let of_limit = |episode: &Episode| {
             matches!(
-                pattern(case, history, episode),
+                pattern(case, key, history, episode),
                 Pattern::Bursts | Pattern::Unclear
             )
         };

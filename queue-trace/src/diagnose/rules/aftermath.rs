@@ -88,7 +88,7 @@ pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
         let (again, expired, timers) = unfinished(case, history);
         let entered = history.count(ENTERED);
         // A flood leaves unanswered SYN-ACKs as well; that is another finding.
-        let flooded = history.count(SYN_FULL) > 0;
+        let flooded = history.count(SYN_FULL) > 0 || history.in_last_quarter > 0;
         let open = expired.max(1);
         let percent = rule.threshold("percent of handshakes that were finished, at most");
         let finished = entered.saturating_mul(100) > (entered + open).saturating_mul(percent);

@@ -11,7 +11,9 @@ use crate::{
     model::{clock::NS_PER_SECOND, snapshot::Snapshot},
 };
 
-/// The rule's thresholds, by name in the registry.
+/// The rule's name.
+pub(super) const STUCK: &str = "reuseport-worker-stuck";
+/// Its thresholds.
 pub(super) const LASTS: u64 = 2;
 pub(super) const TOOK: u64 = 5;
 pub(super) const REFUSED_PERCENT: u64 = 10;
@@ -90,15 +92,113 @@ fn alive(case: &Case, key: &Key, history: &History) -> Option<(When, Siblings)> 
 
 /// Whether the listener is a stuck one of a group.
 pub(super) fn is_stuck(case: &Case, key: &Key, history: &History) -> bool {
-    !is_guessed(case) && alive(case, key, history).is_some()
+    if is_guessed(case) {
+        return full_member(case, key, history).is_some();
+    }
+    alive(case, key, history).is_some()
+}
+
+/// Whether it is not known which socket of its group a packet was for.
+pub(super) fn is_guessed_member(case: &Case, key: &Key, history: &History) -> bool {
+    is_guessed(case) && members(case, key, history).nth(1).is_some()
+}
+
+/// All sockets of a group, this one too, that are open.
+fn members<'a>(
+    case: &'a Case,
+    key: &'a Key,
+    history: &'a History,
+) -> impl Iterator<Item = (&'a Key, &'a History)> {
+    std::iter::once((key, history))
+        .chain(siblings(case, key, history))
+        .filter(|(_, member)| !member.is_closed())
+}
+
+/// The one member of a group with a full queue, when listeners were looked at last, and how many
+/// others had room.
+fn full_member<'a>(
+    case: &'a Case,
+    key: &'a Key,
+    history: &'a History,
+) -> Option<(&'a Key, &'a History, usize)> {
+    let is_full = |history: &History| {
+        let snapshot = history.snapshot.as_ref()?;
+        Some(snapshot.accept_queue.as_ref()?.is_full())
+    };
+    let full = |member: &(&Key, &History)| is_full(member.1) == Some(true);
+    let mut all_full = members(case, key, history).filter(full);
+    let (member, history_of_it) = all_full.next()?;
+    let others = members(case, key, history);
+    let others = others
+        .filter(|(_, other)| is_full(other) == Some(false))
+        .count();
+    (all_full.next().is_none() && others > 0).then_some((member, history_of_it, others))
+}
+
+/// Where the socket of a packet is not known within a group: the one whose own queue is full.
+fn stuck_by_its_queue(rule: &Rule, case: &Case) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = Vec::new();
+    for (key, history) in &case.listeners {
+        let lasts = |one: &Episode| one.duration_ns() >= i128::from(LASTS) * NS_PER_SECOND;
+        let when = When::of(history, Trouble::AcceptQueueFull, lasts, &[]);
+        let (Some(when), Some((member, stuck, others))) = (when, full_member(case, key, history))
+        else {
+            continue;
+        };
+        if findings.iter().any(|finding| finding.key == *member) {
+            continue;
+        }
+        let queue = stuck
+            .snapshot
+            .as_ref()
+            .and_then(|s| s.accept_queue.as_ref());
+        let depth = queue.and_then(|queue| queue.depth).unwrap_or(0);
+        let inode = member.inode.unwrap_or(0);
+        let finding = rule
+            .finding(
+                member,
+                stuck,
+                when.packets(),
+                format!(
+                    "One socket of a SO_REUSEPORT group (inode {inode}) is stuck: its own queue was full ({depth} deep) while {others} of its siblings had room; {} that fell to the group refused.",
+                    refused(when.first()),
+                ),
+            )
+            .at(&when)
+            .because("by tracepoints the socket of a packet is not known within the group, so this is concluded from the queues as they were looked at last");
+        findings.push(remedies(with_threads(finding, stuck), member));
+    }
+    findings
+}
+
+fn with_threads(finding: Finding, history: &History) -> Finding {
+    match history.snapshot.as_ref().and_then(Snapshot::thread_words) {
+        Some(words) => finding.because(format!(
+            "what its threads did instead, when it was looked at last: {words}"
+        )),
+        None => finding,
+    }
+}
+
+fn remedies(finding: Finding, key: &Key) -> Finding {
+    let inode = key.inode.unwrap_or(0);
+    finding
+        .remedy(
+            format!("ss -ltnpe 'sport = :{}' | grep -w ino:{inode}", key.port),
+            "Names the process that holds this socket. See what it waits for (cat /proc/PID/task/*/wchan), then restart that worker alone.",
+        )
+        .remedy(
+            "let workers share one socket instead of SO_REUSEPORT (nginx: leave out `reuseport`)",
+            "Then any worker takes any connection and one that is stuck costs none. The workers contend for one queue.",
+        )
 }
 
 pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
+    if is_guessed(case) {
+        return stuck_by_its_queue(rule, case);
+    }
     let mut findings = Vec::new();
     for (key, history) in &case.listeners {
-        if is_guessed(case) {
-            continue;
-        }
         let Some((when, siblings)) = alive(case, key, history) else {
             continue;
         };
@@ -130,22 +230,7 @@ pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
             ));
         }
         finding = with_queue(finding, history, Some(when.first()));
-        if let Some(words) = history.snapshot.as_ref().and_then(Snapshot::thread_words) {
-            finding = finding.because(format!(
-                "what its threads did instead, when it was looked at last: {words}"
-            ));
-        }
-        findings.push(
-            finding
-                .remedy(
-                    format!("ss -ltnpe 'sport = :{}' | grep -w ino:{inode}", key.port),
-                    "Names the process that holds this socket. See what it waits for (cat /proc/PID/task/*/wchan), then restart that worker alone.",
-                )
-                .remedy(
-                    "let workers share one socket instead of SO_REUSEPORT (nginx: leave out `reuseport`)",
-                    "Then any worker takes any connection and one that is stuck costs none. The workers contend for one queue.",
-                ),
-        );
+        findings.push(remedies(with_threads(finding, history), key));
     }
     findings
 }
@@ -156,7 +241,7 @@ pub(super) fn of_group(finding: Finding, case: &Case, key: &Key, history: &Histo
     let members: Vec<_> = siblings(case, key, history)
         .filter(|(_, sibling)| !sibling.is_closed())
         .collect();
-    if !is_guessed(case) || members.is_empty() {
+    if !is_guessed(case) || members.is_empty() || finding.rule == STUCK {
         return finding;
     }
     let mut finding = finding;

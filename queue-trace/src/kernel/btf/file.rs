@@ -59,7 +59,7 @@ pub(super) fn bytes(path: &Path) -> Result<Vec<u8>, FileError> {
 }
 
 /// Checks the outer form: the header, and that its two parts are inside.
-fn check(bytes: &[u8]) -> Result<(), FileError> {
+pub(super) fn check(bytes: &[u8]) -> Result<(), FileError> {
     let word = |place: usize| -> Option<u64> {
         let word = bytes.get(place..place + 4)?;
         Some(u64::from(u32::from_le_bytes(word.try_into().ok()?)))

@@ -29,3 +29,6 @@ pub(super) const NAMES: [&str; 5] = [
     KPROBES,
     REGISTERS,
 ];
+
+/// The members of structs that are looked up for it.
+pub(super) const MEMBERS: [&str; 4] = ["orig_ax", "orig_rax", "pstate", "syscallno"];

@@ -24,7 +24,7 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use super::{attach::reason, named::named};
+use super::{named::named, reason::reason};
 
 const PROGRAM: &str = "packet_delivered";
 

@@ -15,6 +15,7 @@ mod lock;
 mod named;
 mod object;
 mod queues;
+mod reason;
 mod tallies;
 mod unattached;
 mod wire;
