@@ -180,8 +180,12 @@ mod linux {
                     kind.parts[0][1] = self.keep(kind.parts[0][1]);
                 }
                 STRUCT | UNION => {
-                    let wanted =
-                        |name: &String| name.is_empty() || self.looked_up.members.contains(name);
+                    // All members of a struct that is looked up, as others of them may be
+                    // needed one day.
+                    let whole = self.looked_up.names.contains(&kind.name);
+                    let wanted = |name: &String| {
+                        whole || name.is_empty() || self.looked_up.members.contains(name)
+                    };
                     let kept: Vec<_> = (0..kind.names.len())
                         .filter(|place| wanted(&kind.names[*place]))
                         .collect();

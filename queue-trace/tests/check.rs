@@ -30,7 +30,7 @@ fn kernels() -> Vec<String> {
         .filter_map(|file| Some(file.strip_suffix(".btf")?.to_owned()))
         .collect();
     kernels.sort();
-    assert!(kernels.len() >= 6, "{kernels:?}");
+    assert!(kernels.len() >= 11, "{kernels:?}");
     kernels
 }
 

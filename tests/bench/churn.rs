@@ -28,7 +28,12 @@ const REFUSED: u32 = 92;
 pub fn run(program: &Path, attach: &str, listeners: u64) {
     let scratch = Scratch::new("churn");
     let path = scratch.file("churn.jsonl");
-    let room = Room::new(Family::V4, 4, &[("net.ipv4.tcp_syncookies", 0)]);
+    // Without connections in TIME_WAIT, as there are not that many ports.
+    let settings = [
+        ("net.ipv4.tcp_syncookies", 0),
+        ("net.ipv4.tcp_max_tw_buckets", 0),
+    ];
+    let room = Room::new(Family::V4, 4, &settings);
     let before = Counters::of(&room.netns);
     let launch = Launch::of(
         program,

@@ -3,12 +3,15 @@
 use std::{
     mem,
     net::SocketAddr,
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use live_tests::{
-    Counters, Inhabitant, Launch, Ledger, Recording, Room, Shown, expected, kernel, listener_beside,
+    Counters, Inhabitant, Launch, Ledger, Recording, Room, Scratch, Shown, expected,
+    in_private_mounts, kernel, listener_beside,
 };
 use queue_trace::lab::{
     Family, Netns,
@@ -187,4 +190,75 @@ fn many_that_come_and_go() {
     };
     assert_eq!(numbers.iter().map(sum).sum::<u64>(), 10 * NAMESPACES);
     assert_eq!(recording.lost(), Default::default());
+}
+
+/// What the program lists of one namespace, named by its number.
+fn listed(netns: &Netns) -> String {
+    let id = netns.id().to_string();
+    let finished = Launch::plain(["listeners", "--json", "--netns", &id]).finish();
+    finished.assert_well();
+    finished.stdout
+}
+
+/// Nothing but a thread, whose process is elsewhere, leads into a namespace.
+#[test]
+fn one_in_which_only_a_thread_lives() {
+    let room = Room::new(Family::V4, 10, &ALWAYS);
+    room.netns
+        .run(|| {
+            let listed = listed(&room.netns);
+            assert!(listed.contains("\"port\":8080"), "{listed:?}");
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// A namespace is named by a mount, and its name has a space and a backslash.
+#[test]
+fn one_with_an_odd_name() {
+    let room = Room::new(Family::V4, 10, &ALWAYS);
+    let scratch = Scratch::new("netns");
+    let place = scratch.file("odd name\\ of it");
+    std::fs::write(&place, "").unwrap();
+    let listed = in_private_mounts(|mounts| {
+        mounts.bind(&room.netns.path(), &place);
+        listed(&room.netns)
+    });
+    assert!(listed.contains("\"port\":8080"), "{listed:?}");
+}
+
+/// The youngest process of a namespace is another one all the time. Its counters since boot
+/// are not taken for those since attached.
+#[test]
+fn whose_youngest_process_ends_while_it_is_listed() {
+    let room = Room::new(Family::V4, 10, &ALWAYS);
+    let _inhabitant = Inhabitant::of(&room.netns);
+    room.flood(500);
+    let before = Counters::of(&room.netns);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let short = || {
+                while !over.load(Ordering::Relaxed) {
+                    Command::new("true").status()?;
+                }
+                Ok(())
+            };
+            room.netns.run(short).unwrap();
+        });
+        for _ in 0..3 {
+            let recording = Launch::live().start().stop();
+            let mine = recording
+                .ledgers()
+                .filter(|one| one.netns == room.netns.id());
+            for ledger in mine {
+                assert_eq!(ledger.unexplained, Some(0), "{ledger:?}");
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(
+        Counters::of(&room.netns).since(&before, "SyncookiesSent"),
+        0
+    );
 }

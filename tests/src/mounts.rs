@@ -6,7 +6,7 @@
 use std::{fs, panic::resume_unwind, path::Path, thread};
 
 use rustix::{
-    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+    mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change},
     thread::{UnshareFlags, unshare_unsafe},
 };
 
@@ -46,6 +46,11 @@ impl Mounts {
         assert!(Path::new(folder).is_dir(), "there is no folder {folder}");
         mount("none", folder, "tmpfs", MountFlags::empty(), None).unwrap();
         fs::write(Path::new(folder).join(name), content).unwrap();
+    }
+
+    /// Puts a file in the place of another one.
+    pub fn bind(&self, file: &Path, place: &Path) {
+        mount_bind(file, place).unwrap();
     }
 
     /// Puts a disk of so many KiB at a folder.

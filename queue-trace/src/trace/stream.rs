@@ -532,7 +532,11 @@ impl Live {
     async fn last_looks(&mut self, ended: Ended) -> io::Result<(Audited, Look)> {
         // What is under way is of no interest any more.
         self.give_up(true);
-        let mut until = Instant::now() + PATIENCE;
+        let (patience, wait) = match ended {
+            Ended::Enough => (PATIENCE, PATIENCE),
+            Ended::BySignal => (SHORT_PATIENCE, 4 * SHORT_PATIENCE),
+        };
+        let mut until = Instant::now() + wait;
         while self.audit.is_busy() || self.watch.is_busy() {
             tokio::select! {
                 audited = self.audit.done() => drop(audited?),
@@ -544,11 +548,7 @@ impl Live {
         let (mut audited, mut look) = (None, None);
         let auditing = self.audit.begin(|audit| audit.close())?;
         let looking = self.watch.begin(|watch| Ok(News::from(watch.look())))?;
-        let mut hurry = Instant::now()
-            + match ended {
-                Ended::Enough => PATIENCE,
-                Ended::BySignal => SHORT_PATIENCE,
-            };
+        let mut hurry = Instant::now() + patience;
         let mut hurried = false;
         until = Instant::now() + PATIENCE;
         while auditing && audited.is_none() || looking && look.is_none() {
