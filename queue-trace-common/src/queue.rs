@@ -52,6 +52,10 @@ pub struct Queue {
     pub released: u16,
     /// The port.
     pub port: u16,
+    /// Connections in the accept queue when it was closed.
+    pub accept_depth: u32,
+    /// The limit of the accept queue when it was closed.
+    pub accept_limit: u32,
 }
 
 /// What each CPU keeps of a listener by itself, so that no two write the same.

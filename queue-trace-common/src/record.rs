@@ -64,11 +64,13 @@ pub struct Record {
     /// SYN-ACKs retransmitted so far, for the timer's outcomes.
     pub retransmits: u8,
     /// Padding.
-    pub _pad: [u8; 6],
+    pub _pad: [u8; 2],
+    /// The device that the listener is bound to; 0: none ([`LISTENER`]).
+    pub device: u32,
 }
 
 /// Version of the record's layout.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// `listener_addr` is known.
 pub const LISTENER: u16 = 1 << 0;

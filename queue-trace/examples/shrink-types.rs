@@ -180,8 +180,12 @@ mod linux {
                     kind.parts[0][1] = self.keep(kind.parts[0][1]);
                 }
                 STRUCT | UNION => {
-                    let wanted =
-                        |name: &String| name.is_empty() || self.looked_up.members.contains(name);
+                    // All members of a struct that is looked up, as others of them may be
+                    // needed one day.
+                    let whole = self.looked_up.names.contains(&kind.name);
+                    let wanted = |name: &String| {
+                        whole || name.is_empty() || self.looked_up.members.contains(name)
+                    };
                     let kept: Vec<_> = (0..kind.names.len())
                         .filter(|place| wanted(&kind.names[*place]))
                         .collect();
@@ -238,12 +242,11 @@ mod linux {
                     self.out.len() as u32
                 }
                 // Of the prototypes only those of tracepoints are looked at.
-                PROTOTYPE if kind.names.first().is_some() => {
+                PROTOTYPE if !kind.names.is_empty() => {
                     let tracer = self.kinds[kind.parts[0][1] as usize].kind == PTR;
                     if tracer { self.keep(number) } else { 0 }
                 }
-                INT | ENUM | FWD => self.keep(number),
-                PTR => self.keep(number),
+                INT | ENUM | FWD | PTR => self.keep(number),
                 _ => 0,
             }
         }

@@ -106,6 +106,7 @@ impl Play {
             port: self.port,
             cookie: None,
             inode: Some(77),
+            device: None,
         }
     }
 

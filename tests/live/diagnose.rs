@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use live_tests::{Attach, Launch, Recording, Room, Scratch, attach, unproven};
+use live_tests::{Attach, Launch, Recording, Room, Scratch, attach};
 use queue_trace::lab::{
     Family, Listen, Netns, Pace, connect_each,
     raw::{Flood, Peer, Wire},
@@ -351,9 +351,7 @@ fn one_stuck_worker_of_a_group() {
         });
     });
     drop(stuck);
-    if !unproven("diagnose::one_stuck_worker_of_a_group", "the finding") {
-        assert_found(&diagnosis, &["reuseport-worker-stuck"]);
-    }
+    assert_found(&diagnosis, &["reuseport-worker-stuck"]);
 }
 
 #[test]

@@ -270,12 +270,6 @@ fn one_full_listener_of_a_group() {
             (outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL, refused),
         ]);
         recording.assert_exact(&netns, &before, &sums);
-        if unproven(
-            "listeners::one_full_listener_of_a_group",
-            "the totals of each socket",
-        ) {
-            continue;
-        }
         for (index, (listener, taken)) in group.iter().zip(taken).enumerate() {
             let full = index == 0;
             let sums = all(&[
@@ -388,12 +382,6 @@ fn requests_move_to_another_listener() {
             (outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL, late),
         ]);
         recording.assert_exact(&netns, &before, &sums);
-        if unproven(
-            "listeners::requests_move_to_another_listener",
-            "the totals of each socket",
-        ) {
-            continue;
-        }
         assert_eq!(at_first.len(), 1, "{at_first:?}");
         assert_eq!(at_first["queued"] + at_last["queued"], PEERS);
         if migrates {

@@ -4,7 +4,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "a socket option, and capabilities given up before exec"
+    reason = "a socket option, and a namespace entered before exec"
 )]
 
 use std::{
@@ -18,9 +18,9 @@ use std::{
     time::Duration,
 };
 
-use live_tests::{Counters, Launch, Recording, Shown};
-use queue_trace::lab::{Connect, Listen, Netns, Pace, connect_each};
-use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
+use live_tests::{Counters, Launch, Recording, Room, Shown, in_private_mounts};
+use queue_trace::lab::{Connect, Family, Listen, Netns, Pace, connect_each};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use socket2::{Domain, Socket, Type};
 
 /// Clients that are not let in give up before they try again.
@@ -107,9 +107,9 @@ fn a_redirected_port() {
         socket.set_ip_transparent_v4(true)
     });
     for line in [
-        "nft add table ip redirect",
-        "nft add chain ip redirect before { type filter hook prerouting priority -150 ; }",
-        "nft add rule ip redirect before ip daddr 127.0.0.9 tcp dport 80 tproxy to 127.0.0.1:15001",
+        "nft add table ip owners",
+        "nft add chain ip owners before { type filter hook prerouting priority -150 ; }",
+        "nft add rule ip owners before ip daddr 127.0.0.9 tcp dport 80 tproxy to 127.0.0.1:15001",
     ] {
         command(&netns, line);
     }
@@ -274,36 +274,70 @@ fn select(listener: &TcpListener, member: u32) {
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
-/// Without CAP_NET_ADMIN tracepoint mode cannot have its program at the root of the cgroups. Then
-/// it says so, and a listener that it can only guess is unknown: a group, a redirected port.
+/// A listener that is older than the tracer overflows, and is closed: what was known of it last is
+/// told, not nothing.
+#[test]
+fn a_listener_that_closed_keeps_its_limit_and_its_owner() {
+    let room = Room::new(Family::V4, 10, &[]);
+    let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+    let _clients = clients(&room.netns, room.address, 14);
+    let number = inode(&room.listener);
+    let Room {
+        netns, listener, ..
+    } = room;
+    drop(listener);
+    netns.silence().unwrap();
+    let recording = tracer.stop();
+    let row = recording.row(number);
+    assert!(row.closed, "{row:?}");
+    assert_eq!((row.accept_queue.depth, row.accept_queue.limit), (11, 10));
+    assert_eq!(row.processes[0].pid, std::process::id(), "{row:?}");
+    assert!(row.listener.cookie.is_some(), "{row:?}");
+    let drops = row.drops.as_ref().unwrap();
+    assert_eq!(drops.get("queue_discarded"), Some(&11), "{row:?}");
+}
+
+/// In a container that sees its own cgroups alone tracepoint mode cannot have its program at their
+/// root. Then it says so, and a listener that it can only guess is unknown: a group, a redirected
+/// port.
 #[test]
 fn without_delivery_the_listener_is_right_or_unknown() {
+    in_private_mounts(|mounts| {
+        // Nor does it see the machine's first process, by which it could get there.
+        mounts.hide("/proc/1");
+        without_delivery();
+    });
+}
+
+fn without_delivery() {
     let netns = Netns::new().unwrap();
     let healthy = listener(&netns, on_any(80), 64, |_| Ok(()));
     let proxy = listener(&netns, loopback(15001), 3, |socket| {
         socket.set_ip_transparent_v4(true)
     });
     for line in [
-        "nft add table ip redirect",
-        "nft add chain ip redirect before { type filter hook prerouting priority -150 ; }",
-        "nft add rule ip redirect before ip daddr 127.0.0.9 tcp dport 80 tproxy to 127.0.0.1:15001",
+        "nft add table ip owners",
+        "nft add chain ip owners before { type filter hook prerouting priority -150 ; }",
+        "nft add rule ip owners before ip daddr 127.0.0.9 tcp dport 80 tproxy to 127.0.0.1:15001",
     ] {
         command(&netns, line);
     }
     let alone = listener(&netns, loopback(9000), 2, |_| Ok(()));
     let before = Counters::of(&netns);
-    let without = |command: &mut Command| {
-        let give_up = || {
-            remove_capability_from_bounding_set(CapabilitySet::NET_ADMIN).map_err(io::Error::from)
+    let apart = |command: &mut Command| {
+        let leave = || {
+            // SAFETY: the process that begins has its own view of the cgroups; nothing else of it
+            // changes.
+            unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.map_err(io::Error::from)
         };
         // SAFETY: a system call between fork and exec, and nothing else.
-        unsafe { command.pre_exec(give_up) };
+        unsafe { command.pre_exec(leave) };
     };
     let mut tracer = None;
     let members = group(&netns, || {
         let by_tracepoints = ["--attach", "tracepoint", "--json", "--rate", "0", "--all"];
         let launch = Launch::plain(by_tracepoints).arg("--no-canary").on(&netns);
-        tracer = Some(launch.with(without).start());
+        tracer = Some(launch.with(apart).start());
     });
     let _redirected = clients(&netns, "127.0.0.9:80".parse().unwrap(), 12);
     let _grouped = clients(&netns, loopback(8080), 60);

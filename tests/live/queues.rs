@@ -250,10 +250,9 @@ fn a_listener_made_and_closed_meanwhile() {
     assert_eq!(row.accept_queue.asked, tells_waits().then_some(500));
     assert_eq!(row.netns, room.netns.id());
     assert_eq!(row.processes[0].pid, process::id());
-    if tells_waits() {
-        let drops = row.drops.as_ref().unwrap();
-        assert_eq!(drops.get("queue_discarded"), Some(&5));
-    }
+    assert_eq!((row.accept_queue.depth, row.accept_queue.limit), (5, 6));
+    let drops = row.drops.as_ref().unwrap();
+    assert_eq!(drops.get("queue_discarded"), Some(&5));
 }
 
 /// `--slow` shows the connections that waited too long, who took them, and no others.
@@ -334,19 +333,15 @@ fn one_full_among_idle() {
             row.accept_queue.depth as usize,
             if index == 0 { CAPACITY } else { 0 }
         );
-        if tells_waits() {
-            let all: u64 = given.iter().sum();
-            let share = given[index] as f64 / all as f64;
-            assert!(
-                (place.share.unwrap() - share).abs() < 0.2,
-                "{row:?} {share}"
-            );
-        }
+        let all: u64 = given.iter().sum();
+        let share = given[index] as f64 / all as f64;
+        assert!(
+            (place.share.unwrap() - share).abs() < 0.2,
+            "{row:?} {share}"
+        );
     }
     let shares: f64 = rows.iter().filter_map(|row| row.group.unwrap().share).sum();
-    // Tracepoints do not tell which socket of a group a connection was given to.
-    let all = if tells_waits() { 1.0 } else { 0.0 };
-    assert!((shares - all).abs() < 1e-9, "{shares}");
+    assert!((shares - 1.0).abs() < 1e-9, "{shares}");
 }
 
 /// What `ss -lntmpe` says of a listener.

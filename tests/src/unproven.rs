@@ -52,12 +52,6 @@ pub const UNPROVEN: &[Unproven] = &[
         why: "fentry takes the kernel's own types; that a file is refused is tested beside it",
     },
     Unproven {
-        test: "diagnose::one_stuck_worker_of_a_group",
-        part: "the finding",
-        place: Place::By(Attach::Tracepoint),
-        why: "tracepoints alone do not show which socket of a group took a connection",
-    },
-    Unproven {
         test: "guide::sessions_in_the_documentation_are_real",
         part: ALL,
         place: Place::Without(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/guide.md")),
@@ -70,12 +64,6 @@ pub const UNPROVEN: &[Unproven] = &[
         why: "no packet is received when a timer fires; `check` lists it as not observable",
     },
     Unproven {
-        test: "listeners::one_full_listener_of_a_group",
-        part: "the totals of each socket",
-        place: Place::By(Attach::Tracepoint),
-        why: "tracepoints alone do not show which socket of a group the kernel chose",
-    },
-    Unproven {
         test: "listeners::a_multipath_listener",
         part: ALL,
         place: Place::Without("/proc/sys/net/mptcp/enabled"),
@@ -86,12 +74,6 @@ pub const UNPROVEN: &[Unproven] = &[
         part: "the sums",
         place: Place::Before(Attach::Tracepoint, (5, 14)),
         why: "the requests of a closed listener are forgotten, and nothing shows which had chosen it",
-    },
-    Unproven {
-        test: "listeners::requests_move_to_another_listener",
-        part: "the totals of each socket",
-        place: Place::By(Attach::Tracepoint),
-        why: "tracepoints alone do not show which socket of a group the kernel chose",
     },
 ];
 

@@ -45,6 +45,8 @@ static NO_QUEUE: Queue = Queue {
     asked: 0,
     released: 0,
     port: 0,
+    accept_depth: 0,
+    accept_limit: 0,
 };
 
 /// The listener's key. A socket that has lost its file has none: it is being closed.

@@ -57,6 +57,8 @@ pub fn closed(sk: u64) {
     let Some(queue) = QUEUES.get_ptr_mut(&key).map(|queue| unsafe { &mut *queue }) else {
         return;
     };
+    queue.accept_depth = memory::value(sk, field::SK_DEPTH);
+    queue.accept_limit = memory::value(sk, field::SK_LIMIT);
     gauge::no_longer_full(queue);
     // close() says so before it ends listening (net/ipv4/tcp.c, `__tcp_close`); shutdown() and
     // connect() to AF_UNSPEC do not.

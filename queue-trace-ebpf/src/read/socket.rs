@@ -120,6 +120,7 @@ pub fn describe(out: &mut Record, sk: u64) {
     if fetch_bound_addr(&mut out.listener_addr, sk).ok() {
         out.present |= record::LISTENER;
     }
+    out.device = memory::value(sk, field::SK_DEVICE);
     // Zero until somebody asks for it.
     out.cookie = memory::value(sk, field::SK_COOKIE);
     if out.cookie != 0 {

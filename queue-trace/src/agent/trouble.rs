@@ -11,8 +11,9 @@ use crate::{
     },
     model::{
         clock::{monotonic_now, wall_now},
-        event::Event,
+        event::{AcceptQueue, Event},
         lines::Counts,
+        snapshot::Snapshot,
         socket::Listener,
     },
 };
@@ -83,6 +84,19 @@ impl Troubles {
             .episodes
             .counts(counts.netns, &counts.listener, &counts.outcomes, at);
         self.changed(changes)
+    }
+
+    /// Takes in how a listener stands: by tracepoints nothing else tells that its queue has
+    /// room again.
+    pub fn listener(&mut self, snapshot: &Snapshot) {
+        let Some(queue) = snapshot.accept_queue.as_ref() else {
+            return;
+        };
+        if let (Some(depth), Some(limit)) = (queue.depth, queue.limit) {
+            let at = self.now();
+            let key = Key::of(snapshot.netns, &snapshot.listener);
+            self.episodes.gauge(&key, AcceptQueue { depth, limit }, at);
+        }
     }
 
     /// Once a second.

@@ -392,6 +392,7 @@ impl Sink for Watcher {
             state.listeners = open.cloned().collect();
         }
         for one in listeners {
+            self.troubles.listener(one);
             self.feed(|case| case.listener(&recorder::alone(one)));
         }
         let recorded = self.recorder.look(listeners, now);

@@ -66,7 +66,7 @@ impl Cli {
 pub enum Command {
     /// Say what is wrong and what to change, from the running kernel or from a recording
     ///
-    /// Exit status: 0 nothing found, and the ledger proves that nothing was missed; 1
+    /// Exit status: 0 nothing found, every rule could be judged, no refusal was missed; 1
     /// findings; 2 could not tell, or an error.
     Diagnose(diagnose::DiagnoseArgs),
     /// Show a recording as if it happened now

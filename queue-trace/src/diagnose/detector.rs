@@ -638,6 +638,13 @@ impl Episodes {
         changes.into_iter().map(|change| (key, change)).collect()
     }
 
+    /// Takes in how the accept queue of a listener stands, if it is followed.
+    pub fn gauge(&mut self, key: &Key, queue: AcceptQueue, at: i128) {
+        if let Some(followed) = self.listeners.get_mut(key) {
+            followed.detector.gauge(at, queue);
+        }
+    }
+
     /// Time went on: once a second.
     pub fn tick(&mut self, now: i128) -> Vec<(Key, Change)> {
         let mut changes = Vec::new();

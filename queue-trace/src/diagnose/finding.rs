@@ -183,7 +183,7 @@ impl Finding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Nothing was found, and the ledger proves that nothing was missed.
+    /// Nothing was found, every rule could be judged, and the ledger shows no refusal that was missed.
     NothingFound,
     /// Something was found.
     Findings,
@@ -272,7 +272,7 @@ impl Diagnosis {
             Verdict::Findings => {}
             Verdict::NothingFound => writeln!(
                 out,
-                "Nothing wrong: no handshake was refused in {:.1} s, every rule could be judged, and nothing was missed.",
+                "Nothing wrong: no handshake was refused in {:.1} s, every rule could be judged, and the ledger shows none that was missed.",
                 self.seconds
             )?,
             Verdict::CouldNotTell => writeln!(

@@ -57,6 +57,7 @@ pub fn decode(mut bytes: impl Buf, wall_offset_ns: i128) -> Result<Event, Decode
             port: record.port,
             cookie: known(COOKIE).then_some(record.cookie),
             inode: known(INODE).then_some(record.inode),
+            device: (known(LISTENER) && record.device != 0).then_some(record.device),
         },
         local: known(PACKET).then(|| address(record.local_addr)),
         client: known(PACKET).then(|| Client {
@@ -131,6 +132,22 @@ mod tests {
         assert_eq!((event.sysctls, event.retransmits), (None, None));
         let json = serde_json::to_value(&event).unwrap();
         assert!(json.get("client").is_none() && json.get("accept_queue").is_none());
+    }
+
+    #[test]
+    fn a_device_is_told_if_there_is_one() {
+        let mut bound = record();
+        bound.present = LISTENER;
+        assert_eq!(
+            decode(bytemuck::bytes_of(&bound), 0)
+                .unwrap()
+                .listener
+                .device,
+            None
+        );
+        bound.device = 4;
+        let event = decode(bytemuck::bytes_of(&bound), 0).unwrap();
+        assert_eq!(event.listener.device, Some(4));
     }
 
     #[test]

@@ -3,15 +3,20 @@
 
 use std::collections::HashMap;
 
-use crate::model::snapshot::{Group, Snapshot};
+use crate::model::{
+    snapshot::{Group, Snapshot},
+    socket::Listener,
+};
 
-/// Finds the groups among listeners: those of one namespace with the same address, port,
-/// and device. Their order
-/// is the kernel's if that is known, else that of their inode numbers.
+/// Finds the groups among listeners: those of one namespace with the same address, port, and
+/// device. Their order is the kernel's if that is known, else that of their inode numbers.
 pub fn find(rows: &mut [Snapshot]) {
     let mut groups: HashMap<_, Vec<usize>> = HashMap::new();
     for (at, row) in rows.iter().enumerate().filter(|(_, row)| !row.is_closed()) {
-        let key = (row.netns, row.listener.addr, row.listener.port, row.device);
+        let Listener {
+            addr, port, device, ..
+        } = row.listener;
+        let key = (row.netns, addr, port, device);
         groups.entry(key).or_default().push(at);
     }
     for mut members in groups.into_values() {

@@ -229,6 +229,7 @@ fn rows(netns: u32, found: &Found, folders: &mut Folders) -> impl Iterator<Item 
                 port: listening.address.port(),
                 cookie: Some(listening.cookie),
                 inode: (listening.inode != 0).then_some(listening.inode.into()),
+                device: (listening.device != 0).then_some(listening.device),
             },
             processes: Some(Vec::new()),
             accept_queue: Some(Gauge {
@@ -242,7 +243,6 @@ fn rows(netns: u32, found: &Found, folders: &mut Folders) -> impl Iterator<Item 
             }),
             syn_queue: syn_queue(listening, found),
             oldest_waiting_us: oldest(listening, found),
-            device: listening.device,
             ..Snapshot::default()
         };
         if let Some(cgroup) = cgroup {

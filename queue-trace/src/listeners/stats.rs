@@ -218,9 +218,14 @@ fn closed(inode: u64, queue: &Queue) -> Snapshot {
             port: queue.port,
             cookie: None,
             inode: Some(inode),
+            device: None,
         },
         processes: Some(Vec::new()),
-        accept_queue: Some(Gauge::default()),
+        accept_queue: Some(Gauge {
+            depth: Some(queue.accept_depth),
+            limit: Some(queue.accept_limit),
+            ..Gauge::default()
+        }),
         closed: Some(true),
         ..Snapshot::default()
     }

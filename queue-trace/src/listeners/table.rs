@@ -10,7 +10,7 @@ use anstyle::{AnsiColor, Style};
 
 use crate::model::{
     snapshot::{Gauge, Snapshot},
-    words::{endpoint, short_time},
+    words::{listener_words, short_time},
 };
 
 const TITLES: [&str; 8] = [
@@ -89,7 +89,7 @@ fn cells(row: &Snapshot) -> [String; 8] {
 }
 
 fn listener(row: &Snapshot) -> String {
-    let mut text = endpoint(row.listener.addr, row.listener.port);
+    let mut text = listener_words(&row.listener);
     if let Some(group) = row.group.filter(|group| group.size > 1) {
         // Writing to a string does not fail.
         let _ = write!(text, " {}/{}", group.index + 1, group.size);

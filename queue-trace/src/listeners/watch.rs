@@ -19,6 +19,7 @@ use crate::{
     listeners::{
         cgroup::Folders,
         look::{self, How, Look},
+        remembered::Remembered,
         stats::Stats,
     },
     model::{clock::monotonic_now, snapshot::Snapshot},
@@ -31,6 +32,8 @@ pub struct Watch {
     attached: Option<(Reader, Family)>,
     selection: Selection,
     folders: Folders,
+    /// Whose the listeners were.
+    remembered: Remembered,
     reported: HashSet<QueueKey>,
     /// The closed ones that were reported, which the kernel side will be told to forget.
     closed: HashSet<QueueKey>,
@@ -113,6 +116,7 @@ impl Watch {
             attached: None,
             selection,
             folders: Folders::default(),
+            remembered: Remembered::default(),
             reported: HashSet::new(),
             closed: HashSet::new(),
             changes: 0,
@@ -135,10 +139,12 @@ impl Watch {
     pub fn all(&mut self) -> Result<News> {
         let began = Instant::now();
         let look = self.look();
-        Ok(News {
+        let news = News {
             took: Some(began.elapsed()),
             ..self.add_to(look)?
-        })
+        };
+        self.remembered.keep_only(&news.rows);
+        Ok(news)
     }
 
     /// All listeners as they are.
@@ -263,6 +269,7 @@ impl Watch {
             family: *family,
         };
         stats.add_to(&mut rows, &mut self.folders);
+        self.remembered.complete(&mut rows);
         let selection = &self.selection;
         let wanted = |row: &Snapshot| row.listener.address().is_none_or(|at| selection.has(at));
         rows.retain(|row| !row.is_closed() || wanted(row));

@@ -330,6 +330,7 @@ mod tests {
                 port: 80,
                 cookie: None,
                 inode: Some(5),
+                device: None,
             },
             local: None,
             client: client.map(|addr| Client {

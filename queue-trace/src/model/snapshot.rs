@@ -92,9 +92,6 @@ pub struct Snapshot {
     /// Place in its `SO_REUSEPORT` group, and how many are in it, as the kernel has it.
     #[serde(skip)]
     pub place: Option<(u32, u32)>,
-    /// The device that it is bound to, by number; 0: none.
-    #[serde(skip)]
-    pub device: u32,
 }
 
 /// File descriptors of a process.

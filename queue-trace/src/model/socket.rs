@@ -18,6 +18,10 @@ pub struct Listener {
     /// Inode number, as in `ss -e` (`ino:`) and `/proc/PID/fd`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inode: Option<u64>,
+    /// The device that it is bound to, by its number as in `ip link`: another listener may have the
+    /// same address and port on another device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<u32>,
 }
 
 impl Listener {

@@ -47,7 +47,11 @@ pub fn endpoint(addr: Option<IpAddr>, port: u16) -> String {
     }
 }
 
-/// A listener by its address and port.
+/// A listener by its address and port, and the device that it is bound to: `0.0.0.0%4:179`.
 pub fn listener_words(listener: &Listener) -> String {
-    endpoint(listener.addr, listener.port)
+    match (listener.addr, listener.device) {
+        (Some(IpAddr::V4(addr)), Some(device)) => format!("{addr}%{device}:{}", listener.port),
+        (Some(IpAddr::V6(addr)), Some(device)) => format!("[{addr}%{device}]:{}", listener.port),
+        (addr, _) => endpoint(addr, listener.port),
+    }
 }

@@ -151,7 +151,7 @@ fn findings(diagnosis: &Diagnosis) -> Markup {
         Verdict::Findings => ("findings", format!("{} found.", plural(diagnosis.findings.len(), "finding"))),
         Verdict::NothingFound => (
             "nothing_found",
-            "Nothing wrong: no handshake was refused, every rule could be judged, and the ledger shows that nothing was missed.".to_owned(),
+            "Nothing wrong: no handshake was refused, every rule could be judged, and the ledger shows none that was missed.".to_owned(),
         ),
         Verdict::CouldNotTell => (
             "could_not_tell",

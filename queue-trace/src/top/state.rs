@@ -7,7 +7,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use crate::{
     model::{
         snapshot::{Key, Snapshot},
-        words::endpoint,
+        words::listener_words,
     },
     top::seen::{Past, Seen},
 };
@@ -248,7 +248,7 @@ impl Top {
 /// Where it listens, and which one of a group it is.
 pub fn name(row: &Snapshot) -> String {
     let listener = &row.listener;
-    let mut name = endpoint(listener.addr, listener.port);
+    let mut name = listener_words(listener);
     if let Some(group) = row.group.filter(|group| group.size > 1) {
         name.push_str(&format!(
             " {}/{}",

@@ -76,5 +76,6 @@ pub fn listener_of(key: &CountKey) -> Listener {
         port: key.port,
         cookie: None,
         inode: (key.inode != 0).then_some(key.inode),
+        device: None,
     }
 }

@@ -37,8 +37,8 @@ pub enum Command {
     Build,
     /// Run the live tests on kernels; exit with 1 if any fails.
     Test(matrix::Args),
-    /// Ask `queue-trace check` on every kernel, and write docs/kernels.md.
-    Kernels,
+    /// Ask `queue-trace check` on kernels, on all if none is named, and write docs/kernels.md.
+    Kernels { kernels: Vec<String> },
 }
 
 #[derive(clap::Args)]
@@ -68,7 +68,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         } else {
             ExitCode::FAILURE
         }),
-        Command::Kernels => survey::run().map(|()| ExitCode::SUCCESS),
+        Command::Kernels { kernels } => survey::run(&kernels).map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -33,9 +33,32 @@ const HEADER: &str = "\
 
 <!-- Written by `cargo xtask vm kernels`; do not edit. -->
 
-What `queue-trace check` finds on the kernels that the tests run on, booted in virtual machines. Prototypes are those of
-the kernel's own type information (BTF), without `struct` and `const`, in the order of its arguments; a hook attaches only
-to a prototype that queue-trace knows, and is left out by name otherwise. Tracepoints need no hooks.
+What `queue-trace check` finds on the kernels that the tests run on, booted in virtual machines: of x86-64, and of arm64
+where the name says so (`16k`: with pages of 16 KiB). Prototypes are those of the kernel's own type information (BTF),
+without `struct` and `const`, in the order of its arguments; a hook attaches only to a prototype that queue-trace knows,
+and is left out by name otherwise. Tracepoints need no hooks.
+
+`queue-trace check --btf FILE --release RELEASE` judges any other kernel by its types alone, on any Linux machine. Nothing
+is attached. `--json` writes one object: `modes` has for each way to attach whether it can be used, why not, and which
+outcomes are observable; `hooks` has the state of each function. The types do not tell privileges, lockdown, and what the
+verifier says of the programs. On arm64 fentry takes Linux 6.4 or newer; older ones are watched by kprobes.
+
+Verdicts of `check --btf` on kernels outside Debian:
+
+| distribution | release | fentry | kprobe | tracepoint |
+|---|---|---|---|---|
+| Ubuntu 20.04 | 5.4.0-216-generic | too old | too old | too old |
+| Ubuntu 20.04, hardware enablement | 5.15.0-139-generic | 29 of 29 | 29 of 29 | 18 of 29 |
+| Ubuntu 22.04 | 5.15.0-204-generic | 29 of 29 | 29 of 29 | 18 of 29 |
+| Ubuntu 24.04 | 6.8.0-151-generic | 29 of 29 | 29 of 29 | 18 of 29 |
+| Ubuntu 24.04, GKE | 6.8.0-1069-gke | 29 of 29 | 29 of 29 | 18 of 29 |
+| Ubuntu 24.04, AWS | 7.0.0-1018-aws | 29 of 29 | 29 of 29 | 18 of 29 |
+| Ubuntu 26.04 | 7.0.0-14-generic | 29 of 29 | 29 of 29 | 18 of 29 |
+
+The types of RHEL, Amazon Linux, Container-Optimized OS, Azure Linux and Android were not judged: they were not within reach
+of those who wrote this page. RHEL 8 (Linux 4.18) is too old.
+
+On the tests' kernels:
 ";
 
 pub fn page(found: &[Found]) -> String {
@@ -46,6 +69,36 @@ pub fn page(found: &[Found]) -> String {
     }
     for on_kernel in found {
         page += &section(on_kernel);
+    }
+    page
+}
+
+/// A page on which these kernels have their new rows and sections, in their old places; new
+/// ones come last.
+pub fn renewed(page: &str, found: &[Found]) -> String {
+    let mut page = page.to_string();
+    for on_kernel in found {
+        let name = on_kernel.kernel.name;
+        let (head, sections) = page.split_once("\n## ").unwrap_or((&page, ""));
+        let begins = |line: &str| line.starts_with(&format!("| {name} |"));
+        let row = summary(on_kernel);
+        let mut head = head.trim_end().to_string() + "\n";
+        match head.lines().find(|line| begins(line)) {
+            Some(old) => head = head.replace(&format!("{old}\n"), &row),
+            None => head += &row,
+        }
+        let mut all: Vec<String> = sections
+            .split("\n## ")
+            .filter(|section| !section.is_empty())
+            .map(|section| format!("\n## {}\n", section.trim_end()))
+            .collect();
+        let new = section(on_kernel);
+        let title = heading(on_kernel.kernel);
+        match all.iter_mut().find(|section| section.starts_with(&title)) {
+            Some(old) => *old = new,
+            None => all.push(new),
+        }
+        page = head + &all.concat();
     }
     page
 }
@@ -149,6 +202,23 @@ mod tests {
         State::LeftOut(why.into())
     }
 
+    /// One kernel renewed, and one that was not there.
+    fn the_same_page_comes_of_its_parts(page: &str) {
+        let found = |name: &str, version: &str| Found {
+            kernel: kernels::find(name).unwrap(),
+            version: version.into(),
+            by_attach: vec![(Attach::Fentry, Checked::default())],
+        };
+        let renewed = renewed(page, &[found("6.1", "6.1.999-1"), found("7.3", "7.3-1")]);
+        let lines = |wanted: &str| renewed.lines().filter(|line| line.contains(wanted)).count();
+        assert_eq!(lines("6.1.192-2"), 0, "{renewed}");
+        assert_eq!(lines("6.1.999-1"), 1, "{renewed}");
+        assert_eq!(lines("## 6.1"), 1, "{renewed}");
+        assert_eq!(lines("## 7.3"), 1, "{renewed}");
+        let twice = super::renewed(&renewed, &[found("7.3", "7.3-1")]);
+        assert_eq!(twice, renewed);
+    }
+
     #[test]
     fn the_page_says_what_was_found() {
         let prototype = State::Present {
@@ -196,5 +266,6 @@ mod tests {
             );
         }
         assert!(!page.contains("not observable here"));
+        the_same_page_comes_of_its_parts(&page);
     }
 }

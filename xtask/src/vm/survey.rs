@@ -12,7 +12,7 @@ use super::{
     cache,
     checked::{self, Checked},
     guest::Guest,
-    kernels::{Attach, KERNELS, Kernel},
+    kernels::{self, Attach, Kernel},
     machine::{self, Size},
     page::{self, Found},
 };
@@ -21,18 +21,25 @@ use crate::{
     workspace,
 };
 
-/// Boots every kernel once and writes the page.
-pub fn run() -> Result<()> {
+/// Boots the named kernels once, or all of them, and writes their part of the page.
+pub fn run(names: &[String]) -> Result<()> {
     let mut found = Vec::new();
-    for kernel in KERNELS {
+    for kernel in kernels::select(names)? {
         let program = artifacts::program(For::Guest(kernel.architecture))?;
         let on_kernel = ask(kernel, &program).with_context(|| format!("kernel {}", kernel.name))?;
         println!("{:<15} {}", kernel.name, on_kernel.version);
         found.push(on_kernel);
     }
     let path = page_path();
-    fs::write(&path, page::page(&found))
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    let page = match names {
+        [] => page::page(&found),
+        _ => {
+            let before = fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            page::renewed(&before, &found)
+        }
+    };
+    fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
     println!("{}", path.display());
     Ok(())
 }
@@ -97,6 +104,7 @@ fn answers(console: &str, ways: &[Attach]) -> Result<Vec<(Attach, Checked)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::kernels::KERNELS;
 
     #[test]
     fn each_way_has_its_answer() {

@@ -28,6 +28,7 @@ fn listener(port: u16, inode: u64) -> Listener {
         port,
         cookie: None,
         inode: Some(inode),
+        device: None,
     }
 }
 

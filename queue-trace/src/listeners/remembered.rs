@@ -1,0 +1,110 @@
+//! Whose each listener was when it was looked at last: what closed has no owner any more.
+
+use std::collections::HashMap;
+
+use crate::model::{
+    snapshot::Snapshot,
+    socket::{Listener, Process},
+};
+
+/// By the socket's inode number.
+#[derive(Debug, Default)]
+pub struct Remembered(HashMap<u64, Owner>);
+
+#[derive(Debug, Clone)]
+struct Owner {
+    listener: Listener,
+    processes: Vec<Process>,
+    cgroup: [Option<String>; 4],
+}
+
+impl Remembered {
+    /// Takes in whose the listeners are, and adds it to those of which it is not known now.
+    pub fn complete(&mut self, rows: &mut [Snapshot]) {
+        for row in rows {
+            let Some(inode) = row.listener.inode else {
+                continue;
+            };
+            if row.processes.as_ref().is_none_or(Vec::is_empty) || row.is_closed() {
+                if let Some(owner) = self.0.get(&inode) {
+                    owner.add_to(row);
+                }
+            } else {
+                self.0.insert(inode, Owner::of(row));
+            }
+            if row.is_closed() {
+                self.0.remove(&inode);
+            }
+        }
+    }
+
+    /// Forgets all listeners but these, which are all that there are.
+    pub fn keep_only(&mut self, rows: &[Snapshot]) {
+        let there: std::collections::HashSet<_> =
+            rows.iter().filter_map(|row| row.listener.inode).collect();
+        self.0.retain(|inode, _| there.contains(inode));
+    }
+}
+
+impl Owner {
+    fn of(row: &Snapshot) -> Self {
+        Self {
+            listener: row.listener,
+            processes: row.processes.clone().unwrap_or_default(),
+            cgroup: [&row.cgroup, &row.unit, &row.container, &row.pod].map(Clone::clone),
+        }
+    }
+
+    fn add_to(&self, row: &mut Snapshot) {
+        row.listener.cookie = row.listener.cookie.or(self.listener.cookie);
+        row.listener.device = row.listener.device.or(self.listener.device);
+        if row.processes.as_ref().is_none_or(Vec::is_empty) {
+            row.processes = Some(self.processes.clone());
+        }
+        if row.cgroup.is_none() {
+            let [cgroup, unit, container, pod] = self.cgroup.clone();
+            (row.cgroup, row.unit) = (cgroup, unit);
+            (row.container, row.pod) = (container, pod);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(inode: u64, processes: &[u32], closed: bool) -> Snapshot {
+        let process = |pid: &u32| Process {
+            pid: *pid,
+            comm: "server".to_owned(),
+        };
+        Snapshot {
+            listener: Listener {
+                inode: Some(inode),
+                cookie: (!closed).then_some(7),
+                ..Listener::default()
+            },
+            processes: Some(processes.iter().map(process).collect()),
+            closed: closed.then_some(true),
+            ..Snapshot::default()
+        }
+    }
+
+    #[test]
+    fn what_closed_has_its_last_owner() {
+        let mut remembered = Remembered::default();
+        remembered.complete(&mut [row(1, &[10], false), row(2, &[20], false)]);
+        let mut rows = [row(1, &[], true)];
+        remembered.complete(&mut rows);
+        assert_eq!(rows[0].processes.as_ref().unwrap()[0].pid, 10);
+        assert_eq!(rows[0].listener.cookie, Some(7));
+        // The number may be another socket's by now.
+        let mut rows = [row(1, &[], true)];
+        remembered.complete(&mut rows);
+        assert_eq!(rows[0].processes, Some(Vec::new()));
+        remembered.keep_only(&[]);
+        let mut rows = [row(2, &[], true)];
+        remembered.complete(&mut rows);
+        assert_eq!(rows[0].processes, Some(Vec::new()));
+    }
+}
