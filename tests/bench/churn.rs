@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use live_tests::{Counters, Launch, Room, Scratch};
+use live_tests::{Counters, Inhabitant, Launch, Room, Scratch};
 use queue_trace::lab::{Family, Listen};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -34,6 +34,8 @@ pub fn run(program: &Path, attach: &str, listeners: u64) {
         ("net.ipv4.tcp_max_tw_buckets", 0),
     ];
     let room = Room::new(Family::V4, 4, &settings);
+    // So that the namespace is found, with its listener and its counters.
+    let _inhabitant = Inhabitant::of(&room.netns);
     let before = Counters::of(&room.netns);
     let launch = Launch::of(
         program,
