@@ -50,13 +50,23 @@ const EXPECTED: &[(&str, &[&str])] = &[
         "tracepoint-flood-few-no-cookies",
         &["syn-flood-few-networks", "syncookies-off"],
     ),
+    ("tracepoint-descriptors", &["accept-stopped"]),
     ("tracepoint-flood-many", &["syn-flood-many-networks"]),
     ("tracepoint-forged-cookies", &["refused-otherwise"]),
     ("tracepoint-healthy", &[]),
+    (
+        "tracepoint-listener-closed",
+        &["listener-closed-on-clients"],
+    ),
+    (
+        "tracepoint-slow-worker",
+        &["accept-too-slow", "clients-hang", "syn-queue-too-small"],
+    ),
+    ("tracepoint-syn-queue-too-small", &["syn-queue-too-small"]),
 ];
 
-/// Rules that are tested on courses that are made up, in `episodes.rs`, and live.
-const MADE_UP: [&str; 2] = ["syn-queue-too-small", "syn-queue-full"];
+/// A rule that is tested on a course that is made up, in `episodes.rs`.
+const MADE_UP: [&str; 1] = ["syn-queue-full"];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings")

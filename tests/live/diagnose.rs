@@ -485,7 +485,7 @@ while True:
     let finding = finding(&diagnosis, "accept-stopped");
     let evidence = finding["evidence"].to_string();
     assert!(
-        evidence.contains("out of file descriptors (16 open"),
+        evidence.contains("out of file descriptors") && evidence.contains("its limit is 16"),
         "{evidence}"
     );
     let remedy = finding["remedies"][0]["command"].as_str().unwrap();
