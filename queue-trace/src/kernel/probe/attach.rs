@@ -15,6 +15,7 @@ use queue_trace_common::{
     hook::{self, Hook},
     settings::{Address, Kernel},
 };
+use rustix::io::Errno;
 
 use crate::{
     kernel::{
@@ -153,7 +154,10 @@ fn load_with(
         .map_max_entries("ENTERING_BY_TASK", tasks)
         .map_max_entries("TALLIES", u32::try_from(cpus).unwrap_or(u32::MAX))
         .load(&object::fitted(cast))
-        .map_err(|error| AttachError::Other(anyhow!(error).context("cannot load the kernel side")))
+        .map_err(|error| {
+            let why = lacking(&error, "for its maps").unwrap_or_else(|| anyhow!(error));
+            AttachError::Other(why.context("cannot load the kernel side"))
+        })
 }
 
 pub(super) fn cpus() -> Result<usize> {
@@ -342,28 +346,42 @@ pub(super) fn remove(ebpf: &mut Ebpf, name: &str, added: &[Prefix]) -> Result<()
 /// What a refusal means: the kernel's own, or something about this process or this moment, which
 /// another way to attach would meet as well.
 fn refused(hook: Option<&'static Hook>, why: String, error: &ProgramError) -> AttachError {
-    use rustix::io::Errno;
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    if let Some(lacking) = lacking(error, &why) {
+        return AttachError::Other(lacking);
+    }
+    match errno(error) {
+        // A signal ends a verification (EAGAIN), and the library's second attempt, which
+        // fetches the verifier's log, finds no room for that of a good program.
+        Some(Errno::AGAIN | Errno::INTR | Errno::NOSPC) => AttachError::Interrupted(why),
+        _ => AttachError::Refused { hook, why },
+    }
+}
+
+/// What this process or this machine has too little of, if that is why.
+fn lacking(error: &(dyn std::error::Error + 'static), why: &str) -> Option<anyhow::Error> {
+    match errno(error)? {
+        Errno::MFILE => Some(anyhow!(
+            "this process may not open as many files as attaching takes (some 200): raise \
+             its limit (ulimit -n, LimitNOFILE= in a unit)"
+        )),
+        Errno::NFILE => Some(anyhow!(
+            "this machine has no room for more open files: raise fs.file-max"
+        )),
+        Errno::NOMEM => Some(anyhow!(
+            "the kernel has no memory ({why}): raise the memory limit of its cgroup"
+        )),
+        _ => None,
+    }
+}
+
+/// The error number that is deepest in an error.
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+    let mut cause = Some(error);
     let mut errno = None;
     while let Some(error) = cause {
         let io = error.downcast_ref::<io::Error>();
         errno = io.and_then(Errno::from_io_error).or(errno);
         cause = error.source();
     }
-    match errno {
-        // A signal ends a verification (EAGAIN), and the library's second attempt, which
-        // fetches the verifier's log, finds no room for that of a good program.
-        Some(Errno::AGAIN | Errno::INTR | Errno::NOSPC) => AttachError::Interrupted(why),
-        Some(Errno::MFILE) => AttachError::Other(anyhow!(
-            "this process may not open as many files as attaching takes (some 200): raise \
-             its limit (ulimit -n, LimitNOFILE= in a unit)"
-        )),
-        Some(Errno::NFILE) => AttachError::Other(anyhow!(
-            "this machine has no room for more open files: raise fs.file-max"
-        )),
-        Some(Errno::NOMEM) => AttachError::Other(anyhow!(
-            "the kernel has no memory for it ({why}): raise the memory limit of its cgroup"
-        )),
-        _ => AttachError::Refused { hook, why },
-    }
+    errno
 }
