@@ -22,7 +22,7 @@ use queue_trace_common::{
     settings::typed,
 };
 
-use super::packets::Freed;
+use super::freed::Freed;
 use crate::{
     emit::{self, Verdict},
     filter, frame,

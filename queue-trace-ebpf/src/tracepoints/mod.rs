@@ -2,5 +2,6 @@
 //! before the socket decides on it, `packets` and `listeners` where it does not.
 
 mod delivered;
+mod freed;
 mod listeners;
 mod packets;

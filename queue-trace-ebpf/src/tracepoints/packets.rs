@@ -26,6 +26,7 @@ use queue_trace_common::{
 
 use super::{
     delivered,
+    freed::Freed,
     listeners::{self, Found},
 };
 use crate::{
@@ -119,18 +120,6 @@ fn route_of(packet: impl Pointer) -> u64 {
 #[inline(always)]
 fn net_of<P: Pointer>(device: P) -> P {
     device.follow(field::DEV_NET)
-}
-
-/// How a packet was freed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Freed {
-    /// Its end was not seen.
-    Unseen,
-    /// As if all were well: every SYN that reached a listener, dropped or not.
-    Consumed,
-    /// As dropped. With the socket that dropped it, where the tracepoint tells, else
-    /// 0.
-    Dropped(u64),
 }
 
 /// A packet was freed.
