@@ -62,6 +62,8 @@ struct Socket {
     placed: bool,
     /// Whether it found no place.
     crowded: bool,
+    /// Whether its labels are those of earlier limits, until the next look.
+    outdated: bool,
     since: Duration,
     older: bool,
     refused: bool,
@@ -210,6 +212,7 @@ impl Fleet {
         self.limits = limits;
         for socket in self.sockets.values_mut() {
             socket.placed = false;
+            socket.outdated = true;
         }
         self.series.clear();
     }
@@ -276,6 +279,7 @@ impl Fleet {
                 whose: Arc::new(whose),
                 placed: false,
                 crowded: false,
+                outdated: false,
                 since: now,
                 older: self.attaching,
                 refused: false,
@@ -292,6 +296,7 @@ impl Fleet {
             },
         };
         socket.look = look;
+        socket.outdated = false;
         socket.oldest_us = snapshot.oldest_waiting_us;
         socket.default_of.clone_from(&snapshot.default_of);
         socket.syn = snapshot.syn_queue.as_ref().and_then(|queue| queue.depth);
@@ -452,7 +457,9 @@ impl Fleet {
             .iter()
             .filter(|(_, socket)| {
                 let old = socket.older || now.saturating_sub(socket.since) >= YOUNG;
-                !socket.placed && (old || socket.refused || self.series.contains_key(&socket.whose))
+                !socket.placed
+                    && !socket.outdated
+                    && (old || socket.refused || self.series.contains_key(&socket.whose))
             })
             .map(|(key, socket)| (!socket.refused, socket.since, *key))
             .collect();

@@ -334,6 +334,30 @@ fn counts_of_a_group_without_a_socket_go_to_the_group() {
     );
 }
 
+/// Other limits: no series with the labels of before is left.
+#[test]
+fn other_labels_are_in_force_at_the_next_look() {
+    let mut fleet = fleet(9, "process_executable_name");
+    let one = [seen(80, 1, "a")];
+    fleet.look(&one, at(0));
+    fleet.limit(Limits {
+        allowed: "none".parse().unwrap(),
+        ephemeral: Ephemeral::none(),
+        listeners: 9,
+    });
+    fleet.settle(at(1));
+    fleet.look(&one, at(2));
+    let told = told(&fleet);
+    assert_eq!(told.family(SOCKETS).len(), 1);
+    assert_eq!(
+        told.family(SOCKETS)
+            .iter()
+            .filter(|point| has(point, &[("process_executable_name", "a")]))
+            .count(),
+        0
+    );
+}
+
 #[test]
 fn findings_come_and_go() {
     let mut fleet = fleet(9, "none");
