@@ -68,6 +68,8 @@ pub struct Marks {
     pub syn_high_ns: u64,
     /// The longest time in the accept queue, nanoseconds.
     pub waited_max_ns: u64,
+    /// All times in the accept queue added up, nanoseconds.
+    pub waited_sum_ns: u64,
     /// The longest handshake, microseconds.
     pub handshake_max_us: u64,
     /// The deepest accept queue.

@@ -22,6 +22,7 @@ static NO_MARKS: Marks = Marks {
     accept_high_ns: 0,
     syn_high_ns: 0,
     waited_max_ns: 0,
+    waited_sum_ns: 0,
     handshake_max_us: 0,
     accept_high: 0,
     syn_high: 0,
@@ -110,9 +111,15 @@ pub fn queue(key: &QueueKey) -> Option<&'static mut Queue> {
 /// Adds one to a number of this CPU's marks.
 #[inline(always)]
 pub fn bump(number: &mut u64) {
+    add(number, 1);
+}
+
+/// Adds to a number of this CPU's marks.
+#[inline(always)]
+pub fn add(number: &mut u64, more: u64) {
     if config::softirqs_mix() {
-        tally::add(number, 1);
+        tally::add(number, more);
     } else {
-        *number += 1;
+        *number += more;
     }
 }

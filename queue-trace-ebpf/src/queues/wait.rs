@@ -135,6 +135,7 @@ fn note_wait(listener: &QueueKey, waited_ns: u64) {
         return;
     };
     kept::bump(&mut marks.waited[bucket(waited_ns / 1000)]);
+    kept::add(&mut marks.waited_sum_ns, waited_ns);
     if waited_ns > marks.waited_max_ns {
         marks.waited_max_ns = waited_ns;
     }

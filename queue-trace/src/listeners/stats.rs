@@ -154,6 +154,7 @@ impl Stats<'_> {
         let waited = Distribution::of(&sums.waited, sums.waited_max_ns / 1000);
         row.accept_latency_us = waited.map(Into::into);
         row.waits = Some(sums.waited);
+        row.waited_sum_ns = Some(sums.waited_sum_ns);
         let handshakes = Distribution::of(&sums.handshakes, sums.handshake_max_us);
         row.handshake_us = handshakes.map(Into::into);
     }

@@ -118,6 +118,8 @@ pub struct Sums {
     pub entered: u64,
     /// The longest time in the accept queue, nanoseconds.
     pub waited_max_ns: u64,
+    /// All times in the accept queue added up, nanoseconds.
+    pub waited_sum_ns: u64,
     /// The longest handshake, microseconds.
     pub handshake_max_us: u64,
     /// Connections by the time that they were in the accept queue.
@@ -146,6 +148,7 @@ impl Sums {
         );
         self.entered = self.entered.saturating_add(cpu.entered);
         self.waited_max_ns = self.waited_max_ns.max(cpu.waited_max_ns);
+        self.waited_sum_ns = self.waited_sum_ns.saturating_add(cpu.waited_sum_ns);
         self.handshake_max_us = self.handshake_max_us.max(cpu.handshake_max_us);
         for (place, more) in self.waited.iter_mut().zip(cpu.waited) {
             *place = place.saturating_add(more);
