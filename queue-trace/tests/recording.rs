@@ -241,9 +241,13 @@ fn numbers_and_times_that_cannot_be_are_left_out() {
         (with("limit", "3000000000"), "depths"),
     ] {
         let text = RECORDING.replacen(event, &line, 1);
-        let (lines, notes) = read(text).unwrap();
-        assert_eq!(lines.len(), RECORDING.lines().count() - 1);
-        let notes = notes.join("\n");
+        let mut reader = Reader::of("x", Cursor::new(text.into_bytes()));
+        let mut understood = 0;
+        while let Some(entry) = reader.next().unwrap() {
+            understood += usize::from(entry.line.is_some());
+        }
+        assert_eq!(understood, RECORDING.lines().count() - 1, "{line}");
+        let notes = reader.notes().join("\n");
         assert!(
             notes.contains(&format!("1 lines with {what} that cannot be")),
             "{notes}"

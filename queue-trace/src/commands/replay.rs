@@ -130,7 +130,10 @@ fn as_json(reader: &mut Reader, only: &Only, output: &mut Output) -> Result<()> 
             Some(line) => match only.narrowed(line) {
                 None => continue,
                 // It has other lines before it.
-                Some(Line::End(end)) => write_json(output, &End { lines, ..end })?,
+                Some(Line::End(end)) if end.lines != lines => {
+                    write_json(output, &End { lines, ..end })?
+                }
+                Some(same) if same == *line => output.write_all(entry.raw)?,
                 Some(Line::Header(header)) => write_json(output, &header)?,
                 Some(Line::Counts(counts)) => write_json(output, &counts)?,
                 Some(Line::Ledger(ledger)) => write_json(output, &ledger)?,
