@@ -3,7 +3,7 @@
 //! [`Snapshot`](crate::model::snapshot::Snapshot), from the kernel to JSON. Anything unknown
 //! is absent.
 //!
-//! [`look`] asks the kernel (`diag`) in every network namespace, and finds the owners
+//! [`mod@look`] asks the kernel (`diag`) in every network namespace, and finds the owners
 //! (`owners`, `cgroup`); it needs nothing attached. What is kept in the kernel while
 //! attached is added by `stats`.
 

@@ -30,7 +30,7 @@ pub enum FileError {
     /// A device, a pipe, a folder.
     #[error("it is not a regular file")]
     NotRegular,
-    /// It is larger than [`LARGEST`].
+    /// It is larger than any kernel's.
     #[error("it is larger than any kernel's ({} MiB)", LARGEST >> 20)]
     TooLarge,
     /// It breaks the format.
