@@ -27,7 +27,10 @@ fn check(name: &str, text: &str) {
     if std::env::var_os("QUEUE_TRACE_WRITE").is_some() {
         fs::write(path(name), text).unwrap();
     }
-    assert!(read(name) == text, "{name} is stale: cargo xtask generated");
+    assert!(
+        read(name) == text,
+        "{name} is stale: QUEUE_TRACE_WRITE=1 cargo test -p queue-trace --test metrics"
+    );
 }
 
 fn table(scope: Scope) -> String {
@@ -390,4 +393,28 @@ fn the_dashboards_are_made_of_the_registry() {
         let text = format!("{}\n", serde_json::to_string_pretty(&dashboard).unwrap());
         check(&format!("packaging/grafana/{name}.json"), &text);
     }
+}
+
+/// The Prometheus operator takes the same rules as Prometheus, in a resource of its own.
+#[test]
+fn the_operators_rules_are_those_of_prometheus() {
+    let rules = read("packaging/prometheus/queue-trace.rules.yml");
+    let (_, groups) = rules.split_once("groups:\n").unwrap();
+    let mut resource = String::from(
+        "# Made from packaging/prometheus/queue-trace.rules.yml by queue-trace/tests/metrics.rs.\n\
+         apiVersion: monitoring.coreos.com/v1\n\
+         kind: PrometheusRule\n\
+         metadata:\n  name: queue-trace\n\
+         spec:\n  groups:\n",
+    );
+    for line in groups.lines() {
+        match line {
+            "" => resource.push('\n'),
+            line => resource.push_str(&format!("  {line}\n")),
+        }
+    }
+    check(
+        "packaging/kubernetes/components/prometheus-rule/prometheus-rule.yaml",
+        &resource,
+    );
 }
