@@ -36,11 +36,11 @@ pub struct Filters {
     #[arg(long = "event", value_name = "VERDICT[:CAUSE]", value_parser = outcomes)]
     pub events: Vec<Set>,
 
-    /// Show the normal course of handshakes too: queued, established, accepted, …
+    /// Also show the normal course of handshakes: queued, established, accepted, …
     #[arg(long, conflicts_with = "events")]
     pub all: bool,
 
-    /// Show connections too that waited at least so long to be accepted, e.g. 100ms
+    /// Also show connections that waited at least this long for accept(), e.g. 100ms
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub slow: Option<Duration>,
 }
@@ -72,7 +72,7 @@ pub struct Kernel {
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Attach::Auto)]
     pub attach: Attach,
 
-    /// Leave out the self-test at start, a handshake in a private network namespace
+    /// Make no self-test at start (handshakes in a private network namespace)
     #[arg(long)]
     pub no_canary: bool,
 

@@ -99,7 +99,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "N")]
     pub incidents_a_day: Option<u32>,
 
-    /// Records a second from each CPU at most; the rest is counted all the same
+    /// Limit of records a second from each CPU; the others are counted all the same
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: u32,
 
@@ -107,7 +107,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "15s")]
     pub look: Duration,
 
-    /// Watch for so long, print the metrics once as text, and end: for the textfile collector
+    /// Watch for this time, print the metrics once as text, and end: for the textfile collector
     #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "1s", value_parser = duration)]
     pub once: Option<Duration>,
 

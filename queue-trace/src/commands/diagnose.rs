@@ -32,7 +32,7 @@ pub struct DiagnoseArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Records a second from each CPU at most; what is held back is counted all the same.
+    /// Limit of records a second from each CPU; the others are counted all the same.
     /// 0: no limit
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub rate: u32,

@@ -85,7 +85,7 @@ pub enum Command {
     /// Nothing is left behind. Takes a few seconds.
     #[cfg(target_os = "linux")]
     Demo(demo::DemoArgs),
-    /// Show every listener: whose it is, how full its queues are, how long connections wait
+    /// Show every listener: its owner, how full its queues are, how long connections wait
     ///
     /// A look at what is there needs no privilege, and shows what you may see. With --watch
     /// it attaches, and shows what happened since as well.

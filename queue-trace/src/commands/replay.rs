@@ -28,7 +28,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     queue-trace replay incident.jsonl.zst             the refusals of a recording\n  \
-    queue-trace replay --all -p 443 incident.jsonl    all that befell one port\n  \
+    queue-trace replay --all -p 443 incident.jsonl    everything that happened on one port\n  \
     zcat incident.jsonl.gz | queue-trace replay --json -   as JSON, from a pipe")]
 pub struct ReplayArgs {
     /// Recordings, in order of time; - is standard input

@@ -30,7 +30,7 @@ pub struct TopArgs {
     )]
     pub files: Vec<PathBuf>,
 
-    /// Lengths of the IPv4 and IPv6 networks by which clients are put together
+    /// Prefix lengths (IPv4,IPv6) by which clients are grouped
     #[arg(long, value_name = "V4,V6", default_value = "24,64")]
     pub networks: Prefixes,
 

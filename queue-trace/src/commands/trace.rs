@@ -28,12 +28,12 @@ pub struct TraceArgs {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub duration: Option<Duration>,
 
-    /// Records a second from each CPU at most; what is held back comes as counts each second.
+    /// Limit of records a second from each CPU; the others come as counts each second.
     /// 0: no limit
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub rate: u32,
 
-    /// Lengths of the IPv4 and IPv6 networks by which clients are put together
+    /// Prefix lengths (IPv4,IPv6) by which clients are grouped
     #[arg(long, value_name = "V4,V6", default_value = "24,64")]
     pub networks: Prefixes,
 
@@ -50,7 +50,7 @@ pub struct TraceArgs {
     #[arg(long, value_name = "SIZE|TIME", value_parser = limit, requires = "output", requires = "json")]
     pub rotate: Option<Limit>,
 
-    /// Keep only this many of the files, the newest
+    /// Keep only this many files, the newest
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "rotate")]
     pub keep: Option<u64>,
 

@@ -275,7 +275,7 @@ impl Sink for Case {
     }
 
     fn counts(&mut self, counts: &Counts) -> io::Result<()> {
-        // They come once a second, after what was held back in it.
+        // They come once a second, after what was withheld in it.
         self.clients.end_second();
         let Some(at) = self.timeline.wall(&counts.time, true) else {
             return Ok(());

@@ -1,7 +1,7 @@
 //! Who is flooding: the networks from which most of a listener's events come, in bounded
 //! memory.
 //!
-//! An event that is told by itself has a client. Those that are held back come as a number
+//! An event that is reported by itself has a client. Those that are withheld come as a number
 //! once a second, and are shared out among the networks of the same second as its events
 //! that were told: each CPU tells one as soon as its allowance has room again, whoever it
 //! is from, so these are a sample. How far off a share may be is known from the sample's
@@ -87,7 +87,7 @@ struct Sample {
     all: SpaceSaving<IpNet>,
     /// Of this second, those that were told.
     second: SpaceSaving<IpNet>,
-    /// How many were held back in this second, so far.
+    /// How many were withheld in this second, so far.
     held: u64,
     told: u64,
     events: u64,
@@ -112,7 +112,7 @@ pub struct Clients {
     pub events: u64,
     /// Those among them that were told with their client.
     pub told: u64,
-    /// Those among them that were held back in a second in which none was told.
+    /// Those among them that were withheld in a second in which none was told.
     pub unattributed: u64,
     /// With a probability of 95% the share of any network in `events` is not further off
     /// than this; 0 if all were told.
@@ -128,7 +128,7 @@ pub struct Network {
     pub network: IpNet,
     /// How many events came from it, as far as can be told.
     pub count: u64,
-    /// By how much that may be too large besides, for lack of room.
+    /// By how much that may also be too large, for lack of room.
     pub over: u64,
 }
 
@@ -182,7 +182,7 @@ impl ClientTable {
         self.listeners.len() * size_of::<Sample>() + networks.sum::<usize>() * NETWORK
     }
 
-    /// Takes in an event of the stream, told by itself or held back.
+    /// Takes in an event of the stream, reported by itself or withheld.
     pub fn take(&mut self, event: &Event) {
         let key = (event.netns, event.listener.port, event.listener.inode);
         if !self.listeners.contains_key(&key) && self.listeners.len() >= 2 * LISTENERS {
@@ -212,7 +212,7 @@ impl ClientTable {
         self.listeners = all.into_iter().collect();
     }
 
-    /// A second is over, and what was held back in it was taken in.
+    /// A second is over, and what was withheld in it was taken in.
     pub fn end_second(&mut self) {
         for sample in self.listeners.values_mut() {
             sample.end_second();

@@ -44,7 +44,7 @@ pub struct Event {
     /// Counters of the kernel that moved with it, see
     /// [`queue_trace_common::counter`].
     pub moved: u8,
-    /// The CPU that handled it; absent for what several held back.
+    /// The CPU that handled it; absent where it stands for several that were withheld.
     pub cpu: Option<u32>,
     /// Identity of the listener's socket within one run.
     pub sk: u64,

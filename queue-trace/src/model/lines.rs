@@ -205,9 +205,9 @@ impl<'de> Deserialize<'de> for Total {
     }
 }
 
-/// What befell one listener since the last such line, or since the beginning. Exact,
-/// and a line a second at most, so that there is a course of events whatever was held
-/// back.
+/// How often each outcome occurred at one listener since the previous such line, or since
+/// the beginning. Exact, and at most one line a second, so that the course of events is known
+/// even when events are rate-limited.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename = "counts")]
 pub struct Counts {

@@ -47,7 +47,7 @@ impl Only {
         })
     }
 
-    /// All that befell these listeners.
+    /// Everything that happened at these listeners.
     pub(crate) fn listeners(which: &Which) -> Result<Self> {
         let filters = Filters {
             ports: which.ports.clone(),

@@ -39,7 +39,7 @@ pub trait Sink {
     fn event(&mut self, event: &Event) -> io::Result<()>;
     /// A listener as it stands now.
     fn listener(&mut self, snapshot: &Snapshot) -> io::Result<()>;
-    /// What befell a listener since the last such line: once a second.
+    /// How often each outcome occurred at a listener since the previous such line: once a second.
     fn counts(&mut self, counts: &Counts) -> io::Result<()>;
     /// Something was lost since the last note.
     fn loss(&mut self, note: &LossNote) -> io::Result<()>;

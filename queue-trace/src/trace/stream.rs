@@ -85,7 +85,7 @@ pub struct Live {
     events: u64,
     /// Records that came during the self-test and are not its own.
     early: Vec<Bytes>,
-    /// What was held back and has been printed as counts.
+    /// What was withheld and has been printed as counts.
     held: Withheld,
     /// What was counted when the counts were last printed.
     counted: HashMap<CountKey, u64>,
@@ -394,7 +394,7 @@ impl Live {
         Ok(more)
     }
 
-    /// Prints what was counted since the last time, and of it what was held back of the
+    /// Prints what was counted since the last time, and of it what was withheld of the
     /// stream.
     fn print_counts(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
         let counts = self.probe.counts().map_err(io::Error::other)?;
@@ -437,7 +437,7 @@ impl Live {
         }
     }
 
-    /// Prints what was held back since the last time.
+    /// Prints what was withheld since the last time.
     fn print_held(
         &mut self,
         sink: &mut dyn Sink,

@@ -1,4 +1,4 @@
-//! What was held back of the stream by the rate limit or a full ring: told as numbers, once a
+//! What the rate limit or a full ring withheld of the stream: reported as numbers, once a
 //! second.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ pub struct Withheld {
 }
 
 impl Withheld {
-    /// What was held back since the last time: an event for each listener and outcome that
+    /// What was withheld since the last time: an event for each listener and outcome that
     /// stands for all of them. `listener` says what is known of a count's listener.
     pub fn news(
         &mut self,

@@ -70,7 +70,7 @@ pub struct Probe {
     notes: Vec<String>,
     records: AsyncFd<RingBuf<MapData>>,
     reader: Reader,
-    /// What filters let through besides, for a while: the maps and their networks.
+    /// What filters let through in addition, for a while: the maps and their networks.
     let_in: Vec<(&'static str, Vec<attach::Prefix>)>,
     /// Keeps the number of the self-test's namespace, which the filter lets through, from going
     /// to another namespace.
