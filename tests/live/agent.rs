@@ -115,7 +115,11 @@ fn what_is_served_is_what_the_kernel_counted() {
     let metrics = get(at, "/metrics");
     assert!(metrics.contains("text/plain; version=0.0.4"), "{metrics}");
     let own = &labels[..2];
-    assert_eq!(sum(&metrics, "queue_trace_accept_queue_limit", own), 2.0);
+    // Depths and limits come with the next look.
+    eventually("it was looked at", || {
+        sum(&get(at, "/metrics"), "queue_trace_accept_queue_limit", own) == 2.0
+    });
+    let metrics = get(at, "/metrics");
     assert_eq!(
         sum(&metrics, "queue_trace_accept_queue_connections", own),
         3.0

@@ -159,7 +159,7 @@ fn frozen_and_resumed(server: &Server, limit: u32, default_of: Option<&str>, hel
     let row = one(server.listening());
     assert_eq!(row.accept_queue.limit, limit, "{row:?}");
     let from = row.accept_queue.limit_from.as_deref();
-    assert_eq!(from, Some("backlog_or_earlier_somaxconn"));
+    assert_eq!(from, Some("backlog"));
     assert_eq!(row.default_of.as_deref(), default_of, "{row:?}");
     assert_eq!(row.processes[0].pid, server.child.id());
     let tracer = Launch::showing(Shown::All).on(&server.netns).start();

@@ -85,7 +85,10 @@ fn a_switch_that_is_off() {
         assert_another_way_is_taken(&["switched off", switch]);
     } else {
         // Tracepoints have none: they see all with both off.
-        let there = |path: &&&str| fs::exists(**path).unwrap();
+        // Some machines keep everybody from switching.
+        let there = |path: &&&str| {
+            fs::read_to_string(**path).is_ok_and(|now| fs::write(**path, now.trim()).is_ok())
+        };
         let switches = [FTRACE, KPROBES];
         let _off: Vec<_> = switches
             .iter()

@@ -131,7 +131,7 @@ fn as_json(reader: &mut Reader, only: &Only, output: &mut Output) -> Result<()> 
                 None => continue,
                 // It has other lines before it.
                 Some(Line::End(end)) if end.lines != lines => {
-                    write_json(output, &End { lines, ..end })?
+                    write_json(output, &End { lines, ..end })?;
                 }
                 Some(same) if same == *line => output.write_all(entry.raw)?,
                 Some(Line::Header(header)) => write_json(output, &header)?,

@@ -6,6 +6,8 @@
     expect(unsafe_code, reason = "giving memory back is a call of the C library")
 )]
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, bail};
 use bytes::Bytes;
 
@@ -101,7 +103,7 @@ fn attach(
         Some(Ok(stage)) => stage.let_in(selection),
         _ => selection.clone(),
     };
-    let mut interruptions = 0;
+    let mut interrupted = None;
     loop {
         let plan = Plan::make(kernel.attach, selection.outcomes, &offers)
             .map_err(|error| with_remedy(error, host))?;
@@ -128,9 +130,10 @@ fn attach(
                 }
             },
             // A signal came meanwhile, which says nothing of the kernel.
-            Err(AttachError::Interrupted(why)) if interruptions < INTERRUPTIONS => {
+            Err(AttachError::Interrupted(why))
+                if interrupted.get_or_insert_with(Instant::now).elapsed() < INTERRUPTED =>
+            {
                 log::debug!("{}: interrupted: {why}", plan.family.name());
-                interruptions += 1;
             }
             Err(AttachError::Interrupted(why)) => bail!("attaching was interrupted: {why}"),
             Err(AttachError::Refused { hook, why }) => {
@@ -146,8 +149,8 @@ fn attach(
     }
 }
 
-/// How often it is tried again when a signal comes while a program is verified.
-const INTERRUPTIONS: u32 = 20;
+/// For how long it is tried again when signals come while programs are verified.
+const INTERRUPTED: Duration = Duration::from_secs(20);
 
 /// What the self-test said.
 enum Tested {
