@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use live_tests::{Counters, Launch, Room, Scratch, Tracer, attach};
+use live_tests::{Counters, Inhabitant, Launch, Room, Scratch, Tracer, attach};
 use queue_trace::lab::Family;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -95,6 +95,8 @@ fn stop(tracer: Tracer) {
 #[test]
 fn what_is_served_is_what_the_kernel_counted() {
     let room = Room::new(Family::V4, 2, &[("net.ipv4.tcp_syncookies", 0)]);
+    // A namespace that only descriptors hold is not looked into.
+    let _inhabitant = Inhabitant::of(&room.netns);
     let at = free_address();
     let scratch = Scratch::new("agent-serves");
     let socket = scratch.file("agent.sock");

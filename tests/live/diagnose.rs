@@ -369,13 +369,7 @@ fn a_listener_closed_on_its_clients() {
         // The restarted server.
         drop(listen(&netns, room.address, &Listen::default()));
     });
-    if judges_closing(&diagnosis) {
-        assert_found(&diagnosis, &["listener-closed-on-clients"]);
-    } else {
-        // No all-clear where it cannot be told.
-        assert_eq!(attach(), Attach::Tracepoint);
-        assert_eq!(diagnosis["verdict"], "could_not_tell", "{diagnosis:#}");
-    }
+    assert_found(&diagnosis, &["listener-closed-on-clients"]);
 }
 
 #[test]
