@@ -14,6 +14,8 @@ use clap::Args;
 use queue_trace_common::outcome::{Kind, of_kind};
 use tokio::signal::unix::{SignalKind, signal};
 
+use tokio::sync::oneshot;
+
 use crate::{
     agent::{
         board::{Board, State},
@@ -185,10 +187,18 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         not_ready: None,
     }));
     let refusals = args.otlp.as_ref().map(|_| Arc::new(Queue::default()));
-    if args.once.is_none() {
+    let _serving = if args.once.is_none() {
         let host = live.host().name.clone();
-        serve(bound, &board, args.otlp.clone(), refusals.clone(), host)?;
-    }
+        Some(serve(
+            bound,
+            &board,
+            args.otlp.clone(),
+            refusals.clone(),
+            host,
+        )?)
+    } else {
+        None
+    };
     let new_settings = NewSettings::default();
     let recorder = Recorder::new(folder, settings.bounds).context("no memory for the recorder")?;
     let troubles = Troubles::new(live.plan().observable);
@@ -282,6 +292,22 @@ fn attached(plan: &Plan, host: &Host, args: &AgentArgs) -> Attached {
     }
 }
 
+/// The thread that serves. Dropping it ends it, and waits until its sockets are gone.
+struct Serving {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It has said what it had to say.
+            let _ = thread.join();
+        }
+    }
+}
+
 /// Serves and sends, in a thread of its own that can do nothing else: the stream never waits
 /// for a scraper.
 fn serve(
@@ -290,15 +316,16 @@ fn serve(
     endpoint: Option<Endpoint>,
     refusals: Option<Arc<Queue>>,
     host: String,
-) -> Result<()> {
+) -> Result<Serving> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the server's event loop")?;
     let board = Arc::clone(board);
     let (told, started) = std::sync::mpsc::channel();
-    let thread = thread::Builder::new().name("serve".to_owned());
-    thread
+    let (stop, stopped) = oneshot::channel::<()>();
+    let thread = thread::Builder::new()
+        .name("serve".to_owned())
         .spawn(move || {
             let began = crate::kernel::privilege::keep_nothing().and_then(|()| {
                 let _inside = runtime.enter();
@@ -311,16 +338,30 @@ fn serve(
                 return;
             }
             runtime.block_on(async {
-                if let (Some(endpoint), Some(refusals)) = (endpoint, refusals) {
-                    let endpoint = Arc::new(endpoint);
-                    tokio::join!(
-                        otlp::send_metrics(Arc::clone(&endpoint), Arc::clone(&board), host.clone()),
-                        otlp::send_logs(endpoint, refusals, Arc::clone(&board), host),
-                    );
+                let send = async {
+                    if let (Some(endpoint), Some(refusals)) = (endpoint, refusals) {
+                        let endpoint = Arc::new(endpoint);
+                        tokio::join!(
+                            otlp::send_metrics(
+                                Arc::clone(&endpoint),
+                                Arc::clone(&board),
+                                host.clone()
+                            ),
+                            otlp::send_logs(endpoint, refusals, Arc::clone(&board), host),
+                        );
+                    }
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    () = send => {}
+                    _ = stopped => {}
                 }
-                std::future::pending::<()>().await;
             });
         })
         .context("cannot start the server")?;
-    started.recv().context("the server did not start")?
+    started.recv().context("the server did not start")??;
+    Ok(Serving {
+        stop: Some(stop),
+        thread: Some(thread),
+    })
 }
