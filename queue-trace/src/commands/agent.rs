@@ -12,9 +12,10 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 use queue_trace_common::outcome::{Kind, of_kind};
-use tokio::signal::unix::{SignalKind, signal};
-
-use tokio::sync::oneshot;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
 
 use crate::{
     agent::{
