@@ -41,12 +41,13 @@ const SERVERS: [&str; 2] = ["/usr/sbin/nginx", "/usr/bin/redis-server"];
 
 /// Tests of servers that are more than a program and its libraries, or too big to travel in
 /// memory: on this machine's own kernel only.
-const HERE_ONLY: [&str; 5] = [
+const HERE_ONLY: [&str; 6] = [
     "defaults",
     "servers::python",
     "servers::node",
     "diagnose::a_default_backlog_that_nobody_chose",
     "diagnose::a_backlog_that_somebody_chose",
+    "diagnose::a_server_out_of_file_descriptors",
 ];
 
 /// One machine to boot.
