@@ -34,6 +34,9 @@ pub struct Args {
     /// Arguments of the test program: names of tests, or its options.
     #[arg(last = true)]
     pub filters: Vec<String>,
+    /// Which part of the tests it is, where several machines share them.
+    #[arg(skip)]
+    pub part: Option<&'static str>,
 }
 
 /// Servers that the live tests look at; `cargo xtask setup` installs them.
@@ -210,6 +213,9 @@ impl Plan {
         let mut name = format!("{}-{}", job.kernel.name, job.attach.name());
         if job.args.size.smp > 1 {
             name += &format!("-{}cpu", job.args.size.smp);
+        }
+        if let Some(part) = job.args.part {
+            name += &format!("-{part}");
         }
         let run = machine::run(&image, &self.guest(job)?, &job.args.size, &name, false)?;
         let outcome = judge(&run);
