@@ -14,10 +14,9 @@ use anyhow::{Context, Result};
 use flate2::write::GzEncoder;
 use zstd::stream::write::Encoder as ZstdEncoder;
 
-use super::{
-    file::{NewFile, refuse_inputs},
-    packed::Packing,
-};
+#[cfg(unix)]
+use super::file::refuse_inputs;
+use super::{file::NewFile, packed::Packing};
 
 /// Something that can be written to the end.
 pub trait Medium: Write {
