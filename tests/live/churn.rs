@@ -11,7 +11,7 @@ use std::{
 use live_tests::{Counters, Launch, Room, Shown, expected};
 use queue_trace::lab::{Family, Listen, Netns, raw::Flood};
 use queue_trace_common::outcome;
-use rustix::process::Signal;
+use rustix::process::{Resource, Signal, getrlimit, setrlimit};
 
 use crate::bench::{inode, listen, totals_of};
 
@@ -117,6 +117,10 @@ fn crowd(netns: &Netns, count: u16) -> Vec<(TcpListener, [TcpStream; 2])> {
 #[test]
 fn a_crowd_of_listeners_keeps_nobody_waiting() {
     const MANY: u16 = 400;
+    // A crowd and its clients are more open files than a process may have at first.
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    setrlimit(Resource::Nofile, files).unwrap();
     let netns = Netns::new().unwrap();
     let crowd = crowd(&netns, MANY);
     let tracer = Launch::text().args(["--all", "--json"]).on(&netns).start();

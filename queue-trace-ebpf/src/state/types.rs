@@ -117,14 +117,16 @@ pub struct Frame {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Cpu {
+    /// The packet in hand, except where softirqs mix. It comes first: its address is then that
+    /// of the whole, and the compiler adds nothing to it before it is known not to be null,
+    /// which the verifier of 5.10 refuses.
+    pub frame: Frame,
     /// See [`per_cpu_offset`](crate::read::memory::per_cpu_offset); kept, as it never changes.
     pub offset: u64,
     /// Until when the records sent so far use up the allowance.
     pub account_ns: u64,
     /// The kernel's tick at which it was found used up.
     pub used_up_at: u64,
-    /// The packet in hand, except where softirqs mix.
-    pub frame: Frame,
 }
 
 /// A half-open request, copied.
