@@ -161,9 +161,6 @@ fn other_kernels() -> Result<()> {
     let all = [
         everything("waiting", WAITING.map(String::from).to_vec()),
         everything("rest", WAITING.iter().flat_map(skip).collect()),
-        // arm64: the registers that kprobes' programs read, and fentry, which older ones refuse.
-        of_arm64(&["6.12-arm64"], Attach::Fentry),
-        of_arm64(&["6.1-arm64"], Attach::Kprobe),
         verdicts(
             &["5.10.223", "5.10", "6.1", "6.12", "6.18", "7.3"],
             Attach::Fentry,
@@ -177,15 +174,6 @@ fn other_kernels() -> Result<()> {
         bail!("tests failed");
     }
     Ok(())
-}
-
-/// The verdicts that a client can bring about, as emulating another architecture's machines
-/// takes long.
-fn of_arm64(kernels: &[&str], attach: Attach) -> vm::matrix::Args {
-    vm::matrix::Args {
-        filters: ["scenarios::", "handshakes::"].map(String::from).to_vec(),
-        ..verdicts(kernels, attach)
-    }
 }
 
 fn verdicts(kernels: &[&str], attach: Attach) -> vm::matrix::Args {
