@@ -164,6 +164,8 @@ fn not_by_signals_while_it_attaches() {
         tracer.signal(Signal::CONT);
         thread::sleep(Duration::from_millis(3));
     }
+    // On an emulated machine it has not attached yet.
+    let tracer = tracer.ready();
     tracer.signal(Signal::TERM);
     tracer.wait().assert_well();
 }

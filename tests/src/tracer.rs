@@ -154,22 +154,7 @@ impl Launch {
     /// Starts it, and waits until it says that it is attached.
     #[must_use]
     pub fn start(self) -> Tracer {
-        let mut tracer = self.spawn();
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match tracer.stderr_lines.recv_timeout(left) {
-                Ok(line) if line.starts_with("ready:") => break,
-                Ok(_) => {}
-                Err(mpsc::RecvTimeoutError::Timeout) => panic!("not ready within {DEADLINE:?}"),
-                Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    let finished = tracer.wait();
-                    panic!("it ended and was never ready: {finished:?}");
-                }
-            }
-        }
-        tracer.programs = attached::programs_of(tracer.pid());
-        tracer
+        self.spawn().ready()
     }
 
     /// Starts it, and waits until it ends by itself.
@@ -236,6 +221,26 @@ pub struct Tracer {
 }
 
 impl Tracer {
+    /// Waits until it is attached.
+    #[must_use]
+    pub fn ready(mut self) -> Self {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.stderr_lines.recv_timeout(left) {
+                Ok(line) if line.starts_with("ready:") => break,
+                Ok(_) => {}
+                Err(mpsc::RecvTimeoutError::Timeout) => panic!("not ready within {DEADLINE:?}"),
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    let finished = self.wait();
+                    panic!("it ended and was never ready: {finished:?}");
+                }
+            }
+        }
+        self.programs = attached::programs_of(self.pid());
+        self
+    }
+
     /// Its process number.
     #[must_use]
     pub fn pid(&self) -> u32 {
