@@ -158,11 +158,13 @@ fn one_port_on_two_devices() {
         let before = Counters::of(&netns);
         let tracer = Launch::showing(Shown::All).on(&netns).start();
         let from_outside = SocketAddr::new(Ipv4Addr::new(10, 9, 0, 1).into(), 179);
-        let _refused = clients(&peer, from_outside, 10);
+        let refused = clients(&peer, from_outside, 10);
         let _served = clients(&netns, loopback(179), 6);
         let fine_inode = inode(&fine);
         drop(fine);
-        let _refused_later = clients(&peer, from_outside, 4);
+        let refused_later = clients(&peer, from_outside, 4);
+        // They would send their SYNs again, after the last look.
+        drop((refused, refused_later));
         peer.silence().unwrap();
         netns.silence().unwrap();
         let recording = tracer.stop();
