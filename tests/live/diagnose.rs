@@ -433,8 +433,8 @@ fn a_worker_that_takes_one_connection_now_and_then() {
         thread::scope(|scope| {
             scope.spawn(|| accept_slowly(&room.listener, Duration::from_secs(2), &stop));
             let come = || {
-                // They try again after 1, 3, 7 s.
-                let clients = connect_each(room.address, 10, Pace::AllAtOnce, MOMENT, None)?;
+                // They try again after 1, 3, 7 s, and are too many to get in sooner.
+                let clients = connect_each(room.address, 20, Pace::AllAtOnce, MOMENT, None)?;
                 thread::sleep(Duration::from_secs(12));
                 drop(clients);
                 Ok(())
