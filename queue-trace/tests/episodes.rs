@@ -396,6 +396,70 @@ fn out_of_file_descriptors() {
     );
 }
 
+/// The owner has no descriptor left, and takes one connection whenever another ends: more threads would
+/// not take more.
+#[test]
+fn slow_for_want_of_file_descriptors() {
+    for used in [20, 19] {
+        let mut play = Play::new(Fentry, 8);
+        play.fill(0);
+        for second in 0..10 {
+            play.event(second * SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, 1, 9);
+            play.event(second * SECOND + 500, ACCEPTED, 0, 8);
+            let client = 100 + second as u32;
+            play.event(second * SECOND + 600, ESTABLISHED_HANDSHAKE, client, 9);
+        }
+        let snapshot = Snapshot {
+            netns: NETNS,
+            listener: play.listener(),
+            descriptors: Some(Descriptors {
+                pid: 42,
+                open: used,
+                limit: 20,
+            }),
+            ..Snapshot::default()
+        };
+        play.case.listener(&snapshot).unwrap();
+        let diagnosis = play.diagnosis(10 * SECOND);
+        let finding = only(&diagnosis, "accept-too-slow");
+        let first = &finding.remedies[0].command;
+        let threads = finding.remedies.iter();
+        let threads = threads.filter(|remedy| remedy.command.contains("threads or processes"));
+        if used == 20 {
+            assert!(first.starts_with("prlimit --pid 42 "), "{first}");
+            assert_eq!(threads.count(), 0, "{finding:#?}");
+        } else {
+            assert_eq!(threads.count(), 1, "{finding:#?}");
+        }
+        assert_eq!(has(finding, "out of file descriptors"), used == 20);
+    }
+}
+
+/// One connection was taken as the queue filled, and none in the minute after it: that is no pace of one
+/// in a minute.
+#[test]
+fn an_application_that_took_one_and_stopped() {
+    for attached in [Fentry, Tracepoint] {
+        let mut play = Play::new(attached, 8);
+        play.fill(0);
+        play.event(0, SYN_DROPPED_ACCEPT_QUEUE_FULL, 1, 9);
+        play.event(100, ACCEPTED, 0, 8);
+        play.event(150, ESTABLISHED_HANDSHAKE, 2, 9);
+        for second in 1..60 {
+            play.event(second * SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, 3, 9);
+        }
+        let diagnosis = play.diagnosis(60 * SECOND);
+        let finding = only(&diagnosis, "accept-stopped");
+        // By tracepoints until the last that was refused.
+        let lasted = ["for 59.9 s", "for 58.9 s"];
+        assert!(
+            lasted.iter().any(|one| finding.what.contains(one)),
+            "{}",
+            finding.what
+        );
+    }
+}
+
 /// A flood is compared with what comes back in its own time, not with the busy hours around it.
 #[test]
 fn a_flood_inside_a_busy_time_is_found() {
@@ -557,6 +621,9 @@ fn the_stuck_socket_of_a_group_is_the_one_with_the_full_queue() {
     let finding = only(&diagnosis, "reuseport-worker-stuck");
     assert_eq!(finding.owner.as_deref(), Some("worker-2[2]"));
     assert_eq!(finding.inode, Some(79));
+    // In a process's list of what it waits for, inode numbers are hexadecimal.
+    let waits = &finding.remedies[1].command;
+    assert!(waits.contains(" ino:4f '"), "{waits}");
 }
 
 /// Cookies off, by tracepoints: 13 half-open of 16 leave less than a quarter.

@@ -45,10 +45,14 @@ const PACKAGES: &[&str] = &[
     // The page of `queue-trace report` in a browser.
     "chromium",
     // The servers whose queues are looked at.
+    "default-jre-headless",
+    "haproxy",
     "nginx-light",
-    "redis-server",
-    "python3-minimal",
     "nodejs",
+    "postgresql",
+    "python3-minimal",
+    "redis-server",
+    "uwsgi-plugin-python3",
     // Those whose default backlogs are checked.
     "apache2-bin",
     "erlang-base",

@@ -13,7 +13,11 @@ use crate::{
         finding::Finding,
         when::{When, duration, plural, refused},
     },
-    model::{clock::NS_PER_SECOND, runtime, snapshot::Snapshot},
+    model::{
+        clock::NS_PER_SECOND,
+        runtime,
+        snapshot::{Descriptors, Snapshot},
+    },
 };
 
 /// What tells how a queue came to be full: refusals, and connections that enter. Fast open
@@ -66,21 +70,51 @@ fn each<'a>(
     })
 }
 
+/// That the owner could not accept, if that is so.
+fn with_descriptors(finding: Finding, history: &History) -> Finding {
+    let snapshot = history.snapshot.as_ref();
+    match snapshot.and_then(Snapshot::descriptors_used_up) {
+        Some(used) => finding.because(format!(
+            "its owner is out of file descriptors ({used}): accept() fails with EMFILE"
+        )),
+        None => finding,
+    }
+}
+
 /// What the owner's threads do that do not accept, and whether it could.
 fn with_owner(finding: Finding, history: &History) -> Finding {
+    let finding = with_descriptors(finding, history);
     let snapshot = history.snapshot.as_ref();
-    let mut finding = finding;
-    if let Some(used) = snapshot.and_then(Snapshot::descriptors_used_up) {
-        finding = finding.because(format!(
-            "its owner is out of file descriptors ({used}): accept() fails with EMFILE"
-        ));
-    }
     match snapshot.and_then(Snapshot::thread_words) {
         Some(words) => finding.because(format!(
             "what its threads did instead, when it was looked at last: {words}"
         )),
         None => finding,
     }
+}
+
+/// Whether its owner cannot accept for want of file descriptors.
+fn lacks_descriptors(history: &History) -> Option<&Descriptors> {
+    let descriptors = history.snapshot.as_ref()?.descriptors.as_ref();
+    descriptors.filter(|descriptors| descriptors.is_used_up())
+}
+
+/// The remedies for an owner that is out of file descriptors.
+fn more_descriptors(finding: Finding, history: &History) -> Finding {
+    let Some(used) = lacks_descriptors(history) else {
+        return finding;
+    };
+    let wanted = used.limit.saturating_mul(4).max(65_536);
+    let pid = used.pid;
+    finding
+        .remedy(
+            format!("prlimit --pid {pid} --nofile={wanted}:{wanted}"),
+            "Takes effect at once, until a restart: LimitNOFILE= in its systemd unit, or --ulimit nofile= of its container, makes it last.",
+        )
+        .remedy(
+            format!("ls -l /proc/{pid}/fd | awk '{{print $NF}}' | sort | uniq -c | sort -rn | head"),
+            "Shows what the descriptors are used for. A number that only grows is a leak, for which no limit is high enough.",
+        )
 }
 
 pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
@@ -107,22 +141,7 @@ pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
             .at(&when)
             .because(format!("for {still}, in which clients were refused, {how}"));
         let mut finding = with_owner(with_queue(finding, history, Some(worst)), history);
-        let snapshot = history.snapshot.as_ref();
-        if let Some(used) = snapshot.and_then(|snapshot| snapshot.descriptors.as_ref())
-            && used.is_used_up()
-        {
-            let wanted = used.limit.saturating_mul(4).max(65_536);
-            let pid = used.pid;
-            finding = finding
-                .remedy(
-                    format!("prlimit --pid {pid} --nofile={wanted}:{wanted}"),
-                    "Takes effect at once, until a restart: LimitNOFILE= in its systemd unit, or --ulimit nofile= of its container, makes it last.",
-                )
-                .remedy(
-                    format!("ls -l /proc/{pid}/fd | awk '{{print $NF}}' | sort | uniq -c | sort -rn | head"),
-                    "Shows what the descriptors are used for. A number that only grows is a leak, for which no limit is high enough.",
-                );
-        }
+        finding = more_descriptors(finding, history);
         finding = finding.remedy(
             format!("ss -ltnp 'sport = :{}'", key.port),
             "Names the process. Then see what its threads wait for: cat /proc/PID/task/*/{comm,wchan}, \
@@ -170,26 +189,29 @@ pub(super) fn too_slow(rule: &Rule, case: &Case) -> Vec<Finding> {
             duration(lasted),
             duration(worst.longest_run_ns)
         ));
-        // Twice as many take twice as much; one more than is needed leaves it room.
-        let workers = match left {
-            0 => "more threads or processes".to_owned(),
-            left => format!(
-                "at least {} times as many threads or processes",
-                (came / left).saturating_add(1).max(2)
-            ),
-        };
-        findings.push(
-            with_queue(finding, history, Some(worst))
-                .remedy(
-                    format!("accept in {workers}, or do less between two calls of accept()"),
-                    "Look at what the accepting thread does: requests that are served one after the other, TLS handshakes, DNS, logging and locks in it \
-                     are the usual reasons. A longer backlog only makes clients wait longer, and a restart resets those that wait.",
-                )
-                .remedy(
-                    format!("limit new connections in front of port {}", key.port),
-                    "A load balancer that queues or refuses is kinder than SYNs that are dropped.",
+        let finding = with_descriptors(with_queue(finding, history, Some(worst)), history);
+        let finding = if lacks_descriptors(history).is_some() {
+            // One is taken whenever another ends: more threads would not take more.
+            more_descriptors(finding, history)
+        } else {
+            // Twice as many take twice as much; one more than is needed leaves it room.
+            let workers = match left {
+                0 => "more threads or processes".to_owned(),
+                left => format!(
+                    "at least {} times as many threads or processes",
+                    (came / left).saturating_add(1).max(2)
                 ),
-        );
+            };
+            finding.remedy(
+                format!("accept in {workers}, or do less between two calls of accept()"),
+                "Look at what the accepting thread does: requests that are served one after the other, TLS handshakes, DNS, logging and locks in it \
+                 are the usual reasons. A longer backlog only makes clients wait longer, and a restart resets those that wait.",
+            )
+        };
+        findings.push(finding.remedy(
+            format!("limit new connections in front of port {}", key.port),
+            "A load balancer that queues or refuses is kinder than SYNs that are dropped.",
+        ));
     }
     findings
 }
@@ -280,10 +302,9 @@ pub(super) fn full(rule: &Rule, case: &Case) -> Vec<Finding> {
             ),
         )
         .at(&when);
-        findings.push(watch(
-            with_queue(finding, history, Some(when.first())),
-            key.port,
-        ));
+        let finding = with_queue(finding, history, Some(when.first()));
+        let finding = with_descriptors(finding, history);
+        findings.push(watch(more_descriptors(finding, history), key.port));
     }
     // Known as a number alone: no line tells when.
     for (key, history) in &case.listeners {
