@@ -61,7 +61,11 @@ const PACKAGES: &[&str] = &[
     "memcached",
     "php-fpm",
     "puma",
+    "sccache",
+    "tomcat10-common",
+    "uvicorn",
     "uwsgi-core",
+    "webhook",
 ];
 
 /// A C compiler and its library for the architecture that this machine does not have.
