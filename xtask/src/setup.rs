@@ -39,9 +39,12 @@ const PACKAGES: &[&str] = &[
     "binutils",
     "xz-utils",
     "zstd",
-    // The live tests, here and in the virtual machines.
+    // The live tests, here and in the virtual machines; and what remedies name.
+    "conntrack",
     "iproute2",
     "nftables",
+    "procps",
+    "tcpdump",
     // The page of `queue-trace report` in a browser.
     "chromium",
     // The servers whose queues are looked at.
