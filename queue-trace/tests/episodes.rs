@@ -677,6 +677,52 @@ fn a_limit_that_was_raised_later() {
     assert!(has(finding, "later its limit was 511"));
 }
 
+/// What the new limit is, the default of a runtime say, is not what the old one was.
+#[test]
+fn the_default_that_a_limit_is_now_is_not_what_it_was() {
+    for (limit, then) in [(3, false), (511, true)] {
+        let mut play = Play::new(Fentry, limit);
+        play.fill(SECOND);
+        play.event(SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, 1, limit + 1);
+        let snapshot = Snapshot {
+            netns: NETNS,
+            listener: play.listener(),
+            accept_queue: Some(Gauge {
+                depth: Some(0),
+                limit: Some(511),
+                limit_from: Some("backlog".to_owned()),
+                ..Gauge::default()
+            }),
+            default_of: Some("Redis".to_owned()),
+            ..Snapshot::default()
+        };
+        play.case.listener(&snapshot).unwrap();
+        let diagnosis = play.diagnosis(10 * SECOND);
+        let mut settings = diagnosis.findings.iter();
+        let setting = settings.find(|one| one.rule == "backlog-clamped-or-default");
+        assert_eq!(setting.is_some(), then, "{diagnosis:#?}");
+    }
+}
+
+/// The limit was raised since, and holds the burst: it is not to be raised again.
+#[test]
+fn a_limit_that_is_enough_now_is_left() {
+    for (later, command) in [
+        (64, "leave the backlog at 64"),
+        (12, "set the application's backlog to 32, then restart it"),
+        (8, "set the application's backlog to 32, then restart it"),
+    ] {
+        let mut play = Play::new(Fentry, 8);
+        play.burst(SECOND, 20);
+        play.limit = later;
+        play.served(4 * SECOND, 1);
+        let diagnosis = play.diagnosis(10 * SECOND);
+        let finding = only(&diagnosis, "backlog-too-small-for-bursts");
+        let commands: Vec<_> = finding.remedies.iter().map(|one| &one.command).collect();
+        assert_eq!(commands, [command]);
+    }
+}
+
 /// A listener that is gone keeps the owner that it had; its queues are unknown, not 0.
 #[test]
 fn a_closed_listener_keeps_its_owner_and_its_limit() {
@@ -715,6 +761,8 @@ fn a_closed_listener_keeps_its_owner_and_its_limit() {
     let diagnosis = play.diagnosis(10 * SECOND);
     for finding in &diagnosis.findings {
         assert_eq!(finding.owner.as_deref(), Some("crashy[42] crashy.service"));
+        // With the listener its trouble ended.
+        assert!(!finding.ongoing, "{finding:#?}");
     }
     let rule = |name| {
         diagnosis

@@ -647,6 +647,7 @@ fn somaxconn_raised_without_a_restart() {
         };
         assert!(set.ends_with("then restart it"), "{set}");
         assert_says(finding, "remedies", setting);
+        assert_says(finding, "remedies", "the restart alone is enough");
     }
 }
 

@@ -249,7 +249,8 @@ pub(super) fn bursts(rule: &Rule, case: &Case) -> Vec<Finding> {
             duration(deepest.longest_run_ns)
         ));
         let finding = with_queue(finding, history, Some(deepest));
-        findings.push(raise_limit(finding, history, enough));
+        let then = deepest.limit.map(|(_, most)| u64::from(most));
+        findings.push(raise_limit(finding, history, then, enough));
     }
     findings
 }
@@ -264,10 +265,27 @@ fn recommended(enough: u64) -> u32 {
         .min(65_535)
 }
 
-/// The remedies that raise the limit to what the deepest burst needed.
-pub(super) fn raise_limit(finding: Finding, history: &History, enough: Option<u64>) -> Finding {
+/// The remedies that raise the limit to what the deepest burst needed. `then`: the largest limit that
+/// was in force.
+pub(super) fn raise_limit(
+    finding: Finding,
+    history: &History,
+    then: Option<u64>,
+    enough: Option<u64>,
+) -> Finding {
     let somaxconn = history.somaxconn();
     let limit = u64::from(history.limit.unwrap_or(0));
+    if let (Some(then), Some(enough)) = (then, enough)
+        && limit > then
+        && limit >= enough
+    {
+        return finding.remedy(
+            format!("leave the backlog at {limit}"),
+            format!(
+                "It was raised since, from {then}, and holds what the deepest burst needed ({enough})."
+            ),
+        );
+    }
     let wanted = recommended(enough.unwrap_or(limit.saturating_mul(2)).max(limit));
     let snapshot = history.snapshot.as_ref();
     let place = snapshot.and_then(runtime::setting).unwrap_or(
@@ -280,10 +298,18 @@ pub(super) fn raise_limit(finding: Finding, history: &History, enough: Option<u6
             "In the application's network namespace, before it is restarted, as it caps what listen() asks. Containers have their own.",
         );
     }
+    let queue = snapshot.and_then(|snapshot| snapshot.accept_queue.as_ref());
+    let from = queue.and_then(|queue| queue.limit_from.as_deref());
+    let restart = match from {
+        Some("somaxconn" | "earlier_somaxconn" | "backlog_or_earlier_somaxconn") => {
+            " If it asks for as much already, the restart alone is enough."
+        }
+        _ => "",
+    };
     finding.remedy(
         format!("set the application's backlog to {wanted}, then restart it"),
         format!(
-            "Where: {place}. Only listen() takes a new limit. A longer queue hides a slow application: clients wait in it."
+            "Where: {place}. Only listen() takes a new limit.{restart} A longer queue hides a slow application: clients wait in it."
         ),
     )
 }
@@ -370,7 +396,8 @@ pub(super) fn limit(rule: &Rule, case: &Case) -> Vec<Finding> {
         let enough = when.whole().iter().filter_map(Episode::enough).max();
         let finding = rule.finding(key, history, when.packets(), what).at(&when);
         let finding = with_queue(finding, history, Some(worst));
-        findings.push(raise_limit(finding, history, enough));
+        let then = Some(u64::from(limit));
+        findings.push(raise_limit(finding, history, then, enough));
     }
     findings
 }
@@ -405,7 +432,9 @@ fn limit_says(history: &History, limit: u32) -> Option<String> {
             "The backlog was cut to {limit} by net.core.somaxconn when the application called listen(): {asks}{now}."
         ));
     }
-    if let Some(runtime) = snapshot.and_then(|snapshot| snapshot.default_of.as_deref()) {
+    // The default, too, is that of the limit that was told with it.
+    let default_of = snapshot.filter(|_| queue.is_some());
+    if let Some(runtime) = default_of.and_then(|snapshot| snapshot.default_of.as_deref()) {
         return Some(format!(
             "The backlog of {limit} is the default of {runtime}: nobody chose it for this service."
         ));

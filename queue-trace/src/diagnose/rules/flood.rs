@@ -288,7 +288,9 @@ pub(super) fn queue_full(rule: &Rule, case: &Case) -> Vec<Finding> {
                 worst.packets.saturating_sub(sent),
                 refused(worst)
             ));
-        findings.push(raise_limit(with_queue(finding, worst), history, enough));
+        let then = worst.limit.map(|(_, most)| u64::from(most));
+        let finding = with_queue(finding, worst);
+        findings.push(raise_limit(finding, history, then, enough));
     }
     findings
 }
