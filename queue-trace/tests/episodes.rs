@@ -115,11 +115,28 @@ impl Play {
     }
 
     fn event_with(&mut self, ms: u64, tag: u8, client: u32, depth: u32, syn_depth: u32) {
-        if !self.sees(tag) {
-            return;
+        if self.sees(tag) {
+            let event = self.made(ms, tag, client, depth, syn_depth);
+            self.case.event(&event).unwrap();
         }
-        let ns = ms * 1_000_000;
+    }
+
+    /// So many at once that were rate-limited, as a number.
+    fn withheld(&mut self, ms: u64, tag: u8, count: u64) {
         let event = Event {
+            count,
+            client: None,
+            accept_queue: None,
+            syn_queue: None,
+            cpu: None,
+            ..self.made(ms, tag, 0, 0, 0)
+        };
+        self.case.event(&event).unwrap();
+    }
+
+    fn made(&self, ms: u64, tag: u8, client: u32, depth: u32, syn_depth: u32) -> Event {
+        let ns = ms * 1_000_000;
+        Event {
             mono_ns: 5_000_000_000_000 + ns,
             wall_ns: START + i128::from(ns) + self.wall_ahead_ns,
             outcome: Outcome::of(tag).unwrap(),
@@ -147,8 +164,7 @@ impl Play {
             moved: 0,
             cpu: Some(0),
             sk: 0,
-        };
-        self.case.event(&event).unwrap();
+        }
     }
 
     /// A client that is served at once.
@@ -1001,6 +1017,39 @@ fn a_flood_without_cookies() {
         rules,
         ["syn-flood-few-networks", "syncookies-off"],
         "{diagnosis:#?}"
+    );
+}
+
+/// Of what was rate-limited in a second in which no SYN was told the network is unknown: that makes
+/// no flood one from many networks.
+#[test]
+fn a_flood_that_was_mostly_rate_limited() {
+    let mut play = Play::new(Fentry, 16);
+    for syn in 0..200u32 {
+        let ms = SECOND + u64::from(syn);
+        play.event_with(ms, SYN_DROPPED_SYN_QUEUE_FULL, syn % 50, 0, 17);
+    }
+    for (second, count) in [(2, 200), (3, 400)] {
+        if second == 3 {
+            play.withheld(3 * SECOND - 100, SYN_DROPPED_SYN_QUEUE_FULL, 400);
+        }
+        let counts = Counts {
+            time: rfc3339(START + second * 1_000_000_000),
+            netns: NETNS,
+            listener: play.listener(),
+            outcomes: BTreeMap::from([("syn_dropped:syn_queue_full".to_owned(), count)]),
+        };
+        play.case.counts(&counts).unwrap();
+    }
+    let diagnosis = play.diagnosis(20 * SECOND);
+    let finding = only(&diagnosis, "syn-flood-few-networks");
+    assert_eq!(finding.count, 600);
+    assert!(
+        has(
+            finding,
+            "of 600 SYNs: 203.0.0.0/24 200, 400 from unknown networks; 1 network in all"
+        ),
+        "{finding:#?}"
     );
 }
 
