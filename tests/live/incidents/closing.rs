@@ -11,12 +11,13 @@ use std::{
 use rustix::process::{Signal, kill_process};
 
 use super::{
-    HTTP, RATE, assert_owner, assert_says, clients_come, found, pid_text, programs::haproxy, text,
+    HTTP, RATE, all, assert_owner, assert_says, clients_come, found, pid_text, programs::haproxy,
+    text,
 };
 use crate::{
     bench::wait_until,
     diagnose::{diagnosed_in, judges_closing},
-    servers::{Server, nginx},
+    servers::{Server, freeze, nginx},
 };
 
 /// Clients that wait in the queue, as many as there are connections in it.
@@ -51,13 +52,7 @@ fn reloads() {
             .args(["-sf", &pid_text(&server.pid())])
             .stderr(Stdio::null());
         let child = server.netns.run(|| Ok(haproxy.spawn()?)).unwrap();
-        let reset = || {
-            clients[1..]
-                .iter()
-                .filter(|client| is_reset(client))
-                .count()
-        };
-        wait_until("the old listener is closed", || reset() == WAITING - 1);
+        wait_for_resets(&clients[1..]);
         successor_of.store(true, Ordering::Relaxed);
         drop(clients);
         child
@@ -119,6 +114,40 @@ fn reloads() {
     assert_says(finding, "remedies", "haproxy");
 }
 
+/// A restart of nginx that does not wait: its worker is busy, clients wait, and all of it is killed.
+#[test]
+fn a_restart_that_does_not_wait() {
+    const WAITING: usize = 5;
+    let server = nginx("killed-nginx", "backlog=16", 1, "");
+    let worker = server.workers(1)[0];
+    let diagnosis = diagnosed_in("killed-nginx", &[&server.netns], RATE, || {
+        // Shorter recordings say nothing.
+        thread::sleep(Duration::from_secs(2));
+        freeze(worker);
+        let clients: Vec<_> = (0..WAITING).map(|_| server.connect()).collect();
+        for pid in [server.pid(), worker] {
+            kill_process(pid, Signal::KILL).unwrap();
+        }
+        wait_for_resets(&clients);
+    });
+    if !judges_closing(&diagnosis) {
+        found(&diagnosis, &server, &[]);
+        return;
+    }
+    let findings = found(&diagnosis, &server, &["listener-closed-on-clients"]);
+    let finding = findings[0];
+    assert_owner(finding, "nginx", &all(&server, &[worker]));
+    assert_eq!(finding["count"], WAITING);
+    let before = format!("the queue was {WAITING} deep at most, its limit was 16");
+    assert_says(finding, "evidence", &before);
+    // Nothing took over: it is no reload.
+    assert!(
+        !finding["evidence"].to_string().contains("another socket"),
+        "{finding:#}"
+    );
+    assert_says(finding, "remedies", "nginx -s reload");
+}
+
 /// What took over, which ends with the test.
 struct Successor(std::process::Child);
 
@@ -128,6 +157,15 @@ impl Drop for Successor {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Waits until all of them are reset. Of each that is told once.
+fn wait_for_resets(clients: &[TcpStream]) {
+    let mut left: Vec<_> = clients.iter().collect();
+    wait_until("the clients are reset", || {
+        left.retain(|client| !is_reset(client));
+        left.is_empty()
+    });
 }
 
 fn is_reset(client: &TcpStream) -> bool {
