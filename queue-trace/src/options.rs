@@ -13,24 +13,32 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use queue_trace_common::outcome::{self, Kind, OUTCOMES, Set};
 
-/// Which verdicts of which packets.
+/// Which listeners: what every command takes that shows them.
 #[derive(Debug, Clone, Default, Args)]
-pub struct Filters {
+pub struct ListenerFilters {
     /// Only listeners on these ports, e.g. 80,443 or 8000-8099
     #[arg(short, long = "port", value_name = "PORT[,PORT|A-B]", value_delimiter = ',', value_parser = ports)]
     pub ports: Vec<RangeInclusive<u16>>,
 
-    /// Only packets sent to these addresses of this host
+    /// Only packets sent to these addresses of this host, and listeners that take them
     #[arg(long = "addr", value_name = "CIDR", value_parser = network)]
     pub addrs: Vec<IpNet>,
-
-    /// Only clients with these addresses
-    #[arg(long = "client", value_name = "CIDR", value_parser = network)]
-    pub clients: Vec<IpNet>,
 
     /// Only this network namespace: its number (lsns -t net) or a path like /run/netns/NAME
     #[arg(long = "netns", value_name = "ID|PATH", value_parser = NetnsArg::from_str)]
     pub netns: Vec<NetnsArg>,
+}
+
+/// Which verdicts of which packets.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Filters {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub listeners: ListenerFilters,
+
+    /// Only clients with these addresses
+    #[arg(long = "client", value_name = "CIDR", value_parser = network)]
+    pub clients: Vec<IpNet>,
 
     /// Only these outcomes, e.g. syn_dropped or ack_dropped:accept_queue_full
     #[arg(long = "event", value_name = "VERDICT[:CAUSE]", value_parser = outcomes)]
@@ -43,26 +51,6 @@ pub struct Filters {
     /// Also show connections that waited at least this long for accept(), e.g. 100ms
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub slow: Option<Duration>,
-}
-
-/// Which listeners, and how the kernel is watched.
-#[derive(Debug, Clone, Default, Args)]
-pub struct Which {
-    /// Only listeners on these ports, e.g. 80,443 or 8000-8099
-    #[arg(short, long = "port", value_name = "PORT[,PORT|A-B]", value_delimiter = ',', value_parser = ports)]
-    pub ports: Vec<RangeInclusive<u16>>,
-
-    /// Only listeners on these addresses of this host
-    #[arg(long = "addr", value_name = "CIDR", value_parser = network)]
-    pub addrs: Vec<IpNet>,
-
-    /// Only this network namespace: its number (lsns -t net) or a path like /run/netns/NAME
-    #[arg(long = "netns", value_name = "ID|PATH", value_parser = NetnsArg::from_str)]
-    pub netns: Vec<NetnsArg>,
-
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "it would be shown as help")]
-    pub kernel: Kernel,
 }
 
 /// How the kernel is watched.

@@ -21,7 +21,7 @@ use crate::{
     },
     listeners::{How, Watch, cgroup::Folders, look, table},
     model::{lines::LossNote, snapshot::Snapshot},
-    options::{Which, duration},
+    options::{Kernel, ListenerFilters, duration},
     sink::Output,
     stderr::say,
     stop::{StopSignals, reader_is_gone},
@@ -36,7 +36,7 @@ use crate::{
 pub struct ListenersArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub which: Which,
+    pub listeners: ListenerFilters,
 
     /// Attach, and show them again at this interval, e.g. 1s
     #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -45,6 +45,10 @@ pub struct ListenersArgs {
     /// Write JSON, one object a line
     #[arg(long)]
     pub json: bool,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub kernel: Kernel,
 }
 
 /// Runs the command.
@@ -52,7 +56,7 @@ pub struct ListenersArgs {
 /// # Errors
 /// If the listeners cannot be listed, or the output not be written.
 pub async fn run(args: &ListenersArgs) -> Result<()> {
-    let selection = Selection::of_listeners(&args.which, 1)?;
+    let selection = Selection::of_listeners(&args.listeners, 1)?;
     let mut out = Output::open(None)?;
     let Some(interval) = args.watch else {
         let iterators = iterators();
@@ -66,7 +70,7 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
 
     // From here on a signal ends it in good order.
     let mut signals = StopSignals::listen().context("cannot handle signals")?;
-    let (mut session, watch) = match begin(&args.which, &selection) {
+    let (mut session, watch) = match begin(&args.kernel, &selection) {
         Ok((session, watch)) => {
             for limit in session.plan.limits() {
                 say!("note: {limit}");
@@ -138,9 +142,9 @@ const HOME_AND_CLEAR: &[u8] = b"\x1b[H\x1b[J";
 ///
 /// # Errors
 /// What keeps it from attaching.
-pub fn begin(args: &Which, selection: &Selection) -> Result<(Session, Watch)> {
+pub fn begin(kernel: &Kernel, selection: &Selection) -> Result<(Session, Watch)> {
     // Its records are of no interest here.
-    let session = Session::begin(&args.kernel, selection)?;
+    let session = Session::begin(kernel, selection)?;
     privilege::keep_only_what_is_needed()?;
     let reader = session.probe.reader();
     let watch = Watch::new(reader, session.plan.family, selection.clone());

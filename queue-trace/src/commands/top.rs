@@ -9,7 +9,7 @@ use clap::Args;
 pub use self::live::watch;
 use crate::{
     model::clients::Prefixes,
-    options::Which,
+    options::{Kernel, ListenerFilters},
     sink,
     stderr::say,
     stop::StopSignals,
@@ -36,7 +36,11 @@ pub struct TopArgs {
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub which: Which,
+    pub listeners: ListenerFilters,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub kernel: Kernel,
 }
 
 /// Shows the listeners of a recording.
@@ -47,7 +51,7 @@ pub async fn recorded(args: &TopArgs) -> Result<()> {
     need_terminal("queue-trace replay FILE")?;
     say!("reading …");
     // Until it is read a signal ends the program as ever.
-    let recorded = Recorded::open(&args.files, &args.which, args.networks)?;
+    let recorded = Recorded::open(&args.files, &args.listeners, args.networks)?;
     let signals = StopSignals::listen_to_all().context("cannot handle signals")?;
     let mut top = Top::new(
         recorded.title(),
@@ -112,8 +116,8 @@ mod live {
         /// # Errors
         /// If a namespace that was named is not there.
         pub fn begin(args: &TopArgs) -> Result<Self> {
-            let selection = Selection::of_listeners(&args.which, RECORDS)?;
-            let (session, watch, how) = match listeners::begin(&args.which, &selection) {
+            let selection = Selection::of_listeners(&args.listeners, RECORDS)?;
+            let (session, watch, how) = match listeners::begin(&args.kernel, &selection) {
                 Ok((session, watch)) => {
                     let how = format!("attached by {}", session.plan.family.name());
                     (Some(session), watch, how)

@@ -78,7 +78,7 @@ impl TraceArgs {
     /// # Errors
     /// A sentence that names the option.
     pub fn check(&self) -> Result<(), String> {
-        if self.filters.netns.len() > MAX_NETNS {
+        if self.filters.listeners.netns.len() > MAX_NETNS {
             return Err(format!("--netns can be given {MAX_NETNS} times at most"));
         }
         Ok(())

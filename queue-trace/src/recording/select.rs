@@ -12,7 +12,7 @@ use crate::{
         ledger::Ledger,
         socket::Listener,
     },
-    options::{Filters, NetnsArg, Which},
+    options::{Filters, ListenerFilters, NetnsArg},
     recording::Line,
 };
 
@@ -30,7 +30,7 @@ pub(crate) struct Only {
 impl Only {
     pub(crate) fn from_cli(filters: &Filters) -> Result<Self> {
         let mut netns = Vec::new();
-        for arg in &filters.netns {
+        for arg in &filters.listeners.netns {
             match arg {
                 NetnsArg::Id(id) => netns.push(*id),
                 NetnsArg::Path(path) => bail!(
@@ -48,15 +48,17 @@ impl Only {
     }
 
     /// Everything that happened at these listeners.
-    pub(crate) fn listeners(which: &Which) -> Result<Self> {
+    pub(crate) fn listeners(listeners: &ListenerFilters) -> Result<Self> {
         let filters = Filters {
-            ports: which.ports.clone(),
-            netns: which.netns.clone(),
+            listeners: ListenerFilters {
+                addrs: Vec::new(),
+                ..listeners.clone()
+            },
             all: true,
             ..Filters::default()
         };
         Ok(Self {
-            bound: which.addrs.clone(),
+            bound: listeners.addrs.clone(),
             ..Self::from_cli(&filters)?
         })
     }
@@ -100,12 +102,12 @@ impl Only {
 
     /// Whether totals cannot be told for lack of their clients.
     pub(crate) fn is_between(&self) -> bool {
-        !self.filters.addrs.is_empty() || !self.filters.clients.is_empty()
+        !self.filters.listeners.addrs.is_empty() || !self.filters.clients.is_empty()
     }
 
     /// Whether packets of a namespace are left out that its counters count.
     fn leaves_packets_out(&self) -> bool {
-        self.is_between() || !self.filters.ports.is_empty() || !self.bound.is_empty()
+        self.is_between() || !self.filters.listeners.ports.is_empty() || !self.bound.is_empty()
     }
 
     pub(crate) fn passes(&self, line: &Line) -> bool {
@@ -128,7 +130,7 @@ impl Only {
     }
 
     fn of(&self, netns: u32, listener: &Listener) -> bool {
-        let Filters { ports, .. } = &self.filters;
+        let ports = &self.filters.listeners.ports;
         (self.netns.is_empty() || self.netns.contains(&netns))
             && (ports.is_empty() || ports.iter().any(|range| range.contains(&listener.port)))
             && listener.addr.is_none_or(|addr| self.bound_to(addr))
@@ -155,10 +157,12 @@ impl Only {
 
     /// As in the kernel: what has no addresses does not fit a filter on them.
     fn between(&self, event: &Event) -> bool {
-        let Filters { addrs, clients, .. } = &self.filters;
+        let Filters {
+            listeners, clients, ..
+        } = &self.filters;
         let fits = |nets: &[IpNet], addr: Option<IpAddr>| {
             nets.is_empty() || addr.is_some_and(|addr| nets.iter().any(|net| net.contains(&addr)))
         };
-        fits(addrs, event.local) && fits(clients, event.client.map(|client| client.addr))
+        fits(&listeners.addrs, event.local) && fits(clients, event.client.map(|client| client.addr))
     }
 }

@@ -24,7 +24,7 @@ use crate::{
         snapshot::{Gauge, Key, Snapshot, drops, is_drop},
         socket::Listener,
     },
-    options::Which,
+    options::ListenerFilters,
     recording::{Input, Line, Place, Reader, select::Only},
     top::{
         Source,
@@ -98,12 +98,21 @@ impl Recorded {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn open(files: &[PathBuf], which: &Which, networks: Prefixes) -> Result<Self> {
-        Self::open_with(files, which, networks, LINES)
+    pub fn open(
+        files: &[PathBuf],
+        listeners: &ListenerFilters,
+        networks: Prefixes,
+    ) -> Result<Self> {
+        Self::open_with(files, listeners, networks, LINES)
     }
 
     /// With checkpoints so many lines apart, at least.
-    fn open_with(files: &[PathBuf], which: &Which, networks: Prefixes, apart: u64) -> Result<Self> {
+    fn open_with(
+        files: &[PathBuf],
+        listeners: &ListenerFilters,
+        networks: Prefixes,
+        apart: u64,
+    ) -> Result<Self> {
         if files.iter().any(|path| path == Path::new("-")) {
             bail!("top reads keys from standard input: give it a recording by its name");
         }
@@ -118,7 +127,7 @@ impl Recorded {
         }
         let mut recorded = Self {
             files: files.to_vec(),
-            only: Only::listeners(which)?,
+            only: Only::listeners(listeners)?,
             reader: Reader::open(files)?,
             next: None,
             scene: Scene {
@@ -516,7 +525,13 @@ mod tests {
     fn open(apart: u64) -> Recorded {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings");
         let files = [folder.join("tracepoint-accept-too-slow.jsonl")];
-        Recorded::open_with(&files, &Which::default(), Prefixes::default(), apart).unwrap()
+        Recorded::open_with(
+            &files,
+            &ListenerFilters::default(),
+            Prefixes::default(),
+            apart,
+        )
+        .unwrap()
     }
 
     /// Reads on from the beginning only.
@@ -551,7 +566,8 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let files = vec![path.clone()];
         let recorded =
-            Recorded::open_with(&files, &Which::default(), Prefixes::default(), 1).unwrap();
+            Recorded::open_with(&files, &ListenerFilters::default(), Prefixes::default(), 1)
+                .unwrap();
         std::fs::remove_file(path).unwrap();
         assert!(recorded.scene.weight() > 500 * 4000);
         let weight: usize = recorded.checkpoints.iter().map(|one| one.weight).sum();
