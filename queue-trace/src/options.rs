@@ -55,7 +55,7 @@ pub struct Filters {
 
 /// How the kernel is watched.
 #[derive(Debug, Clone, Default, Args)]
-pub struct Kernel {
+pub struct KernelOptions {
     /// How to attach to the kernel; auto takes the best that it allows
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Attach::Auto)]
     pub attach: Attach,

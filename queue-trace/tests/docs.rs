@@ -17,7 +17,7 @@ use queue_trace::{
     model::{
         clients::{Clients, Network},
         event::{Event, Name},
-        ledger::{Ledger, Look},
+        ledger::{BothSides, Ledger},
         lines::{AttachPlan, Counts, End, Header, LossNote, SCHEMA, Total},
         snapshot::{Descriptors, Gauge, Group, Snapshot},
         socket::{Listener, Process},
@@ -492,7 +492,7 @@ fn full_lines() -> Vec<Value> {
     ] {
         lines.push(json!(full_row(from)));
     }
-    let seen = Look::default();
+    let seen = BothSides::default();
     let ledger = Ledger::between(1, &seen, &seen, 0);
     lines.push(json!(ledger));
     lines.push(json!(Ledger {

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, process::Command};
 
 use queue_trace::{
     diagnose::{
-        self, Case, Diagnosis, Finding, Verdict,
+        self, Case, Conclusion, Diagnosis, Finding,
         rules::flood::{nft_drop, nft_synproxy},
     },
     model::{
@@ -271,7 +271,11 @@ fn the_same_burst_with_a_larger_backlog_is_nothing() {
     play.burst(10 * SECOND, 20);
     play.healthy(11 * SECOND, 20 * SECOND);
     let diagnosis = play.diagnosis(20 * SECOND);
-    assert_eq!(diagnosis.verdict, Verdict::NothingFound, "{diagnosis:#?}");
+    assert_eq!(
+        diagnosis.verdict,
+        Conclusion::NothingFound,
+        "{diagnosis:#?}"
+    );
 }
 
 #[test]
@@ -465,7 +469,7 @@ fn real_clients_whose_cookies_come_back_are_no_flood() {
         "{}",
         finding.what
     );
-    assert_eq!(diagnosis.verdict, Verdict::Findings);
+    assert_eq!(diagnosis.verdict, Conclusion::Findings);
     let command = &finding.remedies.last().unwrap().command;
     assert!(command.contains("backlog to 128"), "{command}");
 }
@@ -769,12 +773,12 @@ fn too_short_to_tell() {
     let mut play = Play::new(Fentry, 8);
     play.healthy(0, SECOND / 2);
     let diagnosis = play.diagnosis(SECOND / 2);
-    assert_eq!(diagnosis.verdict, Verdict::CouldNotTell);
+    assert_eq!(diagnosis.verdict, Conclusion::CouldNotTell);
     let says = text(&diagnosis, &play.case);
     assert!(says.contains("too short to tell"), "{says}");
     let mut play = Play::new(Fentry, 8);
     play.healthy(0, 4 * SECOND);
-    assert_eq!(play.diagnosis(4 * SECOND).verdict, Verdict::NothingFound);
+    assert_eq!(play.diagnosis(4 * SECOND).verdict, Conclusion::NothingFound);
 }
 
 /// Without all outcomes there is no all-clear.
@@ -783,7 +787,7 @@ fn a_rule_that_could_not_be_judged_forbids_the_all_clear() {
     let mut play = Play::new(Tracepoint, 8);
     play.healthy(0, 10 * SECOND);
     let diagnosis = play.diagnosis(10 * SECOND);
-    assert_eq!(diagnosis.verdict, Verdict::CouldNotTell);
+    assert_eq!(diagnosis.verdict, Conclusion::CouldNotTell);
     let rules: Vec<_> = diagnosis.not_judged.iter().map(|not| not.rule).collect();
     assert_eq!(rules, ["listener-closed-on-clients"]);
 }

@@ -153,7 +153,7 @@ impl FromStr for Ephemeral {
 }
 
 /// Names and values.
-pub type Words = Vec<(&'static str, String)>;
+pub type LabelWords = Vec<(&'static str, String)>;
 
 /// The longest value of a label, bytes.
 pub const LONGEST: usize = 128;
@@ -244,8 +244,8 @@ pub fn labels_of(
     owner: &Owner,
     allowed: &Allowed,
     ephemeral: &Ephemeral,
-) -> Words {
-    let mut words = Words::new();
+) -> LabelWords {
+    let mut words = LabelWords::new();
     if let Some(addr) = snapshot.listener.addr {
         words.push(("network_local_address", addr.to_string()));
     }
@@ -266,7 +266,7 @@ pub fn labels_of(
 
 /// The labels of the series of those for which there is no place.
 #[must_use]
-pub fn overflow() -> Words {
+pub fn overflow() -> LabelWords {
     vec![("overflow", "true".to_owned())]
 }
 

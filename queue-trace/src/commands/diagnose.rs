@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::{
     diagnose::{Case, diagnose, read},
-    options::{Kernel, duration},
+    options::{KernelOptions, duration},
 };
 
 /// Options of `diagnose`.
@@ -39,7 +39,7 @@ pub struct DiagnoseArgs {
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub kernel: Kernel,
+    pub kernel: KernelOptions,
 }
 
 /// Diagnoses a recording, says it on standard output, and gives the exit status.

@@ -21,7 +21,7 @@ use crate::{
     },
     listeners::{How, Watch, cgroup::Folders, look, table},
     model::{lines::LossNote, snapshot::Snapshot},
-    options::{Kernel, ListenerFilters, duration},
+    options::{KernelOptions, ListenerFilters, duration},
     sink::Output,
     stderr::say,
     stop::{StopSignals, reader_is_gone},
@@ -48,7 +48,7 @@ pub struct ListenersArgs {
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub kernel: Kernel,
+    pub kernel: KernelOptions,
 }
 
 /// Runs the command.
@@ -142,7 +142,7 @@ const HOME_AND_CLEAR: &[u8] = b"\x1b[H\x1b[J";
 ///
 /// # Errors
 /// What keeps it from attaching.
-pub fn begin(kernel: &Kernel, selection: &Selection) -> Result<(Session, Watch)> {
+pub fn begin(kernel: &KernelOptions, selection: &Selection) -> Result<(Session, Watch)> {
     // Its records are of no interest here.
     let session = Session::begin(kernel, selection)?;
     privilege::keep_only_what_is_needed()?;

@@ -158,7 +158,7 @@ fn as_text(
     room: &mut Room,
 ) -> Result<()> {
     let mut totals = Vec::new();
-    let mut sums = Sums::default();
+    let mut sums = CountSums::default();
     let mut clients = Vec::new();
     let mut ledgers = Vec::new();
     while let Some(entry) = reader.next()? {
@@ -194,12 +194,12 @@ fn as_text(
 /// The counts added up, for a recording that has no totals: as many entries as there are
 /// listeners.
 #[derive(Default)]
-struct Sums(BTreeMap<SumKey, (Listener, u64)>);
+struct CountSums(BTreeMap<SumKey, (Listener, u64)>);
 
 /// Namespace, port, address, inode number, tag of the outcome.
 type SumKey = (u32, u16, Option<IpAddr>, Option<u64>, u8);
 
-impl Sums {
+impl CountSums {
     fn add(&mut self, counts: &Counts, selection: outcome::Set, room: &mut Room) {
         let Listener {
             addr, port, inode, ..

@@ -9,7 +9,7 @@ use clap::Args;
 pub use self::live::watch;
 use crate::{
     model::clients::Prefixes,
-    options::{Kernel, ListenerFilters},
+    options::{KernelOptions, ListenerFilters},
     sink,
     stderr::say,
     stop::StopSignals,
@@ -40,7 +40,7 @@ pub struct TopArgs {
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub kernel: Kernel,
+    pub kernel: KernelOptions,
 }
 
 /// Shows the listeners of a recording.
@@ -75,7 +75,7 @@ mod live {
         },
         listeners::{News, Watch},
         model::clock::{monotonic_now, wall_now},
-        top::{Source, seen::Seen, state::Step},
+        top::{Source, seen::Seen, state::Jump},
         trace::{
             losses::Losses,
             withheld::{self, Withheld},
@@ -90,7 +90,7 @@ mod live {
         need_terminal("queue-trace listeners --watch 1s")?;
         let signals = StopSignals::listen_to_all().context("cannot handle signals")?;
         say!("attaching …");
-        let live = Live::begin(args)?;
+        let live = LiveTop::begin(args)?;
         let top = Top::new(live.title(), live.notes(), sink::person_wants_colour());
         on_terminal(top, live, signals).await
     }
@@ -99,7 +99,7 @@ mod live {
     const RECORDS: u32 = 100;
 
     /// The kernel side, and what was seen of it.
-    pub struct Live {
+    pub struct LiveTop {
         session: Option<Session>,
         watch: Aside<Watch, Result<News>>,
         /// How it is attached, or why not.
@@ -110,7 +110,7 @@ mod live {
         seen: Seen,
     }
 
-    impl Live {
+    impl LiveTop {
         /// Attaches, if it may.
         ///
         /// # Errors
@@ -184,7 +184,7 @@ mod live {
         }
     }
 
-    impl Source for Live {
+    impl Source for LiveTop {
         fn tick(&mut self, _paused: bool) -> Result<Option<Seen>> {
             self.watch.begin(Watch::all)?;
             Ok(None)
@@ -199,7 +199,7 @@ mod live {
             Ok(self.seen.clone())
         }
 
-        fn go(&mut self, _: Step) -> Result<Option<Seen>> {
+        fn go(&mut self, _: Jump) -> Result<Option<Seen>> {
             // Now is all there is.
             Ok(None)
         }

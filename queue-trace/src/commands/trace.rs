@@ -9,7 +9,7 @@ use queue_trace_common::settings::MAX_NETNS;
 pub use self::live::run;
 use crate::{
     model::clients::Prefixes,
-    options::{Filters, Kernel, duration},
+    options::{Filters, KernelOptions, duration},
     sink::{Limit, Rotation},
 };
 
@@ -56,7 +56,7 @@ pub struct TraceArgs {
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub kernel: Kernel,
+    pub kernel: KernelOptions,
 
     /// Say more on standard error; -vv shows the kernel side's own messages
     #[arg(short, long, action = clap::ArgAction::Count)]
@@ -137,7 +137,7 @@ mod live {
         session::fit(&Host::look())?;
         // Before attaching: a file that cannot be written costs nothing yet. What is in its
         // place stays until it is known that there is something to write.
-        let target = Target::prepare(args)?;
+        let target = StreamTarget::prepare(args)?;
         let live = Live::begin(&args.kernel, selection)?;
         let until = Until {
             count: args.count,
@@ -153,12 +153,12 @@ mod live {
     }
 
     /// Where the stream goes, before it is known that there will be one.
-    enum Target {
+    enum StreamTarget {
         Files(PathBuf, Box<Rotating>),
         Output(Output),
     }
 
-    impl Target {
+    impl StreamTarget {
         fn prepare(args: &TraceArgs) -> Result<Self> {
             Ok(match (args.rotation(), &args.output) {
                 (Some(rotation), Some(path)) => {

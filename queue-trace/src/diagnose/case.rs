@@ -11,7 +11,7 @@ use queue_trace_common::outcome::{Kind, Outcome, Set, of_kind};
 pub use super::{
     detector::Key,
     episode::{ACCEPT_FULL, ENTERED, SYN_FULL, set_of},
-    history::{History, Slot},
+    history::{History, TimeSlot},
 };
 use super::{
     detector::Observed,
@@ -164,7 +164,7 @@ impl Case {
     fn widen(&mut self) {
         self.width *= 2;
         for history in self.listeners.values_mut() {
-            let mut wider: BTreeMap<i64, Slot> = BTreeMap::new();
+            let mut wider: BTreeMap<i64, TimeSlot> = BTreeMap::new();
             for (at, slot) in std::mem::take(&mut history.slots) {
                 wider.entry(at.div_euclid(2)).or_default().add(slot);
             }

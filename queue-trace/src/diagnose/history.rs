@@ -30,7 +30,7 @@ pub struct History {
     /// The episodes.
     pub detector: Detector,
     /// The course of time.
-    pub slots: BTreeMap<i64, Slot>,
+    pub slots: BTreeMap<i64, TimeSlot>,
     /// First and last time of each outcome, by tag.
     pub times: BTreeMap<u8, (i128, i128)>,
     /// The settings, as they were last.
@@ -54,7 +54,7 @@ pub struct History {
 
 /// A part of the time.
 #[derive(Debug, Clone, Default)]
-pub struct Slot {
+pub struct TimeSlot {
     /// How often each outcome was, by tag.
     pub outcomes: Sums,
     /// Depth of the accept queue, at most.
@@ -69,7 +69,7 @@ pub struct Slot {
     pub latency_us: Option<Latency>,
 }
 
-impl Slot {
+impl TimeSlot {
     /// How often outcomes of the set were.
     #[must_use]
     pub fn count(&self, set: Set) -> u64 {

@@ -16,7 +16,7 @@ use anyhow::Result;
 
 pub use self::{
     case::Case,
-    finding::{Diagnosis, Finding, Harm, NotJudged, Remedy, Threshold, Verdict},
+    finding::{Conclusion, Diagnosis, Finding, Harm, NotJudged, Remedy, Threshold},
     rule::Rule,
     rules::RULES,
 };
@@ -56,11 +56,11 @@ pub fn diagnose(case: &Case) -> Diagnosis {
         .collect();
     let (proof, doubts) = proof(case);
     let verdict = if !findings.is_empty() {
-        Verdict::Findings
+        Conclusion::Findings
     } else if doubts.is_empty() && not_judged.is_empty() {
-        Verdict::NothingFound
+        Conclusion::NothingFound
     } else {
-        Verdict::CouldNotTell
+        Conclusion::CouldNotTell
     };
     Diagnosis {
         schema: SCHEMA,

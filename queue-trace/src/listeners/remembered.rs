@@ -9,10 +9,10 @@ use crate::model::{
 
 /// By the socket's inode number.
 #[derive(Debug, Default)]
-pub struct Remembered(HashMap<u64, Owner>);
+pub struct Remembered(HashMap<u64, RememberedOwner>);
 
 #[derive(Debug, Clone)]
-struct Owner {
+struct RememberedOwner {
     listener: Listener,
     processes: Vec<Process>,
     cgroup: [Option<String>; 4],
@@ -30,7 +30,7 @@ impl Remembered {
                     owner.add_to(row);
                 }
             } else {
-                self.0.insert(inode, Owner::of(row));
+                self.0.insert(inode, RememberedOwner::of(row));
             }
             if row.is_closed() {
                 self.0.remove(&inode);
@@ -46,7 +46,7 @@ impl Remembered {
     }
 }
 
-impl Owner {
+impl RememberedOwner {
     fn of(row: &Snapshot) -> Self {
         Self {
             listener: row.listener,

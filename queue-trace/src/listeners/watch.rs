@@ -15,7 +15,7 @@ use queue_trace_common::{
 };
 
 use crate::{
-    kernel::{plan::Family, probe::Reader, selection::Selection},
+    kernel::{plan::HookFamily, probe::MapReader, selection::Selection},
     listeners::{
         cgroup::Folders,
         look::{self, How, Look},
@@ -29,7 +29,7 @@ use crate::{
 /// thread of its own.
 pub struct Watch {
     /// What reads the kernel side, and how that is attached, if it is.
-    attached: Option<(Reader, Family)>,
+    attached: Option<(MapReader, HookFamily)>,
     selection: Selection,
     folders: Folders,
     /// Whose the listeners were.
@@ -102,7 +102,7 @@ const STOPPED_NS: u64 = 60_000_000_000;
 impl Watch {
     /// Begins with nothing reported.
     #[must_use]
-    pub fn new(reader: Reader, family: Family, selection: Selection) -> Self {
+    pub fn new(reader: MapReader, family: HookFamily, selection: Selection) -> Self {
         Self {
             attached: Some((reader, family)),
             ..Self::unattached(selection)

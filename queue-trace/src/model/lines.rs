@@ -9,7 +9,7 @@ use queue_trace_common::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::model::{event::Words, socket::Listener};
+use crate::model::{event::OutcomeWords, socket::Listener};
 
 /// What the output begins with: who observed what, how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,20 +182,20 @@ pub struct Total {
 }
 
 fn words<S: Serializer>(outcome: &&'static Outcome, serializer: S) -> Result<S::Ok, S::Error> {
-    Words::from(*outcome).serialize(serializer)
+    OutcomeWords::from(*outcome).serialize(serializer)
 }
 
 impl<'de> Deserialize<'de> for Total {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        struct Line<'a> {
+        struct TotalFields<'a> {
             netns: u32,
             listener: Listener,
             #[serde(flatten, borrow)]
-            words: Words<'a>,
+            words: OutcomeWords<'a>,
             count: u64,
         }
-        let line = Line::deserialize(deserializer)?;
+        let line = TotalFields::deserialize(deserializer)?;
         Ok(Self {
             netns: line.netns,
             listener: line.listener,

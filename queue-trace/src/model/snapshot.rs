@@ -115,12 +115,12 @@ impl Descriptors {
 }
 
 /// A listener's socket: namespace, port and inode number.
-pub type Key = (u32, u16, Option<u64>);
+pub type SocketKey = (u32, u16, Option<u64>);
 
 impl Snapshot {
     /// Which one.
     #[must_use]
-    pub fn key(&self) -> Key {
+    pub fn key(&self) -> SocketKey {
         (self.netns, self.listener.port, self.listener.inode)
     }
 

@@ -302,7 +302,7 @@ fn make_printable(value: &mut Value) {
 /// The type of a line. queue-trace writes it first, which saves reading the line twice.
 fn kind(bytes: &[u8]) -> Result<Cow<'_, str>, Fault> {
     #[derive(Deserialize)]
-    struct Typed<'a> {
+    struct TypeField<'a> {
         #[serde(borrow)]
         r#type: Cow<'a, str>,
     }
@@ -313,7 +313,7 @@ fn kind(bytes: &[u8]) -> Result<Cow<'_, str>, Fault> {
         .filter(|word| !word.contains('\\'));
     match first {
         Some(word) => Ok(Cow::Borrowed(word)),
-        None => serde_json::from_slice::<Typed<'_>>(bytes)
+        None => serde_json::from_slice::<TypeField<'_>>(bytes)
             .map(|typed| typed.r#type)
             .map_err(|error| Fault::Garbled(error.to_string())),
     }
@@ -331,7 +331,7 @@ fn fields<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Fault> {
 /// The words of a line whose outcome this version does not know.
 fn unknown_words(bytes: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
-    struct Words<'a> {
+    struct LineWords<'a> {
         #[serde(borrow)]
         step: Cow<'a, str>,
         #[serde(borrow)]
@@ -339,7 +339,7 @@ fn unknown_words(bytes: &[u8]) -> Option<String> {
         #[serde(borrow, default)]
         cause: Option<Cow<'a, str>>,
     }
-    let Words {
+    let LineWords {
         step,
         verdict,
         cause,

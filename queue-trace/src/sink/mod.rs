@@ -63,7 +63,7 @@ pub trait Sink {
         Ok(())
     }
     /// The ledgers of all namespaces, live, as often as they are compared.
-    fn books(&mut self, _: &[Ledger]) -> io::Result<()> {
+    fn ledgers(&mut self, _: &[Ledger]) -> io::Result<()> {
         Ok(())
     }
 }

@@ -29,11 +29,11 @@ pub struct Text<W> {
     paint: Paint,
     rows: Rows,
     /// What the summary says of each listener, by namespace and inode number.
-    listeners: HashMap<(u32, Option<u64>), Told>,
+    listeners: HashMap<(u32, Option<u64>), ListenerSummary>,
 }
 
 /// What the summary says of a listener, as was told last.
-struct Told {
+struct ListenerSummary {
     owner: Option<String>,
     history: Option<String>,
 }
@@ -94,7 +94,7 @@ impl<W: Medium> Sink for Text<W> {
             self.listeners.remove(&whose);
         } else if self.listeners.len() < LISTENERS || self.listeners.contains_key(&whose) {
             let short = |owner: String| owner.chars().take(LONGEST).collect();
-            let told = Told {
+            let told = ListenerSummary {
                 owner: snapshot.owner().map(short),
                 history: history(snapshot),
             };

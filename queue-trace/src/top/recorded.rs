@@ -21,7 +21,7 @@ use crate::{
         event::{Event, Name, from_rfc3339, outcome_named},
         latency::Histogram,
         lines::{Counts, Header},
-        snapshot::{Gauge, Key, Snapshot, drops, is_drop},
+        snapshot::{Gauge, Snapshot, SocketKey, drops, is_drop},
         socket::Listener,
     },
     options::ListenerFilters,
@@ -29,7 +29,7 @@ use crate::{
     top::{
         Source,
         seen::{PAST, Seen, key_of},
-        state::Step,
+        state::Jump,
     },
 };
 
@@ -72,7 +72,7 @@ struct Checkpoint {
 struct Scene {
     /// The second that the latest lines are of, since 1970; `None` before the first.
     second: Option<i64>,
-    listeners: BTreeMap<Key, Known>,
+    listeners: BTreeMap<SocketKey, KnownListener>,
     /// Listeners that were left out for lack of room.
     crowded_out: u64,
     /// Whether there are counts once a second. If not, the events are all there is.
@@ -82,7 +82,7 @@ struct Scene {
 
 /// What was known of one listener.
 #[derive(Debug, Clone, Default)]
-struct Known {
+struct KnownListener {
     /// As it was told last, its queues as the events since say.
     told: Snapshot,
     /// In which second.
@@ -274,15 +274,15 @@ impl Source for Recorded {
         if paused || second >= self.span.1 {
             return Ok(None);
         }
-        self.go(Step::By(1))
+        self.go(Jump::By(1))
     }
 
-    fn go(&mut self, step: Step) -> Result<Option<Seen>> {
+    fn go(&mut self, step: Jump) -> Result<Option<Seen>> {
         let (from, to) = self.span;
         let second = match step {
-            Step::By(seconds) => self.scene.second.unwrap_or(from).saturating_add(seconds),
-            Step::Home => from,
-            Step::End => to,
+            Jump::By(seconds) => self.scene.second.unwrap_or(from).saturating_add(seconds),
+            Jump::Home => from,
+            Jump::End => to,
         };
         self.go_to(second.clamp(from, to))?;
         Ok(Some(self.scene.seen()))
@@ -292,7 +292,7 @@ impl Source for Recorded {
 impl Scene {
     /// About how much memory it takes, bytes.
     fn weight(&self) -> usize {
-        let listeners = self.listeners.values().map(Known::weight);
+        let listeners = self.listeners.values().map(KnownListener::weight);
         self.seen.weight() + listeners.sum::<usize>()
     }
 
@@ -359,7 +359,7 @@ impl Scene {
 
     /// Keeps the listeners in trouble.
     fn make_room(&mut self) {
-        let trouble = |known: &Known| {
+        let trouble = |known: &KnownListener| {
             let refused = known.all_counts().filter(|(o, _)| o.kind == Kind::Refusal);
             let refused = refused.fold(0, |sum: u64, (_, count)| sum.saturating_add(count));
             (known.told.is_full(), refused, known.told.depth())
@@ -372,7 +372,7 @@ impl Scene {
     }
 
     /// The listener of that key, for which room is made.
-    fn known(&mut self, key: Key, listener: &Listener) -> &mut Known {
+    fn known(&mut self, key: SocketKey, listener: &Listener) -> &mut KnownListener {
         if self.listeners.len() >= 2 * LISTENERS && !self.listeners.contains_key(&key) {
             self.make_room();
         }
@@ -388,7 +388,7 @@ impl Scene {
     }
 }
 
-impl Known {
+impl KnownListener {
     fn weight(&self) -> usize {
         /// Of an entry of a map, with a short name.
         const ENTRY: usize = 96;
@@ -541,7 +541,7 @@ mod tests {
         let (from, _) = recorded.span;
         format!(
             "{:?}",
-            recorded.go(Step::By(second - from)).unwrap().unwrap().rows
+            recorded.go(Jump::By(second - from)).unwrap().unwrap().rows
         )
     }
 

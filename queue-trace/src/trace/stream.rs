@@ -1,4 +1,4 @@
-//! The live stream: attach, print what happens until told to stop, close the books.
+//! The live stream: attach, print what happens until told to stop, close the ledgers.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,9 +24,9 @@ use crate::{
     kernel::{
         decode::decode,
         host::Host,
-        plan::{Family, Plan},
+        plan::{HookFamily, Plan},
         privilege,
-        probe::{AT_ONCE, Probe, Seen},
+        probe::{AT_ONCE, CountedNetns, Probe},
         selection::Selection,
         session::Session,
     },
@@ -39,7 +39,7 @@ use crate::{
         snapshot::Snapshot,
         socket::Listener,
     },
-    options::Kernel,
+    options::KernelOptions,
     sink::Sink,
     stderr::say,
     stop::{StopSignals, reader_is_gone},
@@ -107,12 +107,12 @@ enum Ended {
 }
 
 impl Live {
-    /// Attaches, opens the books, and lets go of the privileges that were needed only
+    /// Attaches, opens the ledgers, and lets go of the privileges that were needed only
     /// for that.
     ///
     /// # Errors
     /// Whatever keeps it from attaching, with what to do about it.
-    pub fn begin(kernel: &Kernel, selection: Selection) -> Result<Self> {
+    pub fn begin(kernel: &KernelOptions, selection: Selection) -> Result<Self> {
         // From here on a signal ends the run in good order.
         let signals = StopSignals::listen().context("cannot handle signals")?;
         Self::begin_until(kernel, selection, signals)
@@ -123,7 +123,7 @@ impl Live {
     /// # Errors
     /// Whatever keeps it from attaching, with what to do about it.
     pub fn begin_until(
-        kernel: &Kernel,
+        kernel: &KernelOptions,
         selection: Selection,
         signals: StopSignals,
     ) -> Result<Self> {
@@ -199,8 +199,8 @@ impl Live {
             say!("note: {note}");
         }
         let what = match self.plan.family {
-            Family::Tracepoint => "tracepoints",
-            Family::Fentry | Family::Kprobe => "kernel functions",
+            HookFamily::Tracepoint => "tracepoints",
+            HookFamily::Fentry | HookFamily::Kprobe => "kernel functions",
         };
         say!(
             "ready: attached by {} to {} {what}",
@@ -351,7 +351,7 @@ impl Live {
             let forgotten = self.probe.forget_namespaces(|netns| there.contains(&netns));
             forgotten.map_err(io::Error::other)?;
         }
-        sink.books(&audited.ledgers)?;
+        sink.ledgers(&audited.ledgers)?;
         for ledger in &audited.news {
             sink.ledger(ledger)?;
             say!(
@@ -363,7 +363,7 @@ impl Live {
         let counts = self.probe.counts().map_err(io::Error::other)?;
         let gone = counts
             .iter()
-            .filter(|(key, _)| audited.gone.contains(&Seen::of(key)));
+            .filter(|(key, _)| audited.gone.contains(&CountedNetns::of(key)));
         let gone: HashMap<_, _> = gone.map(|(key, counted)| (*key, counted.seen)).collect();
         // One that is only not to be found may still count. It is over if nothing came between
         // two audits.
@@ -497,7 +497,7 @@ impl Live {
         }
     }
 
-    /// Drains the ring, closes the books, writes the summary.
+    /// Drains the ring, closes the ledgers, writes the summary.
     async fn end(
         &mut self,
         sink: &mut dyn Sink,
@@ -527,7 +527,7 @@ impl Live {
         sink.end(&rfc3339(wall_now()))
     }
 
-    /// Closes the books, and looks at the listeners once more. A signal makes it short: a
+    /// Closes the ledgers, and looks at the listeners once more. A signal makes it short: a
     /// difference is not looked at again, and listeners may be left out.
     async fn last_looks(&mut self, ended: Ended) -> io::Result<(Audited, Look)> {
         // What is under way is of no interest any more.
@@ -622,7 +622,7 @@ fn print_rows(sink: &mut dyn Sink, rows: &[Snapshot]) -> io::Result<()> {
 /// has room for two seconds of them.
 const REST: Duration = Duration::from_millis(50);
 
-/// How often the books are looked at while running.
+/// How often the two sides are compared while running.
 const AUDIT: Duration = Duration::from_secs(10);
 
 /// How often it is asked whether listeners come and go by the hundred, and how many that is.
