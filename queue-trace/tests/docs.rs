@@ -456,6 +456,7 @@ fn full_lines() -> Vec<Value> {
     }
     lines.push(json!(Counts {
         time: header.time.clone(),
+        mono_ns: Some(1),
         netns: 1,
         listener: Listener::default(),
         outcomes: [(Name(&OUTCOMES[0]).to_string(), 1)].into(),

@@ -723,6 +723,7 @@ fn a_step_of_the_clock_makes_no_outage_longer() {
             play.event(second * SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, 1, 9);
             let counts = Counts {
                 time: rfc3339(START + i128::from(second) * 1_000_000_000 + play.wall_ahead_ns),
+                mono_ns: None,
                 netns: NETNS,
                 listener: play.listener(),
                 outcomes: BTreeMap::from([("syn_dropped:accept_queue_full".to_owned(), 1)]),
@@ -731,6 +732,7 @@ fn a_step_of_the_clock_makes_no_outage_longer() {
         }
         let nonsense = Counts {
             time: "0001-01-01T00:00:00Z".to_owned(),
+            mono_ns: None,
             netns: NETNS,
             listener: play.listener(),
             outcomes: BTreeMap::new(),

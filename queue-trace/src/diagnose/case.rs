@@ -277,7 +277,7 @@ impl Sink for Case {
     fn counts(&mut self, counts: &Counts) -> io::Result<()> {
         // They come once a second, after what was withheld in it.
         self.clients.end_second();
-        let Some(at) = self.timeline.wall(&counts.time, true) else {
+        let Some(at) = self.timeline.counts(counts) else {
             return Ok(());
         };
         let slot = self.slot_of(at);

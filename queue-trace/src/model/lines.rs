@@ -213,6 +213,10 @@ impl<'de> Deserialize<'de> for Total {
 pub struct Counts {
     /// When they were read, RFC 3339.
     pub time: String,
+    /// The same moment by the monotonic clock, nanoseconds. Recordings of older versions do not
+    /// say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mono_ns: Option<u64>,
     /// The network namespace.
     pub netns: u32,
     /// The listener.

@@ -412,10 +412,11 @@ impl Live {
                 *outcomes.entry(Name(outcome).to_string()).or_default() += counted.seen - printed;
             }
         }
-        let time = rfc3339(wall_now());
+        let (mono_ns, time) = (monotonic_now(), rfc3339(wall_now()));
         for ((netns, ..), (listener, outcomes)) in news {
             sink.counts(&Counts {
                 time: time.clone(),
+                mono_ns: Some(mono_ns),
                 netns,
                 listener,
                 outcomes,
