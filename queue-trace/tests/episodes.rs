@@ -85,6 +85,7 @@ impl Play {
                 family: family.to_owned(),
                 hooks: Vec::new(),
                 outcomes: Some(seen.map(|outcome| Name(outcome).to_string()).collect()),
+                filters: None,
                 limits: Vec::new(),
             },
         }
@@ -196,6 +197,7 @@ impl Play {
             lost: 0,
             unexplained: Some(0),
             note: None,
+            other_drops: None,
         };
         self.case.ledger(&empty).unwrap();
         let end = START + i128::from(end) * 1_000_000 + self.wall_ahead_ns;

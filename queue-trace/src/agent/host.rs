@@ -256,6 +256,7 @@ mod tests {
             lost: 0,
             unexplained: kernel.map(|kernel| kernel.abs_diff(seen)),
             note: None,
+            other_drops: None,
         }
     }
 

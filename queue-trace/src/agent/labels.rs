@@ -4,8 +4,8 @@
 
 use std::{fmt::Write as _, ops::RangeInclusive, str::FromStr};
 
-use super::{pods::PodNames, ports::port_range};
-use crate::model::snapshot::Snapshot;
+use super::ports::port_range;
+use crate::{listeners::pods::PodNames, model::snapshot::Snapshot};
 
 /// A word of the owner that may be a label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -20,13 +20,15 @@ use queue_trace_common::{
 use super::{
     exposition::{Exposition, Value, Whose},
     labels::{Allowed, EPHEMERAL, Ephemeral, Owner, labels_of, overflow},
-    pods::PodNames,
     registry::{
         BOUNDS, CONNECTIONS, FILLS, FINDING, FROM_ZERO, FULL, FULL_SOCKETS, LIMIT, LISTENER_INFO,
         LISTENERS, OLDEST, OUTCOMES, PEAK, SOCKETS, SYN_REQUESTS, WAIT,
     },
 };
-use crate::model::{snapshot::Snapshot, socket::Listener};
+use crate::{
+    listeners::pods::PodNames,
+    model::{snapshot::Snapshot, socket::Listener},
+};
 
 /// How series are made.
 #[derive(Debug, Clone)]

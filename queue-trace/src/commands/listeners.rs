@@ -19,9 +19,16 @@ use crate::{
         selection::Selection,
         session::Session,
     },
-    listeners::{How, Watch, cgroup::Folders, look, table},
+    listeners::{
+        How, Watch,
+        cgroup::Folders,
+        look,
+        pods::{PodNames, name_pods},
+        table,
+    },
     model::{lines::LossNote, snapshot::Snapshot},
     options::{KernelOptions, ListenerFilters, duration},
+    recording::Members,
     sink::Output,
     stderr::say,
     stop::{StopSignals, reader_is_gone},
@@ -57,11 +64,14 @@ pub struct ListenersArgs {
 /// If the listeners cannot be listed, or the output not be written.
 pub async fn run(args: &ListenersArgs) -> Result<()> {
     let selection = Selection::of_listeners(&args.listeners, 1)?;
+    let mut members = Members::of(&args.listeners);
     let mut out = Output::open(None)?;
     let Some(interval) = args.watch else {
         let iterators = iterators();
         let how = How::all(&selection, iterators.as_ref());
-        let look = look(how, &mut Folders::default());
+        let mut look = look(how, &mut Folders::default());
+        name_pods(&mut look.rows, &mut PodNames::here());
+        keep_members(&mut look.rows, members.as_mut());
         for note in &look.notes {
             say!("note: {note}");
         }
@@ -90,7 +100,7 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
     let mut tick = tokio::time::interval(interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let news = tokio::select! {
+        let mut news = tokio::select! {
             biased;
             () = signals.any() => return Ok(()),
             news = watch.done() => news??,
@@ -119,10 +129,18 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
             // They were in the table that was shown when they were closed.
             drop(probe.release());
         }
+        keep_members(&mut news.rows, members.as_mut());
         if !args.json && io::stdout().is_terminal() {
             written(out.write_all(HOME_AND_CLEAR))?;
         }
         written(print_all(&mut out, &news.rows, &lost, args.json))?;
+    }
+}
+
+/// Leaves the listeners of the owners that are named, if some are.
+fn keep_members(rows: &mut Vec<Snapshot>, members: Option<&mut Members>) {
+    if let Some(members) = members {
+        rows.retain(|row| members.takes(row));
     }
 }
 

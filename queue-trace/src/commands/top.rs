@@ -74,7 +74,12 @@ mod live {
             decode::decode, host::Host, probe::AT_ONCE, selection::Selection, session::Session,
         },
         listeners::{News, Watch},
-        model::clock::{monotonic_now, wall_now},
+        model::{
+            clock::{monotonic_now, wall_now},
+            event::Event,
+            snapshot::Snapshot,
+        },
+        recording::{Belongs, Members},
         top::{Source, seen::Seen, state::Jump},
         trace::{
             losses::Losses,
@@ -98,6 +103,9 @@ mod live {
     /// Records a second from each CPU: enough for a person.
     const RECORDS: u32 = 100;
 
+    /// Events that wait for their listener at most.
+    const PENDING: usize = 1000;
+
     /// The kernel side, and what was seen of it.
     pub struct LiveTop {
         session: Option<Session>,
@@ -108,6 +116,9 @@ mod live {
         losses: Losses,
         undecoded: u64,
         seen: Seen,
+        members: Option<Members>,
+        /// Events at listeners of which is not known yet whose they are.
+        pending: Vec<Event>,
     }
 
     impl LiveTop {
@@ -135,6 +146,8 @@ mod live {
                 losses: Losses::default(),
                 undecoded: 0,
                 seen: Seen::new(args.networks),
+                members: Members::of(&args.listeners),
+                pending: Vec::new(),
             })
         }
 
@@ -150,18 +163,42 @@ mod live {
             session.map_or_else(Vec::new, |session| session.plan.limits())
         }
 
+        /// Shows an event, if it is wanted.
+        fn event(&mut self, event: Event) {
+            let Some(members) = &self.members else {
+                return self.seen.event(&event);
+            };
+            match members.has(event.netns, &event.listener) {
+                Belongs::Yes => self.seen.event(&event),
+                Belongs::No => {}
+                Belongs::Unknown if self.pending.len() < PENDING => self.pending.push(event),
+                Belongs::Unknown => {}
+            }
+        }
+
+        /// Leaves the rows that are wanted, and shows what waited for them.
+        fn keep_members(&mut self, rows: &mut Vec<Snapshot>) {
+            if let Some(members) = &mut self.members {
+                rows.retain(|row| members.takes(row));
+                for event in std::mem::take(&mut self.pending) {
+                    self.event(event);
+                }
+            }
+        }
+
         /// Takes in what came of events and counts.
         fn take(&mut self, news: &News) -> Result<()> {
             let Some(Session { probe, .. }) = &mut self.session else {
                 return Ok(());
             };
+            let mut events = Vec::new();
             let offset = wall_now() - i128::from(monotonic_now());
             loop {
                 let records = probe.take_records();
                 let last = records.len() < AT_ONCE;
                 for record in records {
                     match decode(record, offset) {
-                        Ok(event) => self.seen.event(&event),
+                        Ok(event) => events.push(event),
                         Err(_) => self.undecoded += 1,
                     }
                 }
@@ -170,15 +207,16 @@ mod live {
                 }
             }
             probe.retire(|key| news.is_over(key))?;
-            for event in self.held.news(&probe.counts()?, withheld::listener_of) {
-                self.seen.event(&event);
-            }
+            events.extend(self.held.news(&probe.counts()?, withheld::listener_of));
             for key in probe.release().keys() {
                 self.held.forget(key);
             }
             let undecoded = std::mem::take(&mut self.undecoded);
             if let Some(note) = self.losses.news(probe, undecoded)? {
                 self.seen.lost(&note);
+            }
+            for event in events {
+                self.event(event);
             }
             Ok(())
         }
@@ -194,6 +232,7 @@ mod live {
             let mut news = self.watch.done().await??;
             self.take(&news)?;
             news.rows.retain(|row| !row.is_closed());
+            self.keep_members(&mut news.rows);
             self.seen.notes = std::mem::take(&mut news.notes);
             self.seen.take_rows(news.rows, wall_now());
             Ok(self.seen.clone())

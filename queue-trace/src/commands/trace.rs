@@ -119,7 +119,9 @@ mod live {
     use super::TraceArgs;
     use crate::{
         kernel::{host::Host, selection::Selection, session},
+        recording::{Narrowed, select::Only},
         sink::{Json, Output, Rotating, Sink, Text},
+        stderr::say,
         trace::stream::{Live, Until, write_error},
     };
 
@@ -147,9 +149,20 @@ mod live {
         let name = target.name();
         let mut sink = target.begin(args.json)?;
         live.announce();
-        live.run(sink.as_mut(), until, std::future::pending())
-            .await
-            .map_err(|error| write_error(error, &name))
+        let listeners = &args.filters.listeners;
+        let forever = std::future::pending();
+        let ran = if listeners.name_owners() {
+            let mut only = Only::in_user_space(listeners);
+            let mut narrowed = Narrowed::new(sink.as_mut(), &mut only);
+            let ran = live.run(&mut narrowed, until, forever).await;
+            for note in only.finish().notes() {
+                say!("note: {note}");
+            }
+            ran
+        } else {
+            live.run(sink.as_mut(), until, forever).await
+        };
+        ran.map_err(|error| write_error(error, &name))
     }
 
     /// Where the stream goes, before it is known that there will be one.

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::{
+    answer::Answer,
     case::{Case, History, Key},
     episode::Episode,
     when::When,
@@ -211,6 +212,9 @@ pub struct Diagnosis {
     pub schema: u32,
     /// What can be said.
     pub verdict: Conclusion,
+    /// What is said of the port or the service that was asked about, if one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Answer>,
     /// Seconds observed.
     pub seconds: f64,
     /// The findings, worst first.
@@ -266,6 +270,11 @@ impl Diagnosis {
                 writeln!(out, "   {:<9} {}", "do", remedy.command)?;
                 paragraph(out, "", &remedy.caveat)?;
             }
+            writeln!(out)?;
+        }
+        if let Some(answer) = &self.answer {
+            writeln!(out, "{}", answer.about.join(" "))?;
+            paragraph(out, "", &answer.says)?;
             writeln!(out)?;
         }
         match self.verdict {

@@ -381,6 +381,7 @@ impl From<&Plan> for AttachPlan {
             family: plan.family.name().to_owned(),
             hooks: plan.attached_to().into_iter().map(str::to_owned).collect(),
             outcomes: Some(told.map(|outcome| Name(outcome).to_string()).collect()),
+            filters: Some(Vec::new()),
             limits: plan.limits(),
         }
     }

@@ -42,6 +42,10 @@ pub struct Selection {
     pub slow: Option<Duration>,
     /// Whether the kernel side's own messages are wanted.
     pub debug: bool,
+    /// Whether owners are named, so that it is needed at once whose a new listener is.
+    pub names_owners: bool,
+    /// The filters that leave out packets or listeners, as they are on the command line.
+    pub words: Vec<String>,
 }
 
 impl Selection {
@@ -54,6 +58,7 @@ impl Selection {
         Ok(Self {
             outcomes: filters.outcomes(),
             clients: filters.clients.clone(),
+            words: filters.kernel_words(),
             slow: filters.slow.filter(|_| !filters.shows_accepted()),
             ..Self::at(&filters.listeners)?
         })
@@ -66,6 +71,8 @@ impl Selection {
             ports: listeners.ports.clone(),
             addrs: listeners.addrs.clone(),
             netns: Self::namespaces_named(&listeners.netns)?,
+            words: listeners.kernel_words(),
+            names_owners: listeners.name_owners(),
             ..Self::default()
         })
     }

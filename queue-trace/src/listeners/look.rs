@@ -9,6 +9,7 @@ use std::{
 };
 
 use queue_trace_common::queue::Depths;
+use rustix::net::{AddressFamily, SocketType, netdevice::index_to_name, socket};
 
 use crate::{
     kernel::{netns, probe::Iterators, selection::Selection},
@@ -75,6 +76,8 @@ struct Contents {
     /// Whether the requests were counted.
     requests: bool,
     somaxconn: Option<u32>,
+    /// The names of the devices that listeners are bound to, by number.
+    devices: HashMap<u32, String>,
 }
 
 /// Looks at the listeners that pass the filters, and finds whose they are: by the kernel's
@@ -208,13 +211,32 @@ fn find(selection: &Selection, requests: bool) -> io::Result<Contents> {
     if requests {
         diag::half_open(|request| takers.add_request(&request))?;
     }
+    let devices = listening.iter().map(|found| found.device);
+    let devices = device_names(devices.filter(|device| *device != 0).collect());
     let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
     Ok(Contents {
         listening,
         takers,
         requests,
+        devices,
         somaxconn: somaxconn.and_then(|text| text.trim().parse().ok()),
     })
+}
+
+/// The names of devices in the calling thread's namespace. One that was removed, or has a name
+/// that is no text, has none.
+fn device_names(numbers: BTreeSet<u32>) -> HashMap<u32, String> {
+    if numbers.is_empty() {
+        return HashMap::new();
+    }
+    // Any socket will do.
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)
+        .or_else(|_| socket(AddressFamily::UNIX, SocketType::DGRAM, None));
+    let Ok(socket) = socket else {
+        return HashMap::new();
+    };
+    let named = |number: u32| Some((number, index_to_name(&socket, number).ok()?));
+    numbers.into_iter().filter_map(named).collect()
 }
 
 fn rows(netns: u32, found: &Contents, folders: &mut Folders) -> impl Iterator<Item = Snapshot> {
@@ -231,6 +253,7 @@ fn rows(netns: u32, found: &Contents, folders: &mut Folders) -> impl Iterator<It
                 inode: (listening.inode != 0).then_some(listening.inode.into()),
                 device: (listening.device != 0).then_some(listening.device),
             },
+            device_name: found.devices.get(&listening.device).cloned(),
             processes: Some(Vec::new()),
             accept_queue: Some(Gauge {
                 depth: Some(listening.depth),

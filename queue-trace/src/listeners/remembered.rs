@@ -16,6 +16,7 @@ struct RememberedOwner {
     listener: Listener,
     processes: Vec<Process>,
     cgroup: [Option<String>; 4],
+    device_name: Option<String>,
 }
 
 impl Remembered {
@@ -51,6 +52,7 @@ impl RememberedOwner {
         Self {
             listener: row.listener,
             processes: row.processes.clone().unwrap_or_default(),
+            device_name: row.device_name.clone(),
             cgroup: [&row.cgroup, &row.unit, &row.container, &row.pod].map(Clone::clone),
         }
     }
@@ -58,6 +60,9 @@ impl RememberedOwner {
     fn add_to(&self, row: &mut Snapshot) {
         row.listener.cookie = row.listener.cookie.or(self.listener.cookie);
         row.listener.device = row.listener.device.or(self.listener.device);
+        if row.device_name.is_none() {
+            row.device_name.clone_from(&self.device_name);
+        }
         if row.processes.as_ref().is_none_or(Vec::is_empty) {
             row.processes = Some(self.processes.clone());
         }

@@ -98,6 +98,10 @@ pub struct Ledger {
     /// Why `unexplained` is absent, or what to know of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// Where a filter leaves listeners or packets out: how many drops of the namespace
+    /// (`ListenDrops`) are theirs, as far as is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_drops: Option<u64>,
 }
 
 /// Both sides of one counter.
@@ -145,6 +149,7 @@ impl Ledger {
             lost,
             unexplained: Some(unexplained),
             note: None,
+            other_drops: None,
         };
         if ledger.cookies_were_made_past_tcp() {
             ledger.note = Some(PAST_TCP.to_owned());
@@ -196,6 +201,24 @@ impl Ledger {
         let ahead = |line: &CounterLine| line.kernel.is_some_and(|kernel| line.seen > kernel);
         let behind = |line: &CounterLine| line.kernel.is_some_and(|kernel| line.seen < kernel);
         lines().any(ahead) && !lines().any(behind)
+    }
+
+    /// How many drops the kernel counts beyond ours, if its counter is known.
+    #[must_use]
+    pub fn drops_unseen(&self) -> Option<u64> {
+        let line = self.counters.get("ListenDrops")?;
+        Some(line.kernel?.saturating_sub(line.seen))
+    }
+
+    /// What happened beyond a filter, in words: so that a wrong port is noticed.
+    #[must_use]
+    pub fn beyond_filter(&self) -> Option<String> {
+        let drops = self.other_drops.filter(|drops| *drops > 0)?;
+        Some(format!(
+            "{drops} more drops in netns {}, which the filter leaves out: other listeners, or other \
+             packets",
+            self.netns
+        ))
     }
 
     /// Whether nothing moved at all.

@@ -44,6 +44,10 @@ pub struct AttachPlan {
     /// may have happened unseen. Recordings of older versions do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<Vec<String>>,
+    /// The filters that leave out packets or listeners, as they are on the command line. What they
+    /// leave out may have happened unseen. Recordings of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filters: Option<Vec<String>>,
     /// What cannot be told here, a sentence each.
     pub limits: Vec<String>,
 }

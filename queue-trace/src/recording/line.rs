@@ -99,9 +99,14 @@ impl Line {
                 words.into_iter().for_each(shorten_word);
                 shorten_word(&mut attach.family);
                 let outcomes = attach.outcomes.as_mut();
-                for list in [Some(&mut attach.hooks), Some(&mut attach.limits), outcomes]
-                    .into_iter()
-                    .flatten()
+                for list in [
+                    Some(&mut attach.hooks),
+                    Some(&mut attach.limits),
+                    attach.filters.as_mut(),
+                    outcomes,
+                ]
+                .into_iter()
+                .flatten()
                 {
                     list.truncate(MOST);
                     list.iter_mut().for_each(shorten_word);
@@ -249,6 +254,8 @@ fn shorten_snapshot(snapshot: &mut Snapshot) {
         &mut snapshot.unit,
         &mut snapshot.container,
         &mut snapshot.pod,
+        &mut snapshot.pod_name,
+        &mut snapshot.device_name,
         &mut snapshot.default_of,
     ] {
         name.iter_mut()

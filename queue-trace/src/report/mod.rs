@@ -161,6 +161,9 @@ fn findings(diagnosis: &Diagnosis) -> Markup {
     html! {
         section aria-labelledby="findings" {
             h2 #findings { "What is wrong" }
+            @if let Some(answer) = &diagnosis.answer {
+                p { strong { (answer.about.join(" ")) } " " (answer.says) }
+            }
             p.verdict.(class) { (says) }
             @for finding in &diagnosis.findings { (finding_of(finding)) }
             @if !diagnosis.doubts.is_empty() {

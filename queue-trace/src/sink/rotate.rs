@@ -387,6 +387,7 @@ mod tests {
                 family: "fentry".to_owned(),
                 hooks: Vec::new(),
                 outcomes: None,
+                filters: None,
                 limits: Vec::new(),
             },
         }

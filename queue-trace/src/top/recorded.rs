@@ -139,9 +139,23 @@ impl Recorded {
             header: None,
             notes: Vec::new(),
         };
+        if recorded.only.names_owners() {
+            recorded.learn_owners()?;
+        }
         recorded.read_through(apart)?;
         recorded.go_to(recorded.span.0)?;
         Ok(recorded)
+    }
+
+    /// Reads it through once to find out whose each listener is, and goes back to its beginning.
+    fn learn_owners(&mut self) -> Result<()> {
+        while let Some(entry) = self.reader.next()? {
+            if let Some(line) = &entry.line {
+                self.only.learn(line);
+            }
+        }
+        self.reader = Reader::open(&self.files)?;
+        Ok(())
     }
 
     /// Who observed what, how.

@@ -248,7 +248,7 @@ impl Top {
 /// Where it listens, and which one of a group it is.
 pub fn name(row: &Snapshot) -> String {
     let listener = &row.listener;
-    let mut name = listener_words(listener);
+    let mut name = listener_words(listener, row.device_name.as_deref());
     if let Some(group) = row.group.filter(|group| group.size > 1) {
         name.push_str(&format!(
             " {}/{}",

@@ -238,6 +238,7 @@ impl Audit {
         if let Some(why) = self.partial {
             for ledger in ledgers {
                 ledger.unexplained = None;
+                ledger.other_drops = ledger.drops_unseen();
                 ledger.note.get_or_insert_with(|| why.to_owned());
             }
         }

@@ -78,6 +78,8 @@ pub struct Live {
     listed: Vec<Snapshot>,
     /// What could not be looked at, a sentence each.
     notes: Vec<String>,
+    /// Those among them that are about listeners.
+    unlisted: Vec<String>,
     listeners: HashMap<QueueKey, Listener>,
     clients: ClientTable,
     losses: Losses,
@@ -139,7 +141,8 @@ impl Live {
         let mut watch = Watch::new(probe.reader(), plan.family, selection.clone());
         // Before anybody hears that it is attached: maps are read for it.
         let listed = watch.all()?;
-        let mut notes = listed.notes;
+        let unlisted = listed.notes;
+        let mut notes = unlisted.clone();
         notes.extend(audit.unread().map(|(netns, why)| {
             format!("the counters of netns {netns} cannot be read, so it has no ledger: {why}")
         }));
@@ -151,6 +154,7 @@ impl Live {
             audit: Aside::new(audit),
             listed: listed.rows,
             notes,
+            unlisted,
             probe,
             plan,
             selection,
@@ -176,6 +180,12 @@ impl Live {
         &self.plan
     }
 
+    /// Why some listeners may be missing, a sentence each.
+    #[must_use]
+    pub fn unlisted(&self) -> &[String] {
+        &self.unlisted
+    }
+
     /// The machine.
     #[must_use]
     pub fn host(&self) -> &Host {
@@ -189,7 +199,10 @@ impl Live {
             time: rfc3339(self.began_ns),
             host: self.host.name.clone(),
             kernel: self.host.release.clone(),
-            attach: AttachPlan::from(&self.plan),
+            attach: AttachPlan {
+                filters: Some(self.selection.words.clone()),
+                ..AttachPlan::from(&self.plan)
+            },
         }
     }
 
@@ -386,6 +399,7 @@ impl Live {
         let more = taken.len() == AT_ONCE;
         for record in std::mem::take(&mut self.early).into_iter().chain(taken) {
             self.print_record(sink, record, offset)?;
+            self.count_shown(sink);
             if self.enough(most) {
                 break;
             }
@@ -452,6 +466,7 @@ impl Live {
             sink.event(&event)?;
             self.events += event.count;
         }
+        self.count_shown(sink);
         self.clients.end_second();
         Ok(())
     }
@@ -460,6 +475,13 @@ impl Live {
     fn listener(&self, key: &CountKey) -> Listener {
         let known = self.listeners.get(&socket(key));
         known.map_or_else(|| withheld::listener_of(key), |listener| *listener)
+    }
+
+    /// Where the sink leaves out some of the events, those count that it shows.
+    fn count_shown(&mut self, sink: &dyn Sink) {
+        if let Some(shown) = sink.shown() {
+            self.events = shown;
+        }
     }
 
     /// Whether as many events were printed as were asked for.
