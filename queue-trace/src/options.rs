@@ -365,15 +365,8 @@ impl Filters {
         words
     }
 
-    /// Those that the kernel side applies, as they are on the command line.
-    #[must_use]
-    pub fn kernel_words(&self) -> Vec<String> {
-        let mut words = self.listeners.kernel_words();
-        words.extend(self.client_words());
-        words
-    }
-
-    fn client_words(&self) -> impl Iterator<Item = String> {
+    /// Those on clients, as they are on the command line.
+    pub fn client_words(&self) -> impl Iterator<Item = String> {
         self.clients.iter().map(|net| format!("--client {net}"))
     }
 

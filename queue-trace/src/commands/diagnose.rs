@@ -102,8 +102,9 @@ pub async fn watch(args: &DiagnoseArgs) -> Result<u8> {
     case.ask(&filters, only.finish());
     if let Some(question) = &mut case.question {
         question.unlisted = unlisted;
-        // Those of the kernel side are the question's own.
+        // All that there are were listed, and the filters of the kernel side are the question's.
         question.listed = true;
+        question.made_with = Some(Vec::new());
     }
     show(&case, args.json)
 }
