@@ -8,6 +8,7 @@ pub mod distinct;
 pub mod episode;
 mod finding;
 mod history;
+mod question;
 mod rule;
 pub mod rules;
 pub mod timeline;
@@ -16,9 +17,10 @@ pub mod when;
 use anyhow::Result;
 
 pub use self::{
-    answer::{Answer, Question, State},
+    answer::{Answer, State},
     case::Case,
     finding::{Conclusion, Diagnosis, Finding, Harm, NotJudged, Remedy, Threshold},
+    question::Question,
     rule::Rule,
     rules::RULES,
 };
