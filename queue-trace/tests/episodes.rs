@@ -1043,6 +1043,7 @@ fn a_flood_that_was_mostly_rate_limited() {
         }
         let counts = Counts {
             time: rfc3339(START + second * 1_000_000_000),
+            mono_ns: None,
             netns: NETNS,
             listener: play.listener(),
             outcomes: BTreeMap::from([("syn_dropped:syn_queue_full".to_owned(), count)]),
