@@ -433,3 +433,6 @@ fn events(line: &Line) -> u64 {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests;
