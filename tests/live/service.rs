@@ -300,6 +300,18 @@ fn one_device_of_two() {
         assert_eq!(found, [Some(inode(socket))], "{device}");
     }
     assert_eq!(listeners(&netns, &["--device", "eth9"]).rows().count(), 0);
+    let nobody = Launch::text()
+        .args(["--device", "eth9", "--duration", "1s"])
+        .on(&netns)
+        .finish();
+    nobody.assert_well();
+    assert!(
+        nobody
+            .stderr
+            .contains("no listener was seen that fits --device eth9"),
+        "{}",
+        nobody.stderr
+    );
 
     let table = Launch::plain(["listeners", "--netns"])
         .arg(netns.path())

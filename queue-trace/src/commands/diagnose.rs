@@ -18,6 +18,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     queue-trace diagnose --for 30s            watch this machine for half a minute\n  \
+    queue-trace diagnose --unit nginx         one service: does anything arrive, is all of it served\n  \
     queue-trace diagnose incident.jsonl.zst   a recording, on any machine")]
 pub struct DiagnoseArgs {
     /// Recordings, in order of time; - is standard input. Without any, this machine is watched

@@ -44,15 +44,13 @@ fn event(inode: u64, port: u16) -> Line {
 
 /// An event that stands for so many, as the rate limit writes it.
 fn withheld(inode: u64, port: u16, count: u64) -> Line {
-    let Line::Event(event) = event(inode, port) else {
-        unreachable!()
-    };
-    Line::Event(Event {
-        count,
-        local: None,
-        cpu: None,
-        ..event
-    })
+    let mut line = event(inode, port);
+    if let Line::Event(event) = &mut line {
+        event.count = count;
+        event.local = None;
+        event.cpu = None;
+    }
+    line
 }
 
 fn listens(inode: u64, port: u16, comm: &str) -> Line {
@@ -145,6 +143,7 @@ fn lines_wait_until_it_is_known_whose_their_listener_is() {
     assert_eq!(only.take(&event(1, 80)), [event(1, 80)]);
     assert_eq!(only.take(&event(2, 81)), []);
     assert_eq!(only.finish().without_owner, 0);
+    assert_eq!(only.left_out.nobody(), None);
 }
 
 #[test]
@@ -162,6 +161,8 @@ fn what_waited_in_vain_is_counted() {
     let left_out = only.finish();
     assert_eq!(left_out.without_owner, 41);
     assert!(left_out.notes()[0].contains("41 events"));
+    let nobody = left_out.nobody().unwrap();
+    assert!(nobody.contains("--process nginx"), "{nobody}");
 }
 
 #[test]
