@@ -42,5 +42,6 @@ mod recordings;
 mod records;
 mod scenarios;
 mod servers;
+mod service;
 mod switches;
 mod top;
