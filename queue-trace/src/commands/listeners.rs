@@ -19,7 +19,7 @@ use crate::{
         selection::Selection,
         session::Session,
     },
-    listeners::{How, Watch, cgroup::Folders, look, table},
+    listeners::{How, Stalls, Watch, cgroup::Folders, look, table},
     model::{lines::LossNote, snapshot::Snapshot},
     options::{Which, duration},
     sink::Output,
@@ -57,7 +57,8 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
     let Some(interval) = args.watch else {
         let iterators = iterators();
         let how = How::all(&selection, iterators.as_ref());
-        let look = look(how, &mut Folders::default());
+        let mut look = look(how, &mut Folders::default());
+        Stalls::default().look(&mut look.rows);
         for note in &look.notes {
             say!("note: {note}");
         }

@@ -15,6 +15,7 @@ use crate::model::{
     latency::Histogram,
     snapshot::{Latency, Snapshot},
     socket::Listener,
+    stall::cause::conclude,
 };
 
 /// What happened at one listener.
@@ -47,6 +48,8 @@ pub struct History {
     pub oldest_waiting_us: Option<u64>,
     /// The most half-open requests at once whose SYN-ACK had been sent again.
     pub unanswered: Option<u32>,
+    /// Why the application did not accept, in the order of time.
+    pub stalls: Vec<Stalled>,
     /// SYNs dropped for a reason that is not told, when the rule of the last quarter of
     /// `tcp_max_syn_backlog` applied.
     pub in_last_quarter: u64,
@@ -68,6 +71,24 @@ pub struct Slot {
     /// How long all connections had waited until then, as the latest snapshot has it.
     pub latency_us: Option<Latency>,
 }
+
+/// A time in which looks found the same cause.
+#[derive(Debug, Clone)]
+pub struct Stalled {
+    /// The first look, nanoseconds since 1970.
+    pub from: i128,
+    /// The last.
+    pub to: i128,
+    /// How many looks.
+    pub looks: u64,
+    /// The cause's name; `None`: none was seen.
+    pub cause: Option<&'static str>,
+    /// What the listener was like, with the evidence: of the look that says most.
+    pub snapshot: Snapshot,
+}
+
+/// Times that are kept of a listener.
+const MOST_STALLS: usize = 8;
 
 impl Slot {
     /// How often outcomes of the set were.
@@ -111,6 +132,7 @@ impl History {
             snapshot: None,
             oldest_waiting_us: None,
             unanswered: None,
+            stalls: Vec::new(),
             in_last_quarter: 0,
         }
     }
@@ -235,7 +257,49 @@ impl History {
         {
             self.unanswered = self.unanswered.max(Some(depth.saturating_sub(young)));
         }
+        if let (Some(at), true) = (
+            at,
+            snapshot.stall.is_some() || snapshot.descriptors_used_up().is_some(),
+        ) {
+            self.learn_stall(&snapshot, at);
+        }
         self.snapshot = Some(snapshot);
+    }
+
+    fn learn_stall(&mut self, snapshot: &Snapshot, at: i128) {
+        /// Owners that are named.
+        const OWNERS: usize = 8;
+        let cause = conclude(snapshot).map(|conclusion| conclusion.cause.name);
+        let kept = || {
+            let mut kept = snapshot.clone();
+            (kept.counts, kept.drops, kept.threads) = (None, None, None);
+            kept.processes
+                .iter_mut()
+                .for_each(|all| all.truncate(OWNERS));
+            kept
+        };
+        // Of two looks, the one with the longer time behind it says more.
+        let says = |snapshot: &Snapshot| snapshot.stall.as_ref().and_then(|stall| stall.over_us);
+        if let Some(last) = self.stalls.last_mut().filter(|last| last.cause == cause) {
+            last.to = at.max(last.to);
+            last.looks += 1;
+            if says(snapshot) >= says(&last.snapshot) {
+                last.snapshot = kept();
+            }
+            return;
+        }
+        if self.stalls.len() == MOST_STALLS {
+            // The one that was seen least says least.
+            let least = (0..MOST_STALLS).min_by_key(|at| self.stalls[*at].looks);
+            self.stalls.remove(least.unwrap_or(0));
+        }
+        self.stalls.push(Stalled {
+            from: at,
+            to: at,
+            looks: 1,
+            cause,
+            snapshot: kept(),
+        });
     }
 
     /// Whose it was is not forgotten with the socket.

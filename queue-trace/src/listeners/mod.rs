@@ -14,6 +14,7 @@ pub mod language;
 pub mod look;
 pub mod owners;
 pub mod remembered;
+pub mod stall;
 pub mod stats;
 pub mod table;
 mod takers;
@@ -22,6 +23,7 @@ pub mod watch;
 pub use self::{
     cgroup::Cgroup,
     look::{How, Look, look},
+    stall::Stalls,
     stats::Stats,
     watch::{News, Watch},
 };

@@ -5,7 +5,7 @@ use queue_trace_common::outcome::{
     SYN_DROPPED_ACCEPT_QUEUE_FULL, Set,
 };
 
-use super::{super::rule::Rule, evidence::with_queue, group};
+use super::{super::rule::Rule, evidence::with_queue, group, stall::with_cause};
 use crate::{
     diagnose::{
         case::{ACCEPT_FULL, Case, ENTERED, History, Key, set_of},
@@ -106,23 +106,8 @@ pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
             )
             .at(&when)
             .because(format!("for {still}, in which clients were refused, {how}"));
-        let mut finding = with_owner(with_queue(finding, history, Some(worst)), history);
-        let snapshot = history.snapshot.as_ref();
-        if let Some(used) = snapshot.and_then(|snapshot| snapshot.descriptors.as_ref())
-            && used.is_used_up()
-        {
-            let wanted = used.limit.saturating_mul(4).max(65_536);
-            let pid = used.pid;
-            finding = finding
-                .remedy(
-                    format!("prlimit --pid {pid} --nofile={wanted}:{wanted}"),
-                    "Takes effect at once, until a restart: LimitNOFILE= in its systemd unit, or --ulimit nofile= of its container, makes it last.",
-                )
-                .remedy(
-                    format!("ls -l /proc/{pid}/fd | awk '{{print $NF}}' | sort | uniq -c | sort -rn | head"),
-                    "Shows what the descriptors are used for. A number that only grows is a leak, for which no limit is high enough.",
-                );
-        }
+        let finding = with_owner(with_queue(finding, history, Some(worst)), history);
+        let mut finding = with_cause(finding, history, &when);
         finding = finding.remedy(
             format!("ss -ltnp 'sport = :{}'", key.port),
             "Names the process. Then see what its threads wait for: cat /proc/PID/task/*/{comm,wchan}, \
@@ -178,8 +163,9 @@ pub(super) fn too_slow(rule: &Rule, case: &Case) -> Vec<Finding> {
                 (came / left).saturating_add(1).max(2)
             ),
         };
+        let finding = with_queue(finding, history, Some(worst));
         findings.push(
-            with_queue(finding, history, Some(worst))
+            with_cause(finding, history, &when)
                 .remedy(
                     format!("accept in {workers}, or do less between two calls of accept()"),
                     "Look at what the accepting thread does: requests that are served one after the other, TLS handshakes, DNS, logging and locks in it \
@@ -280,10 +266,8 @@ pub(super) fn full(rule: &Rule, case: &Case) -> Vec<Finding> {
             ),
         )
         .at(&when);
-        findings.push(watch(
-            with_queue(finding, history, Some(when.first())),
-            key.port,
-        ));
+        let finding = with_queue(finding, history, Some(when.first()));
+        findings.push(watch(with_cause(finding, history, &when), key.port));
     }
     // Known as a number alone: no line tells when.
     for (key, history) in &case.listeners {
