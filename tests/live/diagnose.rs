@@ -29,7 +29,7 @@ use crate::{
 const COOKIES: &str = "net.ipv4.tcp_syncookies";
 
 /// Records what `play` does in the room, and gives the diagnosis.
-fn diagnosed(name: &str, netns: &Netns, play: impl FnOnce()) -> Value {
+pub fn diagnosed(name: &str, netns: &Netns, play: impl FnOnce()) -> Value {
     let scratch = Scratch::new(name);
     let path = scratch.file(&format!("{name}.jsonl"));
     // A low rate keeps recordings of floods small; counts are exact all the same.
@@ -87,7 +87,7 @@ fn clients_come(room: &Room, at_once: usize, every: Duration, during: Duration) 
     clients_come_to(&room.netns, room.address, at_once, every, during);
 }
 
-fn clients_come_to(
+pub fn clients_come_to(
     netns: &Netns,
     address: SocketAddr,
     at_once: usize,

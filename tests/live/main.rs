@@ -41,5 +41,6 @@ mod recordings;
 mod records;
 mod scenarios;
 mod servers;
+mod stall;
 mod switches;
 mod top;

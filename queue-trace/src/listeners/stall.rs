@@ -226,7 +226,7 @@ impl Stalls {
             let before = before.copied().or(stall.over_us.map(|_| Clock::default()));
             evidence
                 .doing
-                .push(thread.doing(pid, before, polled, inode));
+                .push(thread.doing(pid, (before, stall.over_us), polled, inode));
         }
         if let Some(here) = polled.of(inode) {
             let sum = evidence.epoll.get_or_insert_default();

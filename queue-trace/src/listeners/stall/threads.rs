@@ -48,6 +48,10 @@ pub struct Thread {
 pub struct Clock {
     run_ns: u64,
     delay_ns: u64,
+    /// How often it was put on a CPU.
+    turns: u64,
+    /// Whether it could run at that moment.
+    runnable: bool,
 }
 
 /// A system call and its first argument.
@@ -110,6 +114,9 @@ impl Thread {
         thread.clock = text(&folder.join("schedstat"))
             .ok()
             .and_then(|text| Clock::of(&text));
+        if let Some(clock) = &mut thread.clock {
+            clock.runnable = thread.state == "R";
+        }
         if !matches!(thread.state.as_str(), "S" | "D" | "I" | "T" | "t") {
             return Some(thread);
         }
@@ -142,17 +149,21 @@ impl Thread {
     }
 
     /// What it does, where this listener is concerned.
-    pub fn doing(&self, pid: u32, before: Option<Clock>, polled: &Polled, inode: u64) -> Doing {
+    pub fn doing(
+        &self,
+        pid: u32,
+        (before, over_us): (Option<Clock>, Option<u64>),
+        polled: &Polled,
+        inode: u64,
+    ) -> Doing {
         let call = self.call.as_ref();
         let fd = call
             .filter(|call| calls::is_about_file(&call.name))
             .and_then(|call| u32::try_from(call.first).ok());
         let role = call.and_then(|call| role(call, fd, polled, inode));
         let on = fd.filter(|_| role.is_none());
-        let spent = self
-            .clock
-            .zip(before)
-            .map(|(now, before)| now.since(before));
+        let spent = self.clock.zip(before).zip(over_us);
+        let spent = spent.map(|((now, before), over_us)| now.since(before, over_us));
         Doing {
             count: 1,
             pid,
@@ -164,8 +175,8 @@ impl Thread {
             on: on.and_then(|fd| polled.files.get(&fd).cloned()),
             role,
             kernel: self.kernel.clone(),
-            run_us: spent.map(|spent| spent.run_ns / 1000),
-            delay_us: spent.map(|spent| spent.delay_ns / 1000),
+            run_us: spent.map(|(ran, _)| ran),
+            delay_us: spent.map(|(_, waited)| waited),
         }
     }
 }
@@ -177,14 +188,19 @@ impl Clock {
         Some(Self {
             run_ns: words.next()?.parse().ok()?,
             delay_ns: words.next()?.parse().ok()?,
+            turns: words.next()?.parse().ok()?,
+            runnable: false,
         })
     }
 
-    fn since(self, before: Self) -> Self {
-        Self {
-            run_ns: self.run_ns.saturating_sub(before.run_ns),
-            delay_ns: self.delay_ns.saturating_sub(before.delay_ns),
-        }
+    /// Microseconds for which it ran, and for which it waited for a CPU, since `before`. The kernel
+    /// adds a wait when it is over: one that goes on is known by the turns that it did not get.
+    fn since(self, before: Self, over_us: u64) -> (u64, u64) {
+        let ran = self.run_ns.saturating_sub(before.run_ns) / 1000;
+        let waited = self.delay_ns.saturating_sub(before.delay_ns) / 1000;
+        let waits = self.runnable && before.runnable && self.turns == before.turns && ran == 0;
+        let waited = if waits { over_us } else { waited };
+        (ran.min(over_us), waited.min(over_us))
     }
 }
 
@@ -356,9 +372,32 @@ mod tests {
         );
         assert_eq!(thread.started, 4711);
         assert!(Thread::of_stat("7 (x) S 1").is_none());
-        let at = |run_ns, delay_ns| Clock { run_ns, delay_ns };
-        assert_eq!(Clock::of("5000 7000 3\n"), Some(at(5000, 7000)));
-        assert_eq!(at(9, 9).since(at(4, 10)), at(5, 0));
+        let at = |run_ns, delay_ns, turns| Clock {
+            run_ns,
+            delay_ns,
+            turns,
+            runnable: true,
+        };
+        let read = Clock::of("5000 7000 3\n").unwrap();
+        assert_eq!(
+            Clock {
+                runnable: true,
+                ..read
+            },
+            at(5000, 7000, 3)
+        );
+        assert_eq!(at(9000, 9000, 4).since(at(4000, 10_000, 3), 100), (5, 0));
+        // It got no turn, and still waits for one.
+        assert_eq!(at(9000, 9000, 3).since(at(9000, 9000, 3), 100), (0, 100));
+        // It slept, or got a turn.
+        let asleep = Clock {
+            runnable: false,
+            ..at(9000, 9000, 3)
+        };
+        assert_eq!(at(9000, 9000, 3).since(asleep, 100), (0, 0));
+        assert_eq!(at(9000, 9000, 4).since(at(9000, 9000, 3), 100), (0, 0));
+        // A wait that began before.
+        assert_eq!(at(9000, 9_000_000, 4).since(at(9000, 0, 3), 100), (0, 100));
     }
 
     #[test]
