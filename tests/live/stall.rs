@@ -445,7 +445,7 @@ fn busy_beside_a_quota() {
     cgroup.prefer();
     cgroup.take(stalling.pid);
     let found = stalling.assert_found("busy");
-    found.says("its only thread");
+    found.says("the only one");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::model::{
     latency::Histogram,
     snapshot::{Latency, Snapshot},
     socket::Listener,
-    stall::cause::conclude,
+    stall::{Stall, cause::conclude},
 };
 
 /// What happened at one listener.
@@ -70,6 +70,55 @@ pub struct Slot {
     pub waits: Option<Box<Histogram>>,
     /// How long all connections had waited until then, as the latest snapshot has it.
     pub latency_us: Option<Latency>,
+    /// What kept the application from accepting.
+    pub held: Option<Box<Held>>,
+}
+
+/// What kept an application from accepting, in percent of the time between two looks; the most
+/// where there were several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Its CPU quota stopped it, all CPUs together.
+    pub throttled: Option<u64>,
+    /// The thread of it that waited longest for a CPU did so.
+    pub delay: Option<u64>,
+    /// The thread of it that ran longest did so.
+    pub run: Option<u64>,
+    /// Something on the host waited for a CPU.
+    pub cpu: Option<u64>,
+    /// Something on the host waited for a disk.
+    pub io: Option<u64>,
+    /// Something in its cgroup, or else on the host, waited for memory.
+    pub memory: Option<u64>,
+}
+
+impl Held {
+    /// Of a look that was not the first.
+    pub(super) fn of(stall: &Stall) -> Option<Self> {
+        let over = stall.over_us.filter(|over| *over > 0)?;
+        let part = |us: Option<u64>| Some(us?.saturating_mul(100) / over);
+        let (own, host) = (stall.pressure, stall.host_pressure);
+        let memory = own.and_then(|own| own.memory_us);
+        Some(Self {
+            throttled: part(stall.cpu.as_ref().and_then(|cpu| cpu.throttled_us)),
+            delay: part(stall.delay_us()),
+            run: part(stall.doing.iter().filter_map(|one| one.run_us).max()),
+            cpu: part(host.and_then(|host| host.cpu_us)),
+            io: part(host.and_then(|host| host.io_us)),
+            memory: part(memory.or(host.and_then(|host| host.memory_us))),
+        })
+    }
+
+    pub(super) fn worst(self, other: Self) -> Self {
+        Self {
+            throttled: self.throttled.max(other.throttled),
+            delay: self.delay.max(other.delay),
+            run: self.run.max(other.run),
+            cpu: self.cpu.max(other.cpu),
+            io: self.io.max(other.io),
+            memory: self.memory.max(other.memory),
+        }
+    }
 }
 
 /// A time in which looks found the same cause.
@@ -97,6 +146,13 @@ impl Slot {
         sum(&self.outcomes, set)
     }
 
+    pub(super) fn hold(&mut self, held: Option<Held>) {
+        if let Some(held) = held {
+            let before = self.held.as_deref().copied().unwrap_or_default();
+            self.held = Some(Box::new(before.worst(held)));
+        }
+    }
+
     /// Adds the slot after it.
     pub(super) fn add(&mut self, other: Self) {
         for (tag, count) in other.outcomes {
@@ -106,6 +162,7 @@ impl Slot {
         self.limit = other.limit.or(self.limit);
         self.syn_depth = self.syn_depth.max(other.syn_depth);
         self.latency_us = other.latency_us.or(self.latency_us);
+        self.hold(other.held.as_deref().copied());
         match (&mut self.waits, other.waits) {
             (Some(waits), Some(more)) => waits.merge(&more),
             (waits, more) => *waits = waits.take().or(more),

@@ -13,7 +13,11 @@ mod polled;
 mod text;
 mod threads;
 
-use std::{collections::HashMap, path::PathBuf, time::Instant};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use self::{
     groups::{Cgroups, Levels, Reading},
@@ -32,8 +36,10 @@ use crate::{
 pub const PROCESSES: usize = 8;
 /// And of so many threads.
 pub const THREADS: usize = 256;
-/// An older reading is of another episode.
-const STALE_SECONDS: u64 = 30;
+/// A reading of so short a time ago says nothing about rates.
+const SOONEST: Duration = Duration::from_millis(250);
+/// An older one is of another episode.
+const STALE: Duration = Duration::from_secs(30);
 
 /// What was read last, of whom there is trouble.
 #[derive(Debug)]
@@ -85,12 +91,12 @@ impl Stalls {
             return;
         }
         let now = Instant::now();
-        let since = self.read_at.replace(now).map(|before| now - before);
-        let over_us = since
-            .filter(|since| since.as_secs() < STALE_SECONDS)
-            .and_then(|since| u64::try_from(since.as_micros()).ok())
-            .filter(|us| *us > 0);
-        if over_us.is_none() {
+        let since = self.read_at.map(|before| now - before);
+        // Of a moment there are no rates: what was read before it stays, for the next look.
+        let too_soon = since.is_some_and(|since| since < SOONEST);
+        let usable = since.filter(|since| !too_soon && *since < STALE);
+        let over_us = usable.and_then(|since| u64::try_from(since.as_micros()).ok());
+        if over_us.is_none() && !too_soon {
             self.clocks.clear();
             self.readings.clear();
         }
@@ -110,6 +116,10 @@ impl Stalls {
         for row in stalled {
             self.one(row, over_us, &mut room, &mut found);
         }
+        if too_soon {
+            return;
+        }
+        self.read_at = Some(now);
         self.clocks = clocks(&found);
         let readings = found.into_iter();
         self.readings = readings
@@ -128,6 +138,8 @@ impl Stalls {
             return;
         };
         let pids: Vec<_> = row.processes.iter().flatten().map(|one| one.pid).collect();
+        // Of one that was in no trouble before nothing is known from then.
+        let over_us = over_us.filter(|_| pids.iter().any(|pid| self.readings.contains_key(pid)));
         let mut stall = Stall {
             over_us,
             holders: u32::try_from(pids.len()).unwrap_or(u32::MAX),
@@ -223,7 +235,8 @@ impl Stalls {
         for thread in &seen.threads {
             let before = self.clocks.get(&(thread.tid, thread.started));
             // A thread that came meanwhile has run since then only.
-            let before = before.copied().or(stall.over_us.map(|_| Clock::default()));
+            let began = self.readings.contains_key(&pid).then(Clock::default);
+            let before = before.copied().or(began);
             evidence
                 .doing
                 .push(thread.doing(pid, (before, stall.over_us), polled, inode));
@@ -289,5 +302,109 @@ fn clocks(found: &HashMap<u32, Result<Process, String>>) -> HashMap<(u32, u64), 
 fn push(notes: &mut Vec<String>, note: String) {
     if notes.len() < Stall::MOST && !notes.contains(&note) {
         notes.push(note);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        net::TcpListener,
+        os::{fd::AsRawFd, unix::fs::MetadataExt},
+        thread,
+    };
+
+    use super::*;
+    use crate::model::{
+        snapshot::Gauge,
+        socket::{Listener, Process},
+    };
+
+    fn full(inode: u64, pids: &[u32]) -> Snapshot {
+        let process = |pid: &u32| Process {
+            pid: *pid,
+            comm: "server".to_owned(),
+        };
+        Snapshot {
+            listener: Listener {
+                inode: Some(inode),
+                ..Listener::default()
+            },
+            processes: Some(pids.iter().map(process).collect()),
+            accept_queue: Some(Gauge {
+                depth: Some(9),
+                limit: Some(8),
+                ..Gauge::default()
+            }),
+            ..Snapshot::default()
+        }
+    }
+
+    /// Looks at one listener.
+    fn stall(stalls: &mut Stalls, row: &Snapshot) -> Stall {
+        let mut rows = [row.clone()];
+        stalls.look(&mut rows);
+        let [row] = rows;
+        *row.stall.unwrap()
+    }
+
+    #[test]
+    fn only_those_in_trouble_are_looked_at() {
+        let mut well = full(1, &[std::process::id()]);
+        well.accept_queue = None;
+        let mut stalls = Stalls::default();
+        let mut rows = [well];
+        stalls.look(&mut rows);
+        assert_eq!(rows[0].stall, None);
+        assert!(stalls.clocks.is_empty() && stalls.read_at.is_none());
+    }
+
+    /// Ourselves: the first look has no rates, nor has one a moment later.
+    #[test]
+    fn rates_are_of_the_time_between_two_looks() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let path = format!("/proc/self/fd/{}", listener.as_raw_fd());
+        let inode = fs::metadata(path).unwrap().ino();
+        let row = full(inode, &[std::process::id()]);
+        let mut stalls = Stalls::default();
+        let first = stall(&mut stalls, &row);
+        assert_eq!((first.over_us, first.holders, first.looked), (None, 1, 1));
+        assert!(first.threads >= 1 && first.threads_looked >= 1);
+        assert!(first.doing.iter().all(|one| one.run_us.is_none()));
+        assert_eq!(stall(&mut stalls, &row).over_us, None);
+        thread::sleep(SOONEST);
+        let later = stall(&mut stalls, &row);
+        assert!(later.over_us >= Some(250_000), "{later:?}");
+        assert!(later.doing.iter().all(|one| one.run_us <= later.over_us));
+        // Another one is in trouble now, of which nothing is known from before.
+        thread::sleep(SOONEST);
+        assert_eq!(stall(&mut stalls, &full(inode, &[1])).over_us, None);
+        // All is well again.
+        stalls.look(&mut []);
+        assert!(stalls.readings.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_said() {
+        let mut stalls = Stalls::default();
+        let nobody = stall(&mut stalls, &full(1, &[]));
+        assert!(
+            nobody.unread[0].contains("no process is known"),
+            "{nobody:?}"
+        );
+        // A number that is another process in this PID namespace.
+        let other = stall(&mut stalls, &full(1, &[std::process::id()]));
+        assert_eq!(other.looked, 0);
+        assert!(
+            other.unread[0].contains("does not hold the socket"),
+            "{other:?}"
+        );
+        let gone = stall(&mut stalls, &full(1, &[u32::MAX]));
+        assert!(gone.unread[0].contains("cannot be read"), "{gone:?}");
+        // No more than the bound.
+        let mut many = Stalls::default();
+        let all: Vec<_> = (0..20).map(|pid| u32::MAX - pid).collect();
+        let found = stall(&mut many, &full(1, &all));
+        assert_eq!((found.holders, found.unread.len()), (20, PROCESSES));
     }
 }

@@ -3,9 +3,8 @@
 
 use crate::{
     diagnose::{
-        case::History,
+        case::{History, Stalled},
         finding::Finding,
-        history::Stalled,
         when::{When, plural},
     },
     model::{

@@ -242,17 +242,17 @@ impl<'a> Facts<'a> {
         self.of_class(wanted).map(|one| u64::from(one.count)).sum()
     }
 
-    /// `thread "worker" (4711), 1 of 8`.
+    /// `thread "worker" (4711; 1 of 8 threads)`.
     fn thread(&self, one: &Doing) -> String {
         let name = match one.comm.as_str() {
             "" => String::new(),
             comm => format!("\"{comm}\" "),
         };
         let of = match self.stall.threads {
-            0 | 1 => "its only thread".to_owned(),
+            0 | 1 => "the only one".to_owned(),
             all => format!("{} of {all} threads", one.count),
         };
-        format!("thread {name}({}), {of}", one.tid)
+        format!("thread {name}({}; {of})", one.tid)
     }
 
     fn of_the_time(&self, us: u64) -> String {

@@ -124,7 +124,7 @@ fn stopped() {
     let found = assert_is(
         &of(vec![doing("T", None)]),
         "stopped",
-        &["SIGSTOP", "its only thread"],
+        &["SIGSTOP", "the only one"],
     );
     assert_eq!(found.remedies[0].0, "kill -CONT 42");
     let traced = with(of(vec![doing("t", None)]), |stall| stall.tracer = Some(7));
@@ -247,7 +247,7 @@ fn one_thread_of_many_is_busy() {
         doing("S", Some("futex")),
         other(6, "futex", None),
     ]);
-    let found = assert_is(&all, "busy", &["thread \"worker\" (77), 1 of 8 threads"]);
+    let found = assert_is(&all, "busy", &["thread \"worker\" (77; 1 of 8 threads)"]);
     assert_eq!(found.remedies[0].0, "perf top -t 77");
     // One that computes beside one that waits for the listener keeps nobody.
     assert_none(&of(vec![
