@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
@@ -15,7 +16,7 @@ use live_tests::{Attach, Launch, Recording, Row, Scratch, Shown, attach};
 use queue_trace::lab::Netns;
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
-    process::{Pid, Signal, kill_process},
+    process::{Pid, Signal, kill_process, kill_process_group},
 };
 
 pub const PORT: u16 = 8080;
@@ -32,7 +33,7 @@ pub struct Server {
     pub netns: Netns,
     child: Child,
     /// Its files.
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Server {
@@ -54,11 +55,13 @@ impl Server {
         let scratch = Scratch::new(name);
         let mut command = command(&scratch);
         command.stdin(Stdio::null()).stdout(Stdio::null());
+        // With its workers it is a group that can be told to end.
+        command.process_group(0);
         let child = netns.run(|| Ok(command.spawn()?));
         let mut server = Self {
             netns,
             child: child.unwrap_or_else(|error| panic!("{command:?}: {error:#}")),
-            _scratch: scratch,
+            scratch,
         };
         let deadline = Instant::now() + PATIENCE;
         while server.listening().is_empty() {
@@ -78,9 +81,32 @@ impl Server {
         finished.recording().rows().cloned().collect()
     }
 
-    fn connect(&self) -> TcpStream {
+    pub fn connect(&self) -> TcpStream {
         let connect = || Ok(TcpStream::connect(AT)?);
         self.netns.run(connect).unwrap()
+    }
+
+    /// One of its files.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.scratch.file(name)
+    }
+
+    /// Its children.
+    pub fn workers_now(&self) -> Vec<Pid> {
+        children(self.child.id())
+    }
+
+    /// Waits until it has so many children.
+    pub fn workers(&self, count: usize) -> Vec<Pid> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let workers = children(self.child.id());
+            if workers.len() == count {
+                return workers;
+            }
+            assert!(Instant::now() < deadline, "{workers:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub fn pid(&self) -> Pid {
@@ -114,7 +140,13 @@ impl Drop for Server {
     fn drop(&mut self) {
         // It may have ended by itself, which is as well.
         let _ = kill_process(self.pid(), Signal::TERM);
-        let _ = kill_process(self.pid(), Signal::CONT);
+        let _ = kill_process_group(self.pid(), Signal::CONT);
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        // What takes no hint, and workers that are left.
+        let _ = kill_process_group(self.pid(), Signal::KILL);
         let _ = self.child.wait();
     }
 }
@@ -158,8 +190,11 @@ fn comm(row: &Row) -> &str {
 fn frozen_and_resumed(server: &Server, limit: u32, default_of: Option<&str>, hello: &[u8]) {
     let row = one(server.listening());
     assert_eq!(row.accept_queue.limit, limit, "{row:?}");
-    let from = row.accept_queue.limit_from.as_deref();
-    assert_eq!(from, Some("backlog"));
+    let from = match limit {
+        128 => "backlog_or_earlier_somaxconn",
+        _ => "backlog",
+    };
+    assert_eq!(row.accept_queue.limit_from.as_deref(), Some(from));
     assert_eq!(row.default_of.as_deref(), default_of, "{row:?}");
     assert_eq!(row.processes[0].pid, server.child.id());
     let tracer = Launch::showing(Shown::All).on(&server.netns).start();
@@ -172,7 +207,12 @@ fn frozen_and_resumed(server: &Server, limit: u32, default_of: Option<&str>, hel
 }
 
 fn redis(backlog: Option<&str>) -> Server {
-    Server::start("redis", |scratch| {
+    redis_where("redis", &[], backlog)
+}
+
+/// Redis in a namespace with these settings.
+pub fn redis_where(name: &str, sysctls: &[(&str, u32)], backlog: Option<&str>) -> Server {
+    Server::start_where(name, sysctls, |scratch| {
         let mut redis = Command::new("redis-server");
         redis
             .args(["--port", &PORT.to_string(), "--bind", "127.0.0.1"])
@@ -303,22 +343,18 @@ fn node_with_its_default() {
     frozen_and_resumed(&server, 511, Some("Node.js"), b"hello");
 }
 
-/// Three workers of nginx, each with a socket of its own; one is stopped. Its queue fills
-/// while the others go on serving.
-#[test]
-fn nginx_with_a_stopped_worker() {
-    const WORKERS: usize = 3;
-    const BACKLOG: u32 = 4;
-    let server = Server::start("nginx", |scratch| {
+/// nginx that answers 204, with these options of its `listen` and more settings.
+pub fn nginx(name: &str, listen: &str, workers: usize, more: &str) -> Server {
+    Server::start(name, |scratch| {
         let folder = scratch.path().display();
         let settings = format!(
-            "daemon off; user root; worker_processes {WORKERS}; pid {folder}/pid; error_log {folder}/log;
+            "daemon off; user root; worker_processes {workers}; pid {folder}/pid; error_log {folder}/log; {more}
             events {{}}
             http {{
                 access_log off;
                 client_body_temp_path {folder}/a; proxy_temp_path {folder}/b;
                 fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
-                server {{ listen 127.0.0.1:{PORT} backlog={BACKLOG} reuseport; return 204; }}
+                server {{ listen 127.0.0.1:{PORT} {listen}; return 204; }}
             }}"
         );
         let file = scratch.path().join("nginx.conf");
@@ -330,16 +366,22 @@ fn nginx_with_a_stopped_worker() {
             .arg("-c")
             .arg(file);
         nginx
-    });
-    let deadline = Instant::now() + PATIENCE;
-    let worker = loop {
-        let workers = children(server.child.id());
-        if workers.len() == WORKERS {
-            break workers[1];
-        }
-        assert!(Instant::now() < deadline, "{workers:?}");
-        thread::sleep(Duration::from_millis(20));
-    };
+    })
+}
+
+/// Three workers of nginx, each with a socket of its own; one is stopped. Its queue fills
+/// while the others go on serving.
+#[test]
+fn nginx_with_a_stopped_worker() {
+    const WORKERS: usize = 3;
+    const BACKLOG: u32 = 4;
+    let server = nginx(
+        "nginx",
+        &format!("backlog={BACKLOG} reuseport"),
+        WORKERS,
+        "",
+    );
+    let worker = server.workers(WORKERS)[1];
     let tracer = Launch::showing(Shown::All).on(&server.netns).start();
     freeze(worker);
     let before = Instant::now();

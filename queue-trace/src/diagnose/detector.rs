@@ -196,9 +196,9 @@ impl Detector {
         }
     }
 
-    /// The listener was closed: its queue is not full any more.
-    pub fn closed(&mut self) {
-        self.closed = true;
+    /// Whether the listener is closed: its queue is not full any more, and refuses nobody.
+    pub fn closed(&mut self, closed: bool) {
+        self.closed = closed;
     }
 
     /// Time went on: gives the episodes that ended.
@@ -244,7 +244,11 @@ impl Detector {
         let past = &self.past[trouble as usize];
         let mut all = past.whole.clone();
         all.extend(past.last.iter().map(|(episode, _)| episode.clone()));
-        all.extend(self.open[trouble as usize].iter().map(|open| open.so_far()));
+        let open = self.open[trouble as usize].iter().map(|open| Episode {
+            ongoing: !self.closed,
+            ..open.so_far()
+        });
+        all.extend(open);
         all.sort_by_key(|episode| episode.begin_ns);
         all
     }

@@ -298,8 +298,8 @@ impl History {
                 .snapshot
                 .as_mut()
                 .and_then(|before| before.accept_queue.take());
-            self.detector.closed();
         }
+        self.detector.closed(snapshot.is_closed());
         let accept = snapshot.accept_queue.as_ref();
         self.limit = accept.and_then(|queue| queue.limit).or(self.limit);
         let deepest = accept.and_then(|queue| queue.high_water.max(queue.depth));

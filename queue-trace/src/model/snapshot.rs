@@ -105,7 +105,7 @@ pub struct Snapshot {
 pub struct Descriptors {
     /// The process.
     pub pid: u32,
-    /// How many are open.
+    /// How many are open, of those with a number below the limit.
     pub open: u64,
     /// How many may be, `RLIMIT_NOFILE`.
     pub limit: u64,
