@@ -33,7 +33,7 @@ use serde_json::Value;
 
 use crate::{
     diagnose::{clients_come_to, diagnosed},
-    servers::{AT, Server, freeze},
+    servers::{AT, PORT, Server, freeze},
 };
 
 /// Says what a server does instead of accepting.
@@ -537,6 +537,33 @@ fn told_only_once() {
 fn a_master_without_workers() {
     let found = start("master").assert_found("not_the_server");
     found.says("a master, and no worker holds the socket");
+}
+
+/// A thread of an interpreter computes with its lock held, and the one that accepts waits for that.
+#[test]
+fn an_interpreter_with_its_lock_held() {
+    let script = format!(
+        "import re, socket, threading
+listener = socket.socket(); listener.bind(('127.0.0.1', {PORT})); listener.listen(8)
+threading.Thread(target=lambda: re.match('(a+)+$', 'a' * 60 + 'b'), daemon=True).start()
+while True: listener.accept()[0].close()"
+    );
+    let server = Server::start("stall-interpreter", |_| {
+        let mut python = Command::new("python3");
+        python.args(["-c", &script]);
+        python
+    });
+    let pid = server.pid();
+    let stalling = Stalling {
+        does: "interpreter".to_owned(),
+        server,
+        pid,
+    };
+    let cgroup = Cgroup::new("cpu");
+    cgroup.prefer();
+    cgroup.take(pid);
+    let found = stalling.assert_found("busy");
+    found.says("1 of 2 threads");
 }
 
 /// Over `memory.high`, which version 2 of cgroups alone has.
