@@ -5,7 +5,12 @@ use queue_trace_common::outcome::{
     SYN_DROPPED_ACCEPT_QUEUE_FULL, Set,
 };
 
-use super::{super::rule::Rule, evidence::with_queue, group, stall::with_cause};
+use super::{
+    super::rule::Rule,
+    evidence::with_queue,
+    group,
+    stall::{DESCRIPTORS, more_threads_help, with_cause},
+};
 use crate::{
     diagnose::{
         case::{ACCEPT_FULL, Case, ENTERED, History, Key, set_of},
@@ -98,9 +103,6 @@ fn lacks_descriptors(history: &History) -> Option<&Descriptors> {
     let descriptors = history.snapshot.as_ref()?.descriptors.as_ref();
     descriptors.filter(|descriptors| descriptors.is_used_up())
 }
-
-/// The cause of a stall that is about them.
-const DESCRIPTORS: &str = "descriptors";
 
 /// The remedies for an owner that is out of file descriptors.
 fn more_descriptors(finding: Finding, history: &History) -> Finding {
@@ -200,6 +202,8 @@ pub(super) fn too_slow(rule: &Rule, case: &Case) -> Vec<Finding> {
         let finding = if lacks_descriptors(history).is_some() {
             // One is taken whenever another ends: more threads would not take more.
             more_descriptors(finding, history)
+        } else if !more_threads_help(&finding) {
+            finding
         } else {
             // Twice as many take twice as much; one more than is needed leaves it room.
             let workers = match left {

@@ -16,6 +16,18 @@ use crate::{
 /// Looks come once a second: the first one after the last packet still tells of the time before.
 const AFTER_NS: i128 = 2 * NS_PER_SECOND;
 
+/// The cause that is about file descriptors.
+pub(super) const DESCRIPTORS: &str = "descriptors";
+/// Causes that keep many threads just as well.
+const OF_ALL_THREADS: [&str; 5] = ["stopped", DESCRIPTORS, "throttled", "memory", "starved"];
+
+/// Whether more threads would accept more, as far as the cause tells.
+pub(super) fn more_threads_help(finding: &Finding) -> bool {
+    finding
+        .cause
+        .is_none_or(|cause| !OF_ALL_THREADS.contains(&cause))
+}
+
 /// The cause that most looks found in the worst episode, or in all if there was none in that, and
 /// how many of how many found it.
 fn found(history: &History, when: &When) -> Option<(Conclusion, u64, u64)> {
@@ -83,4 +95,16 @@ pub(super) fn with_cause(finding: Finding, history: &History, when: &When) -> Fi
         finding = finding.because(format!("not known of its owner: {}", unread.join("; ")));
     }
     finding
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_causes_named_here_are_in_the_registry() {
+        for name in OF_ALL_THREADS {
+            assert!(CAUSES.iter().any(|cause| cause.name == name), "{name}");
+        }
+    }
 }
