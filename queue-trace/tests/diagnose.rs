@@ -12,7 +12,7 @@ use std::{
 use proptest::prelude::*;
 use queue_trace::{
     diagnose,
-    diagnose::{Diagnosis, RULES, Verdict},
+    diagnose::{Conclusion, Diagnosis, RULES},
     recording::Line,
 };
 
@@ -91,9 +91,9 @@ fn each_rule_fires_on_its_fault_and_on_no_other() {
         assert_eq!(fired, expected, "{name}: {diagnosis:#?}");
         // Tracepoints do not see that a listener closes on its clients, so they give no all-clear.
         let verdict = match (expected.is_empty(), name.starts_with("tracepoint")) {
-            (false, _) => Verdict::Findings,
-            (true, false) => Verdict::NothingFound,
-            (true, true) => Verdict::CouldNotTell,
+            (false, _) => Conclusion::Findings,
+            (true, false) => Conclusion::NothingFound,
+            (true, true) => Conclusion::CouldNotTell,
         };
         assert_eq!(diagnosis.verdict, verdict, "{name}");
     }
@@ -238,10 +238,10 @@ fn without_a_proof_it_cannot_tell() {
         .filter(|line| !line.contains("\"type\":\"ledger\""))
         .collect();
     let diagnosis = of_text(&without.join("\n"));
-    assert_eq!(diagnosis.verdict, Verdict::CouldNotTell);
+    assert_eq!(diagnosis.verdict, Conclusion::CouldNotTell);
     assert!(diagnosis.doubts[0].contains("no ledger"), "{diagnosis:#?}");
     let unexplained = text.replace("\"unexplained\":0", "\"unexplained\":3");
-    assert_eq!(of_text(&unexplained).verdict, Verdict::CouldNotTell);
+    assert_eq!(of_text(&unexplained).verdict, Conclusion::CouldNotTell);
 }
 
 #[test]

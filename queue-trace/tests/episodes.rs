@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, process::Command};
 
 use queue_trace::{
     diagnose::{
-        self, Case, Diagnosis, Finding, Verdict,
+        self, Case, Conclusion, Diagnosis, Finding,
         rules::flood::{nft_drop, nft_synproxy},
     },
     model::{
@@ -85,6 +85,7 @@ impl Play {
                 family: family.to_owned(),
                 hooks: Vec::new(),
                 outcomes: Some(seen.map(|outcome| Name(outcome).to_string()).collect()),
+                filters: None,
                 limits: Vec::new(),
             },
         }
@@ -212,6 +213,7 @@ impl Play {
             lost: 0,
             unexplained: Some(0),
             note: None,
+            other_drops: None,
         };
         self.case.ledger(&empty).unwrap();
         let end = START + i128::from(end) * 1_000_000 + self.wall_ahead_ns;
@@ -287,7 +289,11 @@ fn the_same_burst_with_a_larger_backlog_is_nothing() {
     play.burst(10 * SECOND, 20);
     play.healthy(11 * SECOND, 20 * SECOND);
     let diagnosis = play.diagnosis(20 * SECOND);
-    assert_eq!(diagnosis.verdict, Verdict::NothingFound, "{diagnosis:#?}");
+    assert_eq!(
+        diagnosis.verdict,
+        Conclusion::NothingFound,
+        "{diagnosis:#?}"
+    );
 }
 
 #[test]
@@ -545,7 +551,7 @@ fn real_clients_whose_cookies_come_back_are_no_flood() {
         "{}",
         finding.what
     );
-    assert_eq!(diagnosis.verdict, Verdict::Findings);
+    assert_eq!(diagnosis.verdict, Conclusion::Findings);
     let command = &finding.remedies.last().unwrap().command;
     assert!(command.contains("backlog to 128"), "{command}");
 }
@@ -850,6 +856,7 @@ fn a_step_of_the_clock_makes_no_outage_longer() {
             play.event(second * SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, 1, 9);
             let counts = Counts {
                 time: rfc3339(START + i128::from(second) * 1_000_000_000 + play.wall_ahead_ns),
+                mono_ns: None,
                 netns: NETNS,
                 listener: play.listener(),
                 outcomes: BTreeMap::from([("syn_dropped:accept_queue_full".to_owned(), 1)]),
@@ -858,6 +865,7 @@ fn a_step_of_the_clock_makes_no_outage_longer() {
         }
         let nonsense = Counts {
             time: "0001-01-01T00:00:00Z".to_owned(),
+            mono_ns: None,
             netns: NETNS,
             listener: play.listener(),
             outcomes: BTreeMap::new(),
@@ -900,12 +908,12 @@ fn too_short_to_tell() {
     let mut play = Play::new(Fentry, 8);
     play.healthy(0, SECOND / 2);
     let diagnosis = play.diagnosis(SECOND / 2);
-    assert_eq!(diagnosis.verdict, Verdict::CouldNotTell);
+    assert_eq!(diagnosis.verdict, Conclusion::CouldNotTell);
     let says = text(&diagnosis, &play.case);
     assert!(says.contains("too short to tell"), "{says}");
     let mut play = Play::new(Fentry, 8);
     play.healthy(0, 4 * SECOND);
-    assert_eq!(play.diagnosis(4 * SECOND).verdict, Verdict::NothingFound);
+    assert_eq!(play.diagnosis(4 * SECOND).verdict, Conclusion::NothingFound);
 }
 
 /// Without all outcomes there is no all-clear.
@@ -914,7 +922,7 @@ fn a_rule_that_could_not_be_judged_forbids_the_all_clear() {
     let mut play = Play::new(Tracepoint, 8);
     play.healthy(0, 10 * SECOND);
     let diagnosis = play.diagnosis(10 * SECOND);
-    assert_eq!(diagnosis.verdict, Verdict::CouldNotTell);
+    assert_eq!(diagnosis.verdict, Conclusion::CouldNotTell);
     let rules: Vec<_> = diagnosis.not_judged.iter().map(|not| not.rule).collect();
     assert_eq!(rules, ["listener-closed-on-clients"]);
 }
@@ -1035,6 +1043,7 @@ fn a_flood_that_was_mostly_rate_limited() {
         }
         let counts = Counts {
             time: rfc3339(START + second * 1_000_000_000),
+            mono_ns: None,
             netns: NETNS,
             listener: play.listener(),
             outcomes: BTreeMap::from([("syn_dropped:syn_queue_full".to_owned(), count)]),

@@ -66,6 +66,7 @@ fn case_of(outcome: &'static Outcome, address: &str, count: u32, many: bool) -> 
             hooks: Vec::new(),
             outcomes: Some(all.collect()),
             limits: Vec::new(),
+            filters: None,
         },
     };
     case.header(&header).unwrap();
@@ -126,6 +127,7 @@ fn case_of(outcome: &'static Outcome, address: &str, count: u32, many: bool) -> 
         counters: BTreeMap::new(),
         lost: 0,
         unexplained: Some(0),
+        other_drops: None,
         note: None,
     };
     case.ledger(&ledger).unwrap();

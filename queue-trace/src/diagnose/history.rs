@@ -1,6 +1,6 @@
 //! What is known of one listener: its sums, its episodes, and its course over time for charts.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::collections::BTreeMap;
 
 use queue_trace_common::outcome::{
     Kind, OUTCOMES, SYN_DROPPED_LAST_QUARTER, SYN_DROPPED_OTHER, Set, of_kind,
@@ -16,6 +16,7 @@ use crate::model::{
     snapshot::{Latency, Snapshot},
     socket::Listener,
     stall::{Stall, cause::conclude},
+    words::listener_words,
 };
 
 /// What happened at one listener.
@@ -31,7 +32,7 @@ pub struct History {
     /// The episodes.
     pub detector: Detector,
     /// The course of time.
-    pub slots: BTreeMap<i64, Slot>,
+    pub slots: BTreeMap<i64, TimeSlot>,
     /// First and last time of each outcome, by tag.
     pub times: BTreeMap<u8, (i128, i128)>,
     /// The settings, as they were last.
@@ -57,7 +58,7 @@ pub struct History {
 
 /// A part of the time.
 #[derive(Debug, Clone, Default)]
-pub struct Slot {
+pub struct TimeSlot {
     /// How often each outcome was, by tag.
     pub outcomes: Sums,
     /// Depth of the accept queue, at most.
@@ -139,7 +140,7 @@ pub struct Stalled {
 /// Times that are kept of a listener.
 const MOST_STALLS: usize = 8;
 
-impl Slot {
+impl TimeSlot {
     /// How often outcomes of the set were.
     #[must_use]
     pub fn count(&self, set: Set) -> u64 {
@@ -245,10 +246,9 @@ impl History {
     /// Its address and port, as they are written together.
     #[must_use]
     pub fn name(&self) -> String {
-        match self.listener.addr {
-            Some(addr) => SocketAddr::new(addr, self.listener.port).to_string(),
-            None => format!("?:{}", self.listener.port),
-        }
+        let snapshot = self.snapshot.as_ref();
+        let device = snapshot.and_then(|snapshot| snapshot.device_name.as_deref());
+        listener_words(&self.listener, device)
     }
 
     /// The first and last time of outcomes of the set.
@@ -270,6 +270,7 @@ impl History {
         self.listener.port = listener.port;
         self.listener.addr = listener.addr.or(self.listener.addr);
         self.listener.inode = listener.inode.or(self.listener.inode);
+        self.listener.device = listener.device.or(self.listener.device);
         self.listener.cookie = listener.cookie.or(self.listener.cookie);
     }
 
@@ -380,6 +381,8 @@ impl History {
         keep(&mut closed.unit, &before.unit);
         keep(&mut closed.container, &before.container);
         keep(&mut closed.pod, &before.pod);
+        keep(&mut closed.pod_name, &before.pod_name);
+        keep(&mut closed.device_name, &before.device_name);
         keep(&mut closed.default_of, &before.default_of);
         closed.group = closed.group.or(before.group);
         if closed.threads.is_none() {

@@ -23,7 +23,7 @@ use queue_trace_common::{
 use crate::{
     kernel::{
         mark,
-        plan::{Family as Way, Plan},
+        plan::{HookFamily, Plan},
         probe::Probe,
         selection::Selection,
     },
@@ -36,7 +36,7 @@ use crate::{
 
 /// Where the handshakes are made. It is there before anything is attached, so that filters let
 /// it through.
-pub struct Stage {
+pub struct SelfTest {
     /// The namespace, whose records are not the user's.
     pub netns: Netns,
     port: u16,
@@ -66,7 +66,7 @@ const LISTENER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x7175, 0, 0, 0, 0, 1
 const ADDRESSES: [&str; 2] = ["127.113.117.101/32", "2001:db8:7175::/48"];
 const CLIENTS: [&str; 2] = ["198.51.100.0/24", "2001:db8:5::/64"];
 
-impl Stage {
+impl SelfTest {
     /// Makes the namespace.
     ///
     /// # Errors
@@ -331,11 +331,11 @@ impl Expected {
     fn is_promised(self, plan: &Plan) -> bool {
         let hooked = plan.hooks.iter().any(|hook| hook.index == self.hook);
         plan.observable & OUTCOMES[usize::from(self.outcome)].bit() != 0
-            && (hooked || plan.family == Way::Tracepoint)
+            && (hooked || plan.family == HookFamily::Tracepoint)
     }
 
     fn hook(self, plan: &Plan) -> Option<&'static Hook> {
-        (plan.family != Way::Tracepoint).then(|| &HOOKS[self.hook])
+        (plan.family != HookFamily::Tracepoint).then(|| &HOOKS[self.hook])
     }
 
     fn sentence(self, plan: &Plan) -> String {
@@ -362,7 +362,7 @@ struct Read {
 impl Read {
     /// Looks whether what is expected was counted since the last look, at this port of this
     /// namespace.
-    fn take(&mut self, expected: &[Expected], stage: &Stage, probe: &mut Probe) -> Result<()> {
+    fn take(&mut self, expected: &[Expected], stage: &SelfTest, probe: &mut Probe) -> Result<()> {
         let mut now: HashMap<u8, u64> = HashMap::new();
         for (key, counted) in probe.counts()? {
             if key.netns == stage.netns.id() && key.port == stage.port {
@@ -381,7 +381,7 @@ impl Read {
 
     /// Looks whether a listener at this port of this namespace, and a connection that entered
     /// and left its accept queue, were noted.
-    fn take_queue(&mut self, stage: &Stage, probe: &Probe) -> Result<()> {
+    fn take_queue(&mut self, stage: &SelfTest, probe: &Probe) -> Result<()> {
         let kept = probe.kept()?;
         let ours = kept.listeners.iter().filter(|(_, (queue, _))| {
             queue.netns == stage.netns.id() && queue.port == stage.port && queue.closed_ns == 0

@@ -20,9 +20,9 @@ use crate::{
         plan::{Offers, Plan, PlanError},
         probe::{AttachError, Probe},
         selection::Selection,
-        self_test::{Faults, Stage},
+        self_test::{Faults, SelfTest},
     },
-    options::Kernel,
+    options::KernelOptions,
 };
 
 /// The kernel side, attached and tested.
@@ -42,7 +42,7 @@ impl Session {
     ///
     /// # Errors
     /// Whatever keeps it from attaching, with what to do about it.
-    pub fn begin(options: &Kernel, selection: &Selection) -> Result<Self> {
+    pub fn begin(options: &KernelOptions, selection: &Selection) -> Result<Self> {
         let host = Host::look();
         fit(&host)?;
         let types = Types::read(options.btf.as_deref())?;
@@ -91,13 +91,13 @@ pub fn fit(host: &Host) -> Result<()> {
 fn attach(
     host: &Host,
     types: &Types,
-    kernel: &Kernel,
+    kernel: &KernelOptions,
     selection: &Selection,
 ) -> Result<(Probe, Plan, Vec<Bytes>)> {
     let mut offers = Offers::look(host, types);
     let stage = match kernel.no_canary {
         true => None,
-        false => Some(Stage::set(selection)),
+        false => Some(SelfTest::set(selection)),
     };
     let let_in = match &stage {
         Some(Ok(stage)) => stage.let_in(selection),
@@ -166,7 +166,7 @@ enum Tested {
 ///
 /// # Errors
 /// If the kernel side's maps cannot be read.
-fn self_test(stage: Option<&Result<Stage>>, probe: &mut Probe, plan: &Plan) -> Result<Tested> {
+fn self_test(stage: Option<&Result<SelfTest>>, probe: &mut Probe, plan: &Plan) -> Result<Tested> {
     let stage = match stage {
         None => return Ok(Tested::Good(Vec::new())),
         Some(Err(error)) => return Ok(Tested::Unknown(format!("{error:#}"))),

@@ -22,7 +22,7 @@ use crate::{
         btf::Types,
         host, mark, netns,
         netns::NetnsPath,
-        plan::{Family, Plan},
+        plan::{HookFamily, Plan},
         probe::{delivery, functions, iterate, named::named, object, reason::reason},
         selection::{self, Selection},
     },
@@ -57,20 +57,20 @@ pub(super) fn attach(
     types: &Types,
     selection: &Selection,
 ) -> Result<(Ebpf, Vec<String>), AttachError> {
-    let sees_delivery = plan.family == Family::Tracepoint && plan.delivery.is_ok();
+    let sees_delivery = plan.family == HookFamily::Tracepoint && plan.delivery.is_ok();
     let mut ebpf = load_with(types, plan.hook_bits(), sees_delivery, selection)?;
     fill(&mut ebpf, "ADDRS", &selection.addrs)?;
     fill(&mut ebpf, "CLIENTS", &selection.clients)?;
 
     let btf = functions::of(types);
     let mut notes = Vec::new();
-    if plan.family == Family::Tracepoint {
+    if plan.family == HookFamily::Tracepoint {
         notes = attach_tracepoints(&mut ebpf, selection, sees_delivery, &btf)?;
         if host::is_realtime() {
             notes.push(SOFTIRQS_MIX.to_owned());
         }
     }
-    if plan.family != Family::Tracepoint && host::is_realtime() {
+    if plan.family != HookFamily::Tracepoint && host::is_realtime() {
         attach_tracepoint(&mut ebpf, "task_switched", "sched_switch")?;
     }
     for hook in &plan.hooks {
@@ -80,8 +80,8 @@ pub(super) fn attach(
             return Err(AttachError::Other(anyhow!(ended)));
         }
         let by_type = match plan.family {
-            Family::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
-            Family::Kprobe | Family::Tracepoint => None,
+            HookFamily::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
+            HookFamily::Kprobe | HookFamily::Tracepoint => None,
         };
         attach_hook(&mut ebpf, hook, by_type)
             .map_err(|error| refused(Some(hook), reason(&error), &error))?;
