@@ -125,9 +125,9 @@ impl FromStr for ProcessArg {
             Ok(pid) => Ok(Self::Pid(pid)),
             Err(_) if text.is_empty() => Err("neither a name nor a number".to_owned()),
             Err(_) => {
-                let mut name = text.to_owned();
-                name.truncate(text.floor_char_boundary(LONGEST));
-                Ok(Self::Name(name))
+                let mut ends = (0..=LONGEST.min(text.len())).rev();
+                let end = ends.find(|at| text.is_char_boundary(*at));
+                Ok(Self::Name(text[..end.unwrap_or(0)].to_owned()))
             }
         }
     }
@@ -365,15 +365,8 @@ impl Filters {
         words
     }
 
-    /// Those that the kernel side applies, as they are on the command line.
-    #[must_use]
-    pub fn kernel_words(&self) -> Vec<String> {
-        let mut words = self.listeners.kernel_words();
-        words.extend(self.client_words());
-        words
-    }
-
-    fn client_words(&self) -> impl Iterator<Item = String> {
+    /// Those on clients, as they are on the command line.
+    pub fn client_words(&self) -> impl Iterator<Item = String> {
         self.clients.iter().map(|net| format!("--client {net}"))
     }
 

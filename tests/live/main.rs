@@ -42,6 +42,7 @@ mod recordings;
 mod records;
 mod scenarios;
 mod servers;
+mod service;
 mod stall;
 mod switches;
 mod top;

@@ -256,18 +256,27 @@ fn redis_in_a_container() {
     assert_eq!(row.pod.as_deref(), Some(POD), "{row:?}");
 }
 
-const POD: &str = "0f3c1d2e-aaaa-bbbb-cccc-0123456789ab";
+pub const POD: &str = "0f3c1d2e-aaaa-bbbb-cccc-0123456789ab";
 
 /// A cgroup that is named as a container's.
-struct Container {
-    id: String,
-    folder: PathBuf,
+pub struct Container {
+    pub id: String,
+    pub folder: PathBuf,
     /// Where the hierarchy of cgroups was mounted, if it was not.
     mounted: Option<Scratch>,
 }
 
 impl Container {
-    fn new() -> Self {
+    pub fn new() -> Self {
+        let id = format!("{:064x}", std::process::id());
+        let pod = format!("kubepods-burstable-pod{}.slice", POD.replace('-', "_"));
+        let mut container = Self::named(&format!("{pod}/cri-containerd-{id}.scope"));
+        container.id = id;
+        container
+    }
+
+    /// A cgroup of any name.
+    pub fn named(name: &str) -> Self {
         let (root, mounted) = match mounted_cgroups() {
             Some(root) => (root, None),
             None => {
@@ -277,12 +286,10 @@ impl Container {
                 (root, Some(scratch))
             }
         };
-        let id = format!("{:064x}", std::process::id());
-        let pod = format!("kubepods-burstable-pod{}.slice", POD.replace('-', "_"));
-        let folder = root.join(pod).join(format!("cri-containerd-{id}.scope"));
+        let folder = root.join(name);
         fs::create_dir_all(&folder).unwrap();
         Self {
-            id,
+            id: String::new(),
             folder,
             mounted,
         }

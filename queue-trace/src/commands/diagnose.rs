@@ -18,6 +18,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     queue-trace diagnose --for 30s            watch this machine for half a minute\n  \
+    queue-trace diagnose --unit nginx         one service: does anything arrive, is all of it served\n  \
     queue-trace diagnose incident.jsonl.zst   a recording, on any machine")]
 pub struct DiagnoseArgs {
     /// Recordings, in order of time; - is standard input. Without any, this machine is watched
@@ -102,8 +103,9 @@ pub async fn watch(args: &DiagnoseArgs) -> Result<u8> {
     case.ask(&filters, only.finish());
     if let Some(question) = &mut case.question {
         question.unlisted = unlisted;
-        // Those of the kernel side are the question's own.
+        // All that there are were listed, and the filters of the kernel side are the question's.
         question.listed = true;
+        question.made_with = Some(Vec::new());
     }
     show(&case, args.json)
 }

@@ -84,7 +84,8 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
     for note in reader.notes() {
         say!("note: {note}");
     }
-    for note in only.finish().notes() {
+    let left_out = only.finish();
+    for note in left_out.notes().into_iter().chain(left_out.nobody()) {
         say!("note: {note}");
     }
     if only.is_between() {

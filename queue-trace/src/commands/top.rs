@@ -119,6 +119,8 @@ mod live {
         members: Option<Members>,
         /// Events at listeners of which is not known yet whose they are.
         pending: Vec<Event>,
+        /// Those that found no room among them.
+        unplaced: u64,
     }
 
     impl LiveTop {
@@ -148,6 +150,7 @@ mod live {
                 seen: Seen::new(args.networks),
                 members: Members::of(&args.listeners),
                 pending: Vec::new(),
+                unplaced: 0,
             })
         }
 
@@ -172,7 +175,7 @@ mod live {
                 Belongs::Yes => self.seen.event(&event),
                 Belongs::No => {}
                 Belongs::Unknown if self.pending.len() < PENDING => self.pending.push(event),
-                Belongs::Unknown => {}
+                Belongs::Unknown => self.unplaced += event.count,
             }
         }
 
@@ -233,6 +236,12 @@ mod live {
             self.take(&news)?;
             news.rows.retain(|row| !row.is_closed());
             self.keep_members(&mut news.rows);
+            if self.unplaced > 0 {
+                news.notes.push(format!(
+                    "{} events are left out: it is not known whose their listeners are",
+                    self.unplaced
+                ));
+            }
             self.seen.notes = std::mem::take(&mut news.notes);
             self.seen.take_rows(news.rows, wall_now());
             Ok(self.seen.clone())

@@ -155,7 +155,8 @@ mod live {
             let mut only = Only::in_user_space(listeners);
             let mut narrowed = Narrowed::new(sink.as_mut(), &mut only);
             let ran = live.run(&mut narrowed, until, forever).await;
-            for note in only.finish().notes() {
+            let left_out = only.finish();
+            for note in left_out.notes().into_iter().chain(left_out.nobody()) {
                 say!("note: {note}");
             }
             ran

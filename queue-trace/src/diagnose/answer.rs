@@ -5,23 +5,11 @@
 use queue_trace_common::outcome::{ACCEPTED, OUTCOMES, Outcome, QUEUED, Set, Step};
 use serde::Serialize;
 
-use super::case::{Case, ENTERED, History, set_of};
+use super::{
+    case::{Case, ENTERED, History, set_of},
+    question::Question,
+};
 use crate::model::{snapshot::is_drop, words::short_time};
-
-/// What was asked, and what the answer can rest on.
-#[derive(Debug, Clone, Default)]
-pub struct Question {
-    /// The filters that ask, as they are on the command line.
-    pub words: Vec<String>,
-    /// Whether the open listeners were listed.
-    pub listed: bool,
-    /// The filters that were at work before; `None` if that is not known.
-    pub made_with: Option<Vec<String>>,
-    /// Why some listeners may have been left out, a sentence each.
-    pub unlisted: Vec<String>,
-    /// Events of which is not known whether they fit.
-    pub unplaced: u64,
-}
 
 /// How things stand with what was asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -205,13 +193,25 @@ fn why_not_all_listeners(question: &Question) -> Option<String> {
     match &question.made_with {
         None => Some("the recording does not say whether a filter left some out".to_owned()),
         Some(filters) => {
-            let more = filters
+            let narrow = filters
                 .iter()
-                .filter(|filter| !question.words.contains(filter));
-            let more: Vec<_> = more.cloned().collect();
-            (!more.is_empty()).then(|| format!("the recording was made with {}", more.join(" ")))
+                .filter(|filter| !is_covered(filter, filters, &question.words));
+            let narrow: Vec<_> = narrow.cloned().collect();
+            (!narrow.is_empty())
+                .then(|| format!("the recording was made with {}", narrow.join(" ")))
         }
     }
+}
+
+/// Whether a filter of the recording leaves out nothing that was asked about: values of one option
+/// add up, so all values that were asked about must be among those that were recorded.
+fn is_covered(filter: &str, recorded: &[String], asked: &[String]) -> bool {
+    let option = |words: &str| words.split(' ').next().unwrap_or_default().to_owned();
+    let mut asked = asked
+        .iter()
+        .filter(|words| option(words) == option(filter))
+        .peekable();
+    asked.peek().is_some() && asked.all(|words| recorded.contains(words))
 }
 
 /// Why a SYN may have come unseen, if one may.
@@ -232,4 +232,234 @@ fn why_not_all_syns(case: &Case, question: &Question) -> Option<String> {
         return Some(format!("lost on the way: {count} {what}"));
     }
     why_not_all_listeners(question)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        model::{
+            event::Name,
+            lines::{AttachPlan, Counts, Header, LossNote},
+            snapshot::{Gauge, Latency, Snapshot},
+            socket::Listener,
+        },
+        sink::Sink,
+    };
+
+    fn question(words: &[&str]) -> Question {
+        Question {
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
+            listed: true,
+            made_with: Some(Vec::new()),
+            ..Question::default()
+        }
+    }
+
+    /// A case of ten seconds in which these outcomes were looked for.
+    fn case(told: impl Fn(&Outcome) -> bool, question: Question) -> Case {
+        let mut case = Case::new();
+        let told = OUTCOMES.iter().filter(|outcome| told(outcome));
+        let header = Header {
+            schema: 1,
+            version: String::new(),
+            time: "2026-11-26T10:00:00Z".to_owned(),
+            host: "host".to_owned(),
+            kernel: String::new(),
+            attach: AttachPlan {
+                family: "fentry".to_owned(),
+                hooks: Vec::new(),
+                outcomes: Some(told.map(|outcome| Name(outcome).to_string()).collect()),
+                filters: Some(Vec::new()),
+                limits: Vec::new(),
+            },
+        };
+        case.header(&header).unwrap();
+        case.question = Some(question);
+        case
+    }
+
+    fn end(mut case: Case) -> Answer {
+        case.end("2026-11-26T10:00:10Z").unwrap();
+        answer(&case).unwrap()
+    }
+
+    fn listener() -> Listener {
+        Listener {
+            port: 80,
+            inode: Some(1),
+            ..Listener::default()
+        }
+    }
+
+    fn listens(case: &mut Case, depth: u32) {
+        let snapshot = Snapshot {
+            time: Some("2026-11-26T10:00:09Z".to_owned()),
+            netns: 1,
+            listener: listener(),
+            accept_queue: Some(Gauge {
+                depth: Some(depth),
+                limit: Some(8),
+                ..Gauge::default()
+            }),
+            accept_latency_us: Some(Latency {
+                max: Some(12_345),
+                ..Latency::default()
+            }),
+            ..Snapshot::default()
+        };
+        case.listener(&snapshot).unwrap();
+    }
+
+    fn counts(case: &mut Case, outcomes: &[(&str, u64)]) {
+        let outcomes = outcomes.iter();
+        let counts = Counts {
+            time: "2026-11-26T10:00:05Z".to_owned(),
+            mono_ns: None,
+            netns: 1,
+            listener: listener(),
+            outcomes: outcomes.map(|(name, n)| ((*name).to_owned(), *n)).collect(),
+        };
+        case.counts(&counts).unwrap();
+    }
+
+    #[test]
+    fn nobody_asked() {
+        assert!(answer(&Case::new()).is_none());
+    }
+
+    #[test]
+    fn nobody_listens_only_if_that_can_be_known() {
+        let answer = end(case(|_| true, question(&["--port 80"])));
+        assert_eq!(answer.state, State::NobodyListens);
+        assert!(answer.says.contains("Nobody listened on it in 10.0 s"));
+        for (asked, why) in [
+            (
+                Question {
+                    listed: false,
+                    ..question(&["--port 80"])
+                },
+                "does not list",
+            ),
+            (
+                Question {
+                    made_with: None,
+                    ..question(&["--port 80"])
+                },
+                "does not say whether",
+            ),
+            (
+                Question {
+                    made_with: Some(vec!["--port 443".to_owned()]),
+                    ..question(&["--port 80"])
+                },
+                "was made with --port 443",
+            ),
+            (
+                Question {
+                    unlisted: vec!["netns 7 cannot be listed".to_owned()],
+                    ..question(&["--port 80"])
+                },
+                "netns 7",
+            ),
+        ] {
+            let answer = end(case(|_| true, asked));
+            assert_eq!(answer.state, State::NoListenerSeen, "{answer:?}");
+            assert!(answer.says.contains(why), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn a_recording_covers_what_is_within_its_filters() {
+        let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        let covered = |recorded: &[&str], asked: &[&str]| {
+            let (recorded, asked) = (words(recorded), words(asked));
+            recorded
+                .iter()
+                .all(|filter| is_covered(filter, &recorded, &asked))
+        };
+        assert!(covered(&["--port 80"], &["--port 80"]));
+        assert!(covered(&["--port 80", "--port 443"], &["--port 443"]));
+        assert!(covered(&["--port 80"], &["--port 80", "--process nginx"]));
+        assert!(!covered(&["--port 80"], &["--port 80", "--port 443"]));
+        assert!(!covered(&["--port 80"], &["--process nginx"]));
+        assert!(!covered(
+            &["--port 80", "--netns 7"],
+            &["--port 80", "--netns 8"]
+        ));
+    }
+
+    #[test]
+    fn no_syn_arrived_only_if_syns_were_looked_for_and_nothing_was_lost() {
+        let mut all = case(|_| true, question(&["--port 80"]));
+        listens(&mut all, 0);
+        let answer = end(all);
+        assert_eq!((answer.state, answer.listeners), (State::NoSyn, 1));
+        assert!(answer.says.contains("load balancer"), "{answer:?}");
+
+        let refusals = |outcome: &Outcome| is_drop(outcome);
+        let mut partial = case(refusals, question(&["--port 80"]));
+        listens(&mut partial, 0);
+        let answer = end(partial);
+        assert_eq!(answer.state, State::NoSynSeen);
+        assert!(answer.says.contains("not looked for"), "{answer:?}");
+
+        let mut lossy = case(|_| true, question(&["--port 80"]));
+        listens(&mut lossy, 0);
+        let lost = LossNote {
+            time: "2026-11-26T10:00:05Z".to_owned(),
+            uncounted: 3,
+            ..LossNote::default()
+        };
+        lossy.loss(&lost).unwrap();
+        let answer = end(lossy);
+        assert_eq!(answer.state, State::NoSynSeen);
+        assert!(answer.says.contains("lost"), "{answer:?}");
+
+        let unplaced = Question {
+            unplaced: 2,
+            ..question(&["--unit a.service"])
+        };
+        let mut unknown = case(|_| true, unplaced);
+        listens(&mut unknown, 0);
+        assert_eq!(end(unknown).state, State::NoSynSeen);
+    }
+
+    #[test]
+    fn all_were_served_and_the_slowest_waited() {
+        let mut served = case(|_| true, question(&["--port 80"]));
+        listens(&mut served, 2);
+        let course = [("queued", 9), ("established:handshake", 8), ("accepted", 6)];
+        counts(&mut served, &course);
+        let answer = end(served);
+        assert_eq!(answer.state, State::Served);
+        let numbers = (answer.syns, answer.established, answer.accepted);
+        assert_eq!(numbers, (9, 8, Some(6)));
+        assert_eq!(answer.slowest_us, Some(12_345));
+        for words in ["9 SYNs", "none was refused", "2 wait", "12ms"] {
+            assert!(answer.says.contains(words), "{words}: {answer:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_observable_is_not_claimed() {
+        let unseen = |outcome: &Outcome| outcome.tag != ACCEPTED;
+        let mut served = case(unseen, question(&["--port 80"]));
+        listens(&mut served, 0);
+        counts(&mut served, &[("queued", 9), ("established:handshake", 8)]);
+        let answer = end(served);
+        assert_eq!((answer.state, answer.accepted), (State::Served, None));
+        assert!(answer.says.contains("not observable"), "{answer:?}");
+    }
+
+    #[test]
+    fn some_were_refused() {
+        let mut refused = case(|_| true, question(&["--port 80"]));
+        listens(&mut refused, 0);
+        let course = [("queued", 9), ("syn_dropped:accept_queue_full", 4)];
+        counts(&mut refused, &course);
+        let answer = end(refused);
+        assert_eq!(answer.state, State::Refused);
+        assert_eq!((answer.syns, answer.refused), (13, 4));
+    }
 }

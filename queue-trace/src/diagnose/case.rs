@@ -8,16 +8,16 @@ use std::{
 
 use queue_trace_common::outcome::{Kind, Outcome, Set, of_kind};
 
-use super::{
-    answer::Question,
-    detector::Observed,
-    episode::{MOST_COUNT, add},
-    timeline::Timeline,
-};
 pub use super::{
     detector::Key,
     episode::{ACCEPT_FULL, ENTERED, SYN_FULL, set_of},
     history::{Held, History, Stalled, TimeSlot},
+};
+use super::{
+    detector::Observed,
+    episode::{MOST_COUNT, add},
+    question::Question,
+    timeline::Timeline,
 };
 use crate::{
     model::{

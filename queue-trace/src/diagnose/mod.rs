@@ -8,6 +8,7 @@ pub mod distinct;
 pub mod episode;
 mod finding;
 mod history;
+mod question;
 mod rule;
 pub mod rules;
 pub mod timeline;
@@ -16,15 +17,16 @@ pub mod when;
 use anyhow::Result;
 
 pub use self::{
-    answer::{Answer, Question, State},
+    answer::{Answer, State},
     case::Case,
     finding::{Conclusion, Diagnosis, Finding, Harm, NotJudged, Remedy, Threshold},
+    question::Question,
     rule::Rule,
     rules::RULES,
 };
 use crate::{
     options::Filters,
-    recording::{Narrowed, Reader, select::Only},
+    recording::{Reader, select::Only},
 };
 
 /// Version of the diagnosis as JSON.
@@ -48,11 +50,19 @@ pub fn read_part(files: &[std::path::PathBuf], filters: &Filters) -> Result<Case
     let mut case = Case::new();
     case.has_whole_counts = !only.is_between();
     case.asked_for = only.outcomes;
-    let mut narrowed = Narrowed::new(&mut case, &mut only);
+    let all = only.passes_all();
     while let Some(entry) = reader.next()? {
-        if let Some(line) = entry.line {
-            // It refuses a second recording.
-            line.to(&mut narrowed)?;
+        let Some(line) = entry.line else {
+            continue;
+        };
+        // The case refuses a second recording.
+        if all {
+            only.note(&line);
+            line.to(&mut case)?;
+            continue;
+        }
+        for line in only.take(&line) {
+            line.to(&mut case)?;
         }
     }
     case.notes = reader.notes().to_vec();

@@ -55,23 +55,32 @@ impl Selection {
     /// If a namespace named by its path is not there.
     pub fn of(filters: &Filters) -> Result<Self> {
         fits("--client", &filters.clients)?;
+        let listeners = Self::at(&filters.listeners)?;
+        let mut words = listeners.words.clone();
+        words.extend(filters.client_words());
         Ok(Self {
+            words,
             outcomes: filters.outcomes(),
             clients: filters.clients.clone(),
-            words: filters.kernel_words(),
             slow: filters.slow.filter(|_| !filters.shows_accepted()),
-            ..Self::at(&filters.listeners)?
+            ..listeners
         })
     }
 
     /// What these listeners are, and no outcome of them.
     fn at(listeners: &ListenerFilters) -> Result<Self> {
         fits("--addr", &listeners.addrs)?;
+        let netns = Self::namespaces_named(&listeners.netns)?;
+        // A recording knows namespaces by number.
+        let by_number = ListenerFilters {
+            netns: netns.keys().copied().map(NetnsArg::Id).collect(),
+            ..listeners.clone()
+        };
         Ok(Self {
             ports: listeners.ports.clone(),
             addrs: listeners.addrs.clone(),
-            netns: Self::namespaces_named(&listeners.netns)?,
-            words: listeners.kernel_words(),
+            netns,
+            words: by_number.kernel_words(),
             names_owners: listeners.name_owners(),
             ..Self::default()
         })

@@ -94,6 +94,12 @@ impl Members {
         }
     }
 
+    /// Whether any listener belongs to what was named.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.sockets.values().any(|belongs| *belongs)
+    }
+
     /// Whether a row of the table of listeners is wanted: one of an unknown owner is not.
     pub fn takes(&mut self, row: &Snapshot) -> bool {
         self.learn(row) == Belongs::Yes

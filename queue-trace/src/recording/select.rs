@@ -52,11 +52,20 @@ pub struct LeftOut {
     pub without_owner: u64,
     /// Whether any `listener` line was read, wanted or not.
     pub any_listener: bool,
+    /// The filters on owners and devices that no listener fits, as they are on the command line.
+    pub fits_nobody: Option<String>,
     /// What the recording itself was made with: `None` if it does not say.
     pub made_with: Option<Vec<String>>,
 }
 
 impl LeftOut {
+    /// That nothing is shown as nobody is called so, in words.
+    #[must_use]
+    pub fn nobody(&self) -> Option<String> {
+        let words = self.fits_nobody.as_ref()?;
+        Some(format!("no listener was seen that fits {words}"))
+    }
+
     /// What is missing for lack of knowledge, a sentence each.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
@@ -182,15 +191,29 @@ impl Only {
         self.members.is_some()
     }
 
-    /// The lines that the live stream would have written with this filter, now that this one is
-    /// read: itself, and those that waited for it.
-    pub fn take(&mut self, line: &Line) -> Vec<Line> {
+    /// Takes in what a line says, however it is filtered.
+    pub fn note(&mut self, line: &Line) {
         self.learn(line);
         match line {
             Line::Header(header) => self.left_out.made_with.clone_from(&header.attach.filters),
             Line::Listener(_) => self.left_out.any_listener = true,
             _ => {}
         }
+    }
+
+    /// Whether every line passes as it is.
+    #[must_use]
+    pub fn passes_all(&self) -> bool {
+        self.words.is_empty()
+            && self.outcomes == outcome::Set::MAX
+            && self.bound.is_empty()
+            && (self.filters.slow.is_none() || self.filters.shows_accepted())
+    }
+
+    /// The lines that the live stream would have written with this filter, now that this one is
+    /// read: itself, and those that waited for it.
+    pub fn take(&mut self, line: &Line) -> Vec<Line> {
+        self.note(line);
         let mut passed = Vec::new();
         match self.belongs(line) {
             // Another one will say, or none will.
@@ -247,6 +270,8 @@ impl Only {
         for line in pending.lines.values().flatten() {
             self.left_out.without_owner += events(line);
         }
+        let nobody = self.members.as_ref().filter(|members| !members.any());
+        self.left_out.fits_nobody = nobody.map(|_| self.filters.listeners.owner_words().join(" "));
         &self.left_out
     }
 
@@ -433,3 +458,6 @@ fn events(line: &Line) -> u64 {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -414,6 +414,9 @@ fn environment(case: &Case) -> Markup {
                     dt { "Kernel" } dd { (header.kernel) }
                     dt { "Attached by" } dd { (header.attach.family) ", at " (header.attach.hooks.len()) " places" }
                     dt { "Recorded by" } dd { "queue-trace " (header.version) ", from " (header.time) }
+                    @if let Some(filters) = header.attach.filters.as_ref().filter(|all| !all.is_empty()) {
+                        dt { "Filters, which leave out the rest" } dd { (filters.join(" ")) }
+                    }
                     @if !header.attach.limits.is_empty() {
                         dt { "Not observable there" }
                         dd { ul { @for limit in &header.attach.limits { li { (limit) } } } }
