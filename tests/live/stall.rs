@@ -586,7 +586,7 @@ fn reclaiming_memory() {
 fn one_that_accepts() {
     let stalling = start("accept");
     let diagnosis = diagnosed("stall-none", &stalling.server.netns, || {
-        come(&stalling.server.netns)
+        come(&stalling.server.netns);
     });
     let findings = diagnosis["findings"].as_array().unwrap();
     assert!(

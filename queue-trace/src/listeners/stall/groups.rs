@@ -479,7 +479,7 @@ mod tests {
             format!("nr_periods {periods}\nnr_throttled {throttled}\nthrottled_usec {us}\n")
         };
         let write = |folder: &Path, name: &str, text: &str| {
-            std::fs::write(folder.join(name), text).unwrap()
+            std::fs::write(folder.join(name), text).unwrap();
         };
         let levels = Levels {
             unified: vec![inner.clone(), top.join("pod"), top.clone()],

@@ -208,7 +208,7 @@ impl Call {
     /// The text of `syscall`: number and arguments; `running`, or -1 outside of a call.
     fn of(text: &str) -> Option<Self> {
         let mut words = text.split_whitespace();
-        let number: i64 = words.next()?.parse().ok().filter(|number| *number >= 0)?;
+        let number: libc::c_long = words.next()?.parse().ok().filter(|number| *number >= 0)?;
         let first = words.next()?.strip_prefix("0x")?;
         Some(Self {
             name: calls::name(number),
@@ -216,6 +216,9 @@ impl Call {
         })
     }
 }
+
+/// -1, as the first argument of wait4(), of which 32 bits count.
+const ANY_CHILD: u64 = 0xffff_ffff;
 
 fn role(call: &Call, fd: Option<u32>, polled: &Polled, inode: u64) -> Option<Role> {
     let takes = |yes| Some(if yes { Role::Takes } else { Role::Elsewhere });
@@ -230,8 +233,8 @@ fn role(call: &Call, fd: Option<u32>, polled: &Polled, inode: u64) -> Option<Rol
             None => polled.all.then_some(Role::Elsewhere),
         },
         "rt_sigsuspend" | "rt_sigtimedwait" | "pause" => Some(Role::Master),
-        // Any child: -1, and P_ALL.
-        "wait4" if call.first as i32 == -1 => Some(Role::Master),
+        // And P_ALL.
+        "wait4" if call.first & ANY_CHILD == ANY_CHILD => Some(Role::Master),
         "waitid" if call.first == 0 => Some(Role::Master),
         _ => None,
     }
@@ -288,33 +291,34 @@ fn is_32_bit(folder: &Path) -> bool {
     read.is_ok() && head == *b"\x7fELF\x01"
 }
 
+/// In what threads of a group are alike.
+#[derive(PartialEq, Eq, Hash)]
+struct Kind {
+    state: String,
+    call: Option<String>,
+    on: Option<String>,
+    role: Option<Role>,
+    kernel: Vec<String>,
+    main: bool,
+    alone: Option<u32>,
+}
+
 /// Those that do the same together, those that say most first. One that was on the CPU for long
 /// stands alone.
 pub fn grouped(all: Vec<Doing>, over_us: Option<u64>) -> Vec<Doing> {
-    let mut groups: HashMap<
-        (
-            String,
-            Option<String>,
-            Option<String>,
-            Option<Role>,
-            Vec<String>,
-            bool,
-            u32,
-        ),
-        Doing,
-    > = HashMap::new();
+    let mut groups: HashMap<Kind, Doing> = HashMap::new();
     for one in all {
         let wanted = one.run_us.unwrap_or(0) + one.delay_us.unwrap_or(0);
         let alone = over_us.is_some_and(|over| wanted >= over / 4);
-        let key = (
-            one.state.clone(),
-            one.call.clone(),
-            one.on.clone(),
-            one.role,
-            one.kernel.clone(),
-            one.main,
-            if alone { one.tid } else { 0 },
-        );
+        let key = Kind {
+            state: one.state.clone(),
+            call: one.call.clone(),
+            on: one.on.clone(),
+            role: one.role,
+            kernel: one.kernel.clone(),
+            main: one.main,
+            alone: alone.then_some(one.tid),
+        };
         match groups.get_mut(&key) {
             Some(group) => {
                 group.count += 1;

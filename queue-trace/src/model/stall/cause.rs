@@ -4,7 +4,7 @@
 
 use crate::model::{
     printable::printable,
-    snapshot::Snapshot,
+    snapshot::{Descriptors, Snapshot},
     stall::{Doing, Role, Stall},
     words::short_time,
 };
@@ -388,7 +388,7 @@ fn descriptors(facts: &Facts<'_>) -> Option<String> {
 }
 
 fn raise_descriptors(facts: &Facts<'_>) -> Vec<(String, String)> {
-    let used = facts.snapshot.descriptors.filter(|used| used.is_used_up());
+    let used = facts.snapshot.descriptors.filter(Descriptors::is_used_up);
     let Some(used) = used else {
         let limit = facts.stall.files.map_or(0, |files| files.limit);
         return vec![(
@@ -672,7 +672,6 @@ fn waiting<'a>(facts: &Facts<'a>) -> Option<(&'a Doing, Wait)> {
         let wait = match class(stall, one) {
             Class::Child => Wait::Child,
             Class::Lock => Wait::Lock,
-            Class::Asleep => Wait::Asleep,
             Class::Pool
                 if one
                     .call
@@ -681,7 +680,7 @@ fn waiting<'a>(facts: &Facts<'a>) -> Option<(&'a Doing, Wait)> {
             {
                 Wait::Lock
             }
-            Class::Pool => Wait::Asleep,
+            Class::Pool | Class::Asleep => Wait::Asleep,
             Class::Master
                 if one
                     .call
