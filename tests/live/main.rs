@@ -43,5 +43,6 @@ mod records;
 mod scenarios;
 mod servers;
 mod service;
+mod stall;
 mod switches;
 mod top;

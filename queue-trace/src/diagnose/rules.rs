@@ -7,6 +7,7 @@ mod clients;
 mod evidence;
 pub mod flood;
 mod group;
+mod stall;
 
 use queue_trace_common::outcome::{
     self, QUEUE_DISCARDED, QUEUED, REQUEST_EXPIRED, SYNACK_RETRANSMITTED,

@@ -412,8 +412,10 @@ impl KnownListener {
             drops,
             counts,
             threads,
+            stall,
             ..
         } = &self.told;
+        let stall = stall.as_ref().map_or(0, |stall| stall.weight());
         let entries = self.counts.len()
             + [drops, counts]
                 .into_iter()
@@ -422,7 +424,11 @@ impl KnownListener {
                 .sum::<usize>()
             + threads.as_ref().map_or(0, BTreeMap::len)
             + processes.as_ref().map_or(0, Vec::len);
-        size_of::<Self>() + entries * ENTRY + cgroup.as_ref().map_or(0, String::len) + 2 * ENTRY
+        size_of::<Self>()
+            + stall
+            + entries * ENTRY
+            + cgroup.as_ref().map_or(0, String::len)
+            + 2 * ENTRY
     }
 
     fn event(&mut self, event: &Event, counted: bool) {
@@ -494,6 +500,7 @@ impl KnownListener {
         if age.is_none_or(|age| age > FRESH) {
             snapshot.oldest_waiting_us = None;
             snapshot.threads = None;
+            snapshot.stall = None;
         }
         snapshot.waits = waits.map(|_| self.waits.places);
         snapshot
