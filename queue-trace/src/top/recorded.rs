@@ -596,6 +596,33 @@ mod tests {
         assert!(recorded.checkpoints.len() > 5, "and not for want of them");
     }
 
+    /// Events stand before the line that says whose their listener is.
+    #[test]
+    fn a_service_is_shown_alone() {
+        let name = format!("queue-trace-service-{}.jsonl", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let mut text = String::new();
+        for (inode, comm) in [(1, "nginx"), (2, "redis")] {
+            let socket = format!("\"netns\":1,\"listener\":{{\"port\":80,\"inode\":{inode}}}");
+            text.push_str(&format!(
+                "{{\"type\":\"counts\",\"time\":\"2026-11-21T10:00:01Z\",{socket},\
+                 \"outcomes\":{{\"queued\":3}}}}\n\
+                 {{\"type\":\"listener\",\"time\":\"2026-11-21T10:00:02Z\",{socket},\
+                 \"processes\":[{{\"pid\":1,\"comm\":\"{comm}\"}}]}}\n"
+            ));
+        }
+        std::fs::write(&path, text).unwrap();
+        let listeners = ListenerFilters {
+            processes: vec!["nginx".parse().unwrap()],
+            ..ListenerFilters::default()
+        };
+        let files = vec![path.clone()];
+        let recorded = Recorded::open(&files, &listeners, Prefixes::default()).unwrap();
+        std::fs::remove_file(path).unwrap();
+        let inodes: Vec<_> = recorded.scene.listeners.keys().map(|key| key.2).collect();
+        assert_eq!(inodes, [Some(1)]);
+    }
+
     #[test]
     fn checkpoints_are_bounded() {
         let recorded = open(1);
