@@ -457,6 +457,25 @@ fn slow_for_want_of_file_descriptors() {
     }
 }
 
+/// After a burst nobody comes for a while: that is not a time in which nothing was taken.
+#[test]
+fn silence_after_a_burst_is_no_stop() {
+    for attached in [Fentry, Tracepoint] {
+        let mut play = Play::new(attached, 4);
+        play.fill(SECOND);
+        for client in 0..15 {
+            play.event(SECOND + 1, SYN_DROPPED_ACCEPT_QUEUE_FULL, client, 5);
+        }
+        for left in (0..5).rev() {
+            play.event(SECOND + 20, ACCEPTED, 0, left);
+        }
+        play.served(6 * SECOND, 100);
+        let diagnosis = play.diagnosis(7 * SECOND);
+        let finding = only(&diagnosis, "backlog-too-small-for-bursts");
+        assert_eq!(finding.count, 15);
+    }
+}
+
 /// One connection was taken as the queue filled, and none in the minute after it: that is no pace of one
 /// in a minute.
 #[test]

@@ -358,8 +358,9 @@ impl OpenEpisode {
             seen.at - NS_PER_SECOND
         };
         if shows & bit != 0 && seen.at > self.episode.begin_ns {
-            // While there is room nothing has to leave.
-            if self.run_since.is_some() {
+            // While there is room nothing has to leave. accept() shows until when none did. That one
+            // entered does not: since the last that was refused, perhaps nobody came.
+            if self.run_since.is_some() && shows == ACCEPTED {
                 self.still_until(earliest);
             }
             self.still_since = self.still_since.max(seen.at);
