@@ -218,7 +218,12 @@ impl Watch {
             return Ok(news);
         }
         let stalled: HashSet<_> = look.rows.iter().map(Snapshot::key).collect();
+        let before = self.reported.clone();
         let mut more = self.add_to(look)?;
+        // One that was made meanwhile is still to be told.
+        let told: HashSet<_> = more.rows.iter().map(|row| row.listener.inode).collect();
+        self.reported
+            .retain(|key| before.contains(key) || told.contains(&Some(key.inode)));
         // What closed is told once, here or there; of the others only those are wanted.
         more.rows
             .retain(|row| row.is_closed() || stalled.contains(&row.key()));
