@@ -39,6 +39,7 @@ mod queues;
 mod rare;
 mod recordings;
 mod records;
+mod refused;
 mod scenarios;
 mod servers;
 mod switches;

@@ -32,7 +32,7 @@ pub struct Server {
     pub netns: Netns,
     child: Child,
     /// Its files.
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Server {
@@ -58,15 +58,9 @@ impl Server {
         let mut server = Self {
             netns,
             child: child.unwrap_or_else(|error| panic!("{command:?}: {error:#}")),
-            _scratch: scratch,
+            scratch,
         };
-        let deadline = Instant::now() + PATIENCE;
-        while server.listening().is_empty() {
-            let ended = server.child.try_wait().unwrap();
-            assert_eq!(ended, None, "{command:?} ended before it listened");
-            assert!(Instant::now() < deadline, "{command:?} does not listen");
-            thread::sleep(Duration::from_millis(20));
-        }
+        server.wait_until_it_listens();
         server
     }
 
@@ -81,6 +75,31 @@ impl Server {
     fn connect(&self) -> TcpStream {
         let connect = || Ok(TcpStream::connect(AT)?);
         self.netns.run(connect).unwrap()
+    }
+
+    /// Ends it as an administrator does, and waits until it has ended.
+    pub fn end(&mut self) {
+        kill_process(self.pid(), Signal::TERM).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+
+    /// Starts it anew in its namespace, once it has ended, and waits until it listens.
+    pub fn start_again(&mut self, command: impl FnOnce(&Scratch) -> Command) {
+        let mut command = command(&self.scratch);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        self.child = self.netns.run(|| Ok(command.spawn()?)).unwrap();
+        self.wait_until_it_listens();
+    }
+
+    fn wait_until_it_listens(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.listening().is_empty() {
+            let ended = self.child.try_wait().unwrap();
+            assert_eq!(ended, None, "it ended before it listened");
+            assert!(Instant::now() < deadline, "it does not listen");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub fn pid(&self) -> Pid {
@@ -303,6 +322,30 @@ fn node_with_its_default() {
     frozen_and_resumed(&server, 511, Some("Node.js"), b"hello");
 }
 
+/// nginx with so many workers, and with these options of its listener.
+pub fn nginx(scratch: &Scratch, workers: usize, listens: &str) -> Command {
+    let folder = scratch.path().display();
+    let settings = format!(
+        "daemon off; user root; worker_processes {workers}; pid {folder}/pid; error_log {folder}/log;
+        events {{}}
+        http {{
+            access_log off;
+            client_body_temp_path {folder}/a; proxy_temp_path {folder}/b;
+            fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+            server {{ listen 127.0.0.1:{PORT} {listens}; return 204; }}
+        }}"
+    );
+    let file = scratch.path().join("nginx.conf");
+    fs::write(&file, settings).unwrap();
+    let mut nginx = Command::new("nginx");
+    nginx
+        .arg("-e")
+        .arg(scratch.path().join("log"))
+        .arg("-c")
+        .arg(file);
+    nginx
+}
+
 /// Three workers of nginx, each with a socket of its own; one is stopped. Its queue fills
 /// while the others go on serving.
 #[test]
@@ -310,26 +353,7 @@ fn nginx_with_a_stopped_worker() {
     const WORKERS: usize = 3;
     const BACKLOG: u32 = 4;
     let server = Server::start("nginx", |scratch| {
-        let folder = scratch.path().display();
-        let settings = format!(
-            "daemon off; user root; worker_processes {WORKERS}; pid {folder}/pid; error_log {folder}/log;
-            events {{}}
-            http {{
-                access_log off;
-                client_body_temp_path {folder}/a; proxy_temp_path {folder}/b;
-                fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
-                server {{ listen 127.0.0.1:{PORT} backlog={BACKLOG} reuseport; return 204; }}
-            }}"
-        );
-        let file = scratch.path().join("nginx.conf");
-        fs::write(&file, settings).unwrap();
-        let mut nginx = Command::new("nginx");
-        nginx
-            .arg("-e")
-            .arg(scratch.path().join("log"))
-            .arg("-c")
-            .arg(file);
-        nginx
+        nginx(scratch, WORKERS, &format!("backlog={BACKLOG} reuseport"))
     });
     let deadline = Instant::now() + PATIENCE;
     let worker = loop {

@@ -8,6 +8,7 @@ use aya_ebpf::{
 };
 use queue_trace_common::{field, outcome};
 
+use super::nobody;
 use crate::{
     emit::{self, Verdict},
     filter,
@@ -31,6 +32,7 @@ pub fn closed(sk: u64) {
     }
     let waiting: u32 = memory::value(sk, field::SK_DEPTH);
     let net = memory::value(sk, field::SK_NET);
+    nobody::left(port, net);
     if waiting == 0 {
         return;
     }

@@ -98,8 +98,8 @@ pub enum Change {
 #[derive(Debug, Clone)]
 pub struct Detector {
     told: Set,
-    open: [Option<Box<Open>>; 2],
-    past: [Past; 2],
+    open: [Option<Box<Open>>; Trouble::COUNT],
+    past: [Past; Trouble::COUNT],
     /// Whether the listener was closed.
     closed: bool,
 }
@@ -153,8 +153,8 @@ impl Detector {
     pub fn new(told: Set) -> Self {
         Self {
             told,
-            open: [None, None],
-            past: [Past::default(), Past::default()],
+            open: [const { None }; Trouble::COUNT],
+            past: [const { Past::NONE }; Trouble::COUNT],
             closed: false,
         }
     }
@@ -257,6 +257,12 @@ impl Detector {
 }
 
 impl Past {
+    const NONE: Self = Self {
+        last: None,
+        whole: Vec::new(),
+        sums: BTreeMap::new(),
+    };
+
     fn push(&mut self, episode: Episode, connections: Distinct, told: Set) {
         self.settle(told);
         self.last = Some((episode, connections));
