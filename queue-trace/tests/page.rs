@@ -6,11 +6,18 @@
 use std::{
     collections::HashMap,
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use queue_trace::{diagnose, recording::Line, report};
+use queue_trace::{
+    diagnose,
+    model::{snapshot::Snapshot, socket::Listener},
+    recording::Line,
+    report,
+    sink::Sink as _,
+};
 
 fn recording(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings");
@@ -127,6 +134,31 @@ fn those_that_are_well_do_not_stand_in_the_way() {
     assert!(page.contains("python3["), "whose it is");
     assert!(page.contains("default of Python"), "what set its limit");
     assert!(!page.contains("refused nothing"));
+}
+
+/// Rows that do not fit are counted.
+#[test]
+fn rows_that_are_left_out_are_counted() {
+    let mut case = diagnose::Case::new();
+    for port in 1..=1203 {
+        let snapshot = Snapshot {
+            netns: 1,
+            listener: Listener {
+                addr: Some(Ipv4Addr::LOCALHOST.into()),
+                port,
+                ..Listener::default()
+            },
+            ..Snapshot::default()
+        };
+        case.listener(&snapshot).unwrap();
+    }
+    let page = words(&report::page(&case));
+    assert_eq!(page.matches("127.0.0.1:").count(), 1000);
+    assert!(page.contains("24 more listeners are not shown"), "{page}");
+    assert!(
+        page.contains("179 listeners that refused nothing are not kept"),
+        "{page}"
+    );
 }
 
 /// Every chart has its sentence and its table.

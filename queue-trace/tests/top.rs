@@ -20,11 +20,12 @@ fn recording(name: &str) -> PathBuf {
     folder.join(format!("{name}.jsonl"))
 }
 
-/// The program in a terminal of its own, with times in UTC.
+/// The program in a terminal of its own, with times in UTC. Signals that whoever runs the tests
+/// has ignored end it all the same.
 fn top(args: &[&Path], columns: u16, rows: u16) -> (Child, Screen) {
     let (screen, theirs) = Screen::open(columns, rows);
-    let child = Command::new(env!("CARGO_BIN_EXE_queue-trace"))
-        .arg("top")
+    let child = Command::new("env")
+        .args(["--default-signal", env!("CARGO_BIN_EXE_queue-trace"), "top"])
         .args(args)
         .env("TERM", "xterm-256color")
         .env("TZ", "UTC")
@@ -146,6 +147,23 @@ fn a_new_size_is_drawn_anew() {
     screen.resize(140, 40);
     screen.wait_for("WAIT 50% 99% max");
     quit(child, screen);
+}
+
+/// What was lost stands in the first line.
+#[test]
+fn a_loss_is_seen() {
+    let file = std::env::temp_dir().join(format!("queue-trace-lost-{}.jsonl", std::process::id()));
+    let mut text = fs::read_to_string(recording(BURSTS)).unwrap();
+    text.push_str("{\"type\":\"loss\",\"time\":\"2026-08-01T00:00:00Z\",\"failed_reads\":7}\n");
+    fs::write(&file, text).unwrap();
+    let (child, mut screen) = top(&[&file], 100, 30);
+    screen.press(END);
+    screen.wait("what was lost", |text| {
+        let first = text.lines().next().unwrap_or_default();
+        first.contains("LOST 7 failed reads")
+    });
+    quit(child, screen);
+    fs::remove_file(file).unwrap();
 }
 
 #[test]

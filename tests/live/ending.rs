@@ -4,13 +4,11 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader},
-    os::unix::process::CommandExt,
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use live_tests::{Launch, Recording, Room, Scratch, Shown, expected};
+use live_tests::{Launch, Recording, Room, Scratch, Shown, expected, signals};
 use queue_trace::lab::Family;
 use queue_trace_common::outcome;
 use rustix::process::Signal;
@@ -97,10 +95,7 @@ fn when_nobody_reads_any_more() {
 #[test]
 fn not_by_signals_that_were_ignored_at_the_start() {
     let room = room();
-    let tracer = Launch::live()
-        .on(&room.netns)
-        .with(|command| ignore(command, &[libc::SIGINT, libc::SIGHUP, libc::SIGQUIT]))
-        .start();
+    let tracer = Launch::live().on(&room.netns).with(signals::ignore).start();
     for signal in [Signal::INT, Signal::HUP, Signal::QUIT] {
         tracer.signal(signal);
     }
@@ -108,19 +103,6 @@ fn not_by_signals_that_were_ignored_at_the_start() {
     let recording = tracer.stop();
     let sums = expected(&[(outcome::COOKIE_SENT_ALWAYS, 10)], Shown::Refusals);
     recording.assert_exact(&room.netns, &room.before, &sums);
-}
-
-#[expect(unsafe_code, reason = "what happens between fork and exec")]
-fn ignore(command: &mut Command, signals: &'static [i32]) {
-    let ignore = move || {
-        for signal in signals {
-            // SAFETY: a system call, which is all that may happen between fork and exec.
-            unsafe { libc::signal(*signal, libc::SIG_IGN) };
-        }
-        Ok(())
-    };
-    // SAFETY: as above.
-    unsafe { command.pre_exec(ignore) };
 }
 
 /// Nobody can read what it says beside the data: it records all the same.

@@ -25,6 +25,7 @@ mod scratch;
 mod screen;
 mod security;
 mod setting;
+pub mod signals;
 mod tracer;
 mod unproven;
 

@@ -25,6 +25,7 @@ use crate::{
     recording::Recording,
     room::Room,
     setting::{self, attach},
+    signals,
 };
 
 /// Within it even an emulated machine attaches, or detaches.
@@ -57,6 +58,7 @@ impl Launch {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        signals::heed(&mut command);
         Self {
             command,
             reads: true,

@@ -1,5 +1,5 @@
-//! `cargo xtask fuzz`: any bytes as a recording, a command line and a record of the kernel side,
-//! for a while. The targets are in `tests/fuzz`, built with what libFuzzer needs to see which way
+//! `cargo xtask fuzz`: any bytes as a recording, a command line, a kernel's types and a record of
+//! the kernel side, for a while. The targets are in `tests/fuzz`, built with what libFuzzer needs to see which way
 //! the bytes took; any Rust can do that.
 
 use std::{path::Path, process::Command};
@@ -19,7 +19,7 @@ pub struct Args {
 }
 
 /// The targets, by what they read.
-const TARGETS: [&str; 3] = ["recording", "command_line", "wire"];
+const TARGETS: [&str; 4] = ["recording", "command_line", "types", "wire"];
 
 /// Counters at every branch, operands of comparisons, and checks that a release leaves out.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -31,7 +31,7 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 /// A target has flags of its own only if it is named: build scripts go without.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Longer than a recording's longest line is of no use.
+/// Longer than a recording's longest line is of no use, nor than the types of the tests.
 const LONGEST: &str = "-max_len=65536";
 const MEMORY_MIB: &str = "-rss_limit_mb=1024";
 
@@ -59,10 +59,15 @@ fn fuzz(name: &str, seconds: u32, target: &Path) -> Result<()> {
     let corpus = target.join("corpus").join(name);
     std::fs::create_dir_all(&corpus)?;
     let mut command = Command::new(target.join(TARGET).join("release").join(name));
-    // What it finds goes here; real recordings are what it begins with.
+    // What it finds goes here; it begins with real recordings, and with types of real kernels.
     command.arg(&corpus);
-    if name == "recording" {
-        command.arg(workspace::root().join("queue-trace/tests/recordings"));
+    let real = match name {
+        "recording" => Some("recordings"),
+        "types" => Some("kernels"),
+        _ => None,
+    };
+    if let Some(folder) = real {
+        command.arg(workspace::root().join("queue-trace/tests").join(folder));
     }
     command
         .args([LONGEST, MEMORY_MIB])

@@ -66,6 +66,9 @@ pub(super) fn attach(
     let mut notes = Vec::new();
     if plan.family == Family::Tracepoint {
         notes = attach_tracepoints(&mut ebpf, selection, sees_delivery, &btf)?;
+        if host::is_realtime() {
+            notes.push(SOFTIRQS_MIX.to_owned());
+        }
     }
     if plan.family != Family::Tracepoint && host::is_realtime() {
         attach_tracepoint(&mut ebpf, "task_switched", "sched_switch")?;
@@ -97,6 +100,10 @@ pub(super) fn attach(
     log_sizes(&ebpf);
     Ok((ebpf, notes))
 }
+
+/// A limit of tracepoints where softirqs interrupt each other: frames are one to a CPU there.
+const SOFTIRQS_MIX: &str = "a packet that another one interrupts (PREEMPT_RT since 6.18) may go \
+    without its verdict, or with the other's counters: the ledger says how many are unexplained";
 
 /// Tasks of whose packets something is remembered where softirqs interrupt each other: far more
 /// than can be in the midst of one.
