@@ -23,9 +23,9 @@ use crate::{
 /// A socket ends listening.
 #[inline(always)]
 pub fn closed(sk: u64) {
-    owner::closed(sk);
     // A port that the kernel chose is given back before; it is still written here.
     let port = u16::from_be(memory::value(sk, field::SK_BOUND_PORT));
+    owner::closed(sk, port);
     let (ports, _, _) = config::filters();
     if ports && !config::port_wanted(port) || !filter::netns_of(Plain(sk)) {
         return;
