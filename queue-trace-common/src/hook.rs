@@ -87,6 +87,7 @@ const COOKIE: Set = bits(&[
     outcome::COOKIE_DROPPED_ACCEPT_QUEUE_FULL,
     outcome::COOKIE_DROPPED_OTHER,
 ]);
+const NOBODY: Set = bits(&[outcome::SYN_REFUSED_NO_LISTENER]);
 const TIMERS: Set = bits(&[outcome::SYNACK_RETRANSMITTED, outcome::REQUEST_EXPIRED]);
 
 const fn bits(tags: &[u8]) -> Set {
@@ -127,11 +128,14 @@ hooks! {
     TIMER "timer" "reqsk_timer_handler" ["*timer_list"] (1, 1), Cause, TIMERS;
     ICMP "icmp" "tcp_req_err" ["*sock"] (3, 3), Cause, bits(&[outcome::REQUEST_ABORTED]);
     ACCEPT "accept" "inet_csk_accept" ["*sock"] (2, 4), Main, bits(&[outcome::ACCEPTED]);
-    STOP "stop" "inet_csk_listen_stop" ["*sock"] (1, 1), Cause, bits(&[outcome::QUEUE_DISCARDED]);
+    STOP "stop" "inet_csk_listen_stop" ["*sock"] (1, 1), Cause,
+        bits(&[outcome::QUEUE_DISCARDED, outcome::SYN_REFUSED_NO_LISTENER]);
     LISTEN_CALL "listen_call" "__sys_listen" ["int", "int"] (2, 2), Optional, 0;
     LISTEN "listen" "inet_csk_listen_start" ["*sock"] (1, 2), Cause, 0;
     QUEUE_ADD "queue_add" "inet_csk_reqsk_queue_add" ["*sock", "*request_sock", "*sock"] (3, 3), Cause, 0;
     FORGET "forget" "inet_child_forget" ["*sock", "*request_sock", "*sock"] (3, 3), Cause, 0;
+    RESET_V4 "reset_v4" "tcp_v4_send_reset" ["*sock", "*sk_buff"] (2, 3), Cause, NOBODY;
+    RESET_V6 "reset_v6" "tcp_v6_send_reset" ["*sock", "*sk_buff"] (2, 3), Cause, NOBODY;
 }
 
 /// The hooks by which the statistics of the queues are kept, whatever outcomes are wanted.
@@ -146,8 +150,9 @@ pub const KEEP_QUEUES: [usize; 7] = [
 ];
 
 /// The hooks of functions that are called within those that decide: that they were called, or
-/// what they returned, tells causes apart. An outcome needs all those that serve it.
-pub const TELLING: [usize; 6] = [ALLOC, SECURITY, PROVEN, HASH_ADD, CHILD, HASHDANCE];
+/// what they returned, tells causes apart. And that of the end of a listener, after which a port is
+/// one that has nobody. An outcome needs all those that serve it.
+pub const TELLING: [usize; 7] = [ALLOC, SECURITY, PROVEN, HASH_ADD, CHILD, HASHDANCE, STOP];
 
 /// For each outcome the hooks of [`TELLING`] that it needs, a bit each. What is called observable
 /// and what is decided both follow from this.

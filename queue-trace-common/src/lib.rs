@@ -12,5 +12,6 @@ pub mod hook;
 pub mod loss;
 pub mod outcome;
 pub mod queue;
+pub mod reason;
 pub mod record;
 pub mod settings;

@@ -11,7 +11,7 @@ use crate::counter::{
 /// Where in the life of a handshake the kernel decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// A SYN reached the listener.
+    /// A SYN came, for a listener or for nobody.
     Syn,
     /// The final ACK of a handshake, or a cookie, reached the listener.
     Ack,
@@ -123,6 +123,8 @@ outcomes! {
         "Another CPU had just queued the same SYN";
     SYN_DROPPED_OTHER Syn "syn_dropped" Some("other"), Refusal, NONE, DROP | DO_COOKIES | COOKIE_SENT,
         "The SYN was dropped and the evidence does not tell why";
+    SYN_REFUSED_NO_LISTENER Syn "syn_refused" Some("no_listener"), Refusal, NONE, NONE,
+        "Nobody listened on the port, so the SYN was answered with a reset";
     ESTABLISHED_HANDSHAKE Ack "established" Some("handshake"), Routine, NONE, NONE,
         "The final ACK came and the connection entered the accept queue";
     ESTABLISHED_COOKIE Ack "established" Some("cookie"), Routine, NONE, COOKIE_RECV,

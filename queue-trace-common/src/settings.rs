@@ -23,7 +23,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{counter, hook, loss::Loss};
+use crate::{counter, hook, loss::Loss, reason};
 
 /// Namespaces that `--netns` can name.
 pub const MAX_NETNS: usize = 8;
@@ -50,8 +50,9 @@ pub struct Filter {
     pub addrs: u8,
     /// 1: only clients in the trie `CLIENTS`.
     pub clients: u8,
-    /// Padding.
-    pub _pad: u8,
+    /// 1: SYNs for ports without a listener are of interest on every port, 0: only on those whose
+    /// listener was closed while attached.
+    pub unheard: u8,
 }
 
 /// The mark of the namespace in which a queue-trace tests itself: its `net.core.somaxconn` is one
@@ -105,6 +106,8 @@ pub struct Kernel {
     /// Place of the first counter of each of [`counter::GROUPS`] in the kernel's
     /// array.
     pub counters: [u32; counter::GROUPS.len()],
+    /// This kernel's number of each of [`reason::REASONS`]; 0: it has none.
+    pub reasons: [u32; reason::COUNT],
     /// Which hooks would have been seen, a bit per [`hook`] index: those attached, and
     /// those of parts that this kernel lacks. Without its hook a cause cannot be told
     /// from `other`.

@@ -392,6 +392,13 @@ impl Filters {
         self.named() & 1 << outcome::ACCEPTED != 0
     }
 
+    /// Whether SYNs that met no listener are shown on every port, as they were asked for.
+    #[must_use]
+    pub fn shows_unheard(&self) -> bool {
+        let named = self.events.iter().fold(0, |all, set| all | set);
+        self.all || named & 1 << outcome::SYN_REFUSED_NO_LISTENER != 0
+    }
+
     /// The outcomes asked for by `--event` or `--all`, or by neither.
     fn named(&self) -> Set {
         if self.all {

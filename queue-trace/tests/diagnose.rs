@@ -58,6 +58,7 @@ const EXPECTED: &[(&str, &[&str])] = &[
         "tracepoint-listener-closed",
         &["listener-closed-on-clients"],
     ),
+    ("tracepoint-restart-gap", &["restart-gap"]),
     (
         "tracepoint-slow-worker",
         &["accept-too-slow", "clients-hang", "syn-queue-too-small"],

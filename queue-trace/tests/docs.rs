@@ -33,6 +33,7 @@ use queue_trace_common::{
     hook,
     loss::Loss,
     outcome::{self, Kind, OUTCOMES, Outcome},
+    reason,
     record::{self, Record},
 };
 use serde_json::{Value, json};
@@ -146,6 +147,7 @@ fn a_section_says_in_which_modes_its_outcome_can_be_told() {
         families: [Ok(()), Ok(()), Ok(())],
         hooks: vec![Ok(()); hook::COUNT],
         delivery: Ok(()),
+        reasons: reason::outcomes(&[1; _]),
     };
     let ways = [Attach::Fentry, Attach::Kprobe, Attach::Tracepoint];
     let plans = ways.map(|attach| Plan::make(attach, everything, &offers).unwrap());
@@ -438,7 +440,9 @@ fn full_row(limit_from: LimitFrom) -> Snapshot {
             limit: 1024,
         }),
         stall: Some(Box::new(full_stall())),
+        listen_time: Some("2026-11-23T09:15:01.000000000Z".to_owned()),
         closed: Some(true),
+        closed_time: Some("2026-11-23T09:15:02.000000000Z".to_owned()),
         ..Snapshot::default()
     }
 }
@@ -505,6 +509,7 @@ fn full_lines() -> Vec<Value> {
         families: [Err("refused".to_owned()), Ok(()), Ok(())],
         hooks: vec![Ok(()); hook::COUNT],
         delivery: Ok(()),
+        reasons: reason::outcomes(&[1; _]),
     };
     let plan = Plan::make(Attach::Auto, everything, &offers).unwrap();
     let header = Header {

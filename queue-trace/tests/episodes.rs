@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, process::Command};
 
 use queue_trace::{
     diagnose::{
-        self, Case, Conclusion, Diagnosis, Finding,
+        self, Case, Conclusion, Diagnosis, Finding, Harm,
         rules::flood::{nft_drop, nft_synproxy},
     },
     model::{
@@ -23,7 +23,7 @@ use queue_trace_common::outcome::{
     ACCEPTED, ACK_DROPPED_ACCEPT_QUEUE_FULL, COOKIE_SENT_FULL, ESTABLISHED_COOKIE,
     ESTABLISHED_HANDSHAKE, OUTCOMES, Outcome, QUEUE_DISCARDED, QUEUED, REQUEST_EXPIRED,
     SYN_DROPPED_ACCEPT_QUEUE_FULL, SYN_DROPPED_OTHER, SYN_DROPPED_SYN_QUEUE_FULL,
-    SYNACK_RETRANSMITTED,
+    SYN_REFUSED_NO_LISTENER, SYNACK_RETRANSMITTED,
 };
 
 const START: i128 = 1_763_730_000_000_000_000;
@@ -166,6 +166,60 @@ impl Play {
             cpu: Some(0),
             sk: 0,
         }
+    }
+
+    /// Nobody listens: the event has no listener but its port.
+    fn nobody(&mut self, ms: u64, client: u32) {
+        let ns = ms * 1_000_000;
+        let event = Event {
+            mono_ns: 5_000_000_000_000 + ns,
+            wall_ns: START + i128::from(ns) + self.wall_ahead_ns,
+            outcome: Outcome::of(SYN_REFUSED_NO_LISTENER).unwrap(),
+            count: 1,
+            netns: NETNS,
+            listener: Listener {
+                port: self.port,
+                ..Listener::default()
+            },
+            local: None,
+            client: Some(Client {
+                addr: IpAddr::from((0xcb00_0000 + client).to_be_bytes()),
+                port: 1024,
+            }),
+            accept_queue: None,
+            syn_queue: None,
+            sysctls: Some(self.sysctls),
+            retransmits: None,
+            waited_us: None,
+            process: None,
+            moved: 0,
+            cpu: Some(0),
+            sk: 0,
+        };
+        self.case.event(&event).unwrap();
+    }
+
+    /// A process begins to listen at a moment, or its listener is closed; what says so comes later.
+    fn listens(&mut self, pid: u32, listen: Option<u64>, closed: Option<u64>) {
+        let time = |ms: u64| rfc3339(START + i128::from(ms) * 1_000_000 + self.wall_ahead_ns);
+        let last = listen.max(closed).unwrap();
+        let snapshot = Snapshot {
+            time: Some(time(last + 300)),
+            netns: NETNS,
+            listener: Listener {
+                inode: Some(pid.into()),
+                ..self.listener()
+            },
+            processes: Some(vec![Process {
+                pid,
+                comm: "nginx".to_owned(),
+            }]),
+            listen_time: listen.map(time),
+            closed: closed.map(|_| true),
+            closed_time: closed.map(time),
+            ..Snapshot::default()
+        };
+        self.case.listener(&snapshot).unwrap();
     }
 
     /// A client that is served at once.
@@ -1113,4 +1167,111 @@ fn nft_takes_what_is_printed() {
             .unwrap();
         assert!(output.status.success(), "{printed}: {output:?}");
     }
+}
+
+/// A restart: the time without a listener is between the two listeners, not between the SYNs.
+#[test]
+fn a_restart_leaves_a_gap() {
+    for attached in [Fentry, Tracepoint] {
+        let mut play = Play::new(attached, 8);
+        play.port = 8080;
+        play.listens(12, None, Some(10 * SECOND));
+        for number in 0..341 {
+            play.nobody(10 * SECOND + 100 + u64::from(number), number % 120);
+        }
+        play.listens(34, Some(11 * SECOND + 400), None);
+        let diagnosis = play.diagnosis(60 * SECOND);
+        let finding = only(&diagnosis, "restart-gap");
+        assert_eq!(
+            finding.what,
+            "Nobody listened on :8080 for 1.4 s, from the end of nginx[12] to the start of nginx[34]; \
+             341 SYNs of 120 clients were refused."
+        );
+        assert_eq!(
+            (finding.count, finding.times, finding.ongoing),
+            (341, 1, false)
+        );
+        assert_eq!(finding.harm, Harm::Refusing);
+        assert_eq!(finding.listener, "192.0.2.1:8080");
+        assert_eq!(finding.owner.as_deref(), Some("nginx[12]"));
+    }
+}
+
+/// Two restarts within a few seconds are one episode. The time in which somebody listened in between
+/// is no part of the gap.
+#[test]
+fn restarts_that_follow_each_other_closely() {
+    let mut play = Play::new(Fentry, 8);
+    play.listens(1, None, Some(SECOND));
+    play.nobody(SECOND + 1, 1);
+    play.listens(2, Some(2 * SECOND), Some(4 * SECOND));
+    play.nobody(4 * SECOND + 1, 2);
+    play.listens(3, Some(4 * SECOND + 500), None);
+    let diagnosis = play.diagnosis(60 * SECOND);
+    let finding = only(&diagnosis, "restart-gap");
+    assert!(
+        finding.what.contains(
+            "for 1.5 s, from the end of nginx[1] to the start of nginx[3]; 2 SYNs of 2 clients"
+        ),
+        "{}",
+        finding.what
+    );
+}
+
+/// Apart from each other they are two; the worse is told first.
+#[test]
+fn restarts_that_are_far_apart() {
+    let mut play = Play::new(Fentry, 8);
+    play.listens(1, None, Some(SECOND));
+    play.nobody(SECOND + 1, 1);
+    play.listens(2, Some(2 * SECOND), None);
+    play.listens(2, Some(2 * SECOND), Some(100 * SECOND));
+    for number in 0..3 {
+        play.nobody(100 * SECOND + 1, number);
+    }
+    play.listens(3, Some(103 * SECOND), None);
+    let diagnosis = play.diagnosis(200 * SECOND);
+    let finding = only(&diagnosis, "restart-gap");
+    assert_eq!((finding.count, finding.times), (4, 2));
+    assert!(finding.what.contains("for 3.0 s, from the end of nginx[2]"));
+    assert!(
+        has(
+            finding,
+            "for 1.0 s, from the end of nginx[1] to the start of nginx[2]; 1 SYN of 1 client"
+        ),
+        "{finding:#?}"
+    );
+}
+
+/// A service that does not come back is an outage.
+#[test]
+fn a_service_that_ended_for_good() {
+    let mut play = Play::new(Fentry, 8);
+    play.listens(12, None, Some(SECOND));
+    for second in 1..9 {
+        play.nobody(second * SECOND + 500, 1);
+    }
+    let diagnosis = play.diagnosis(11 * SECOND);
+    let finding = only(&diagnosis, "restart-gap");
+    assert_eq!(finding.harm, Harm::Outage);
+    assert!(
+        finding.what.contains(
+            "for 10.0 s at least, from the end of nginx[12] until the observation ended; 8 SYNs of 1 client"
+        ),
+        "{}",
+        finding.what
+    );
+}
+
+/// On a port on which nobody listened before or after, it is what always happens on the Internet.
+#[test]
+fn a_scan_is_no_gap() {
+    let mut play = Play::new(Fentry, 8);
+    play.healthy(0, 10 * SECOND);
+    for port in 1000..1100 {
+        play.port = port;
+        play.nobody(5 * SECOND, 1);
+    }
+    let diagnosis = play.diagnosis(10 * SECOND);
+    assert_eq!(diagnosis.verdict, Conclusion::NothingFound, "{diagnosis:#?}");
 }

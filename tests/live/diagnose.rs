@@ -13,10 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use live_tests::{Attach, Launch, Recording, Room, Scratch, attach};
+use live_tests::{ALL, Attach, Launch, Recording, Room, Scratch, attach, unproven};
 use queue_trace::lab::{
     Family, Listen, Netns, Pace, connect_each,
-    raw::{Flood, Peer, Wire},
+    raw::{Answer, Flood, Peer, Wire},
 };
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
@@ -69,6 +69,9 @@ pub fn diagnosed_in(name: &str, namespaces: &[&Netns], rate: &str, play: impl Fn
     );
     diagnosis
 }
+
+/// Within it even an emulated machine answers a SYN.
+const REPLY: Duration = Duration::from_secs(10);
 
 /// The rules that fired, worst first.
 fn rules(diagnosis: &Value) -> Vec<String> {
@@ -375,6 +378,58 @@ fn a_listener_closed_on_its_clients() {
         drop(listen(&netns, room.address, &Listen::default()));
     });
     assert_found(&diagnosis, &["listener-closed-on-clients"]);
+}
+
+#[test]
+fn a_gap_between_two_listeners() {
+    if unproven("diagnose::a_gap_between_two_listeners", ALL) {
+        return;
+    }
+    const CLIENTS: u64 = 5;
+    const SYNS: u64 = 3;
+    let mut room = Room::new(Family::V4, 8, &[]);
+    let netns = mem::replace(&mut room.netns, Netns::new().unwrap());
+    let mut gap = (Duration::ZERO, Duration::ZERO);
+    let diagnosis = diagnosed("restart-gap", &netns, || {
+        let before = Instant::now();
+        drop(room.listener);
+        let closed = Instant::now();
+        let knock = || {
+            let mut wire = Wire::open(room.family)?;
+            for _ in 0..CLIENTS {
+                let mut peer = Peer::new(&mut wire, room.address)?;
+                for _ in 0..SYNS {
+                    peer.syn(&wire)?;
+                    assert_eq!(peer.answer(&mut wire, REPLY)?, Some(Answer::Reset));
+                }
+            }
+            wire.settle()
+        };
+        netns.run(knock).unwrap();
+        thread::sleep(Duration::from_millis(700));
+        let least = closed.elapsed();
+        let next = listen(&netns, room.address, &Listen::default());
+        gap = (least, before.elapsed());
+        thread::sleep(Duration::from_millis(700));
+        drop(next);
+    });
+    assert_found(&diagnosis, &["restart-gap"]);
+    let finding = &diagnosis["findings"][0];
+    assert_eq!(finding["count"], CLIENTS * SYNS);
+    assert_eq!(finding["ongoing"], false, "{finding:#}");
+    let what = finding["what"].as_str().unwrap();
+    let refused = format!("{} SYNs of {CLIENTS} clients were refused", CLIENTS * SYNS);
+    assert!(what.contains(&refused), "{what}");
+    let (_, said) = what.split_once(" for ").unwrap();
+    let (said, _) = said.split_once(", from the end of ").unwrap();
+    let said = match said.split_once(' ').unwrap() {
+        (number, "ms") => number.parse::<f64>().unwrap() / 1e3,
+        (number, "s") => number.parse().unwrap(),
+        other => panic!("{other:?}"),
+    };
+    // It is rounded to a digit.
+    let (least, most) = (gap.0.as_secs_f64() - 0.06, gap.1.as_secs_f64() + 0.06);
+    assert!((least..most).contains(&said), "{what}, not {gap:?}");
 }
 
 #[test]

@@ -40,6 +40,7 @@ mod queues;
 mod rare;
 mod recordings;
 mod records;
+mod refused;
 mod scenarios;
 mod servers;
 mod service;

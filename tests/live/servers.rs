@@ -63,13 +63,7 @@ impl Server {
             child: child.unwrap_or_else(|error| panic!("{command:?}: {error:#}")),
             scratch,
         };
-        let deadline = Instant::now() + PATIENCE;
-        while server.listening().is_empty() {
-            let ended = server.child.try_wait().unwrap();
-            assert_eq!(ended, None, "{command:?} ended before it listened");
-            assert!(Instant::now() < deadline, "{command:?} does not listen");
-            thread::sleep(Duration::from_millis(20));
-        }
+        server.wait_until_it_listens();
         server
     }
 
@@ -105,6 +99,32 @@ impl Server {
                 return workers;
             }
             assert!(Instant::now() < deadline, "{workers:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends it as an administrator does, and waits until it has ended.
+    pub fn end(&mut self) {
+        kill_process(self.pid(), Signal::TERM).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+
+    /// Starts it anew in its namespace, once it has ended, and waits until it listens.
+    pub fn start_again(&mut self, command: impl FnOnce(&Scratch) -> Command) {
+        let mut command = command(&self.scratch);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.process_group(0);
+        self.child = self.netns.run(|| Ok(command.spawn()?)).unwrap();
+        self.wait_until_it_listens();
+    }
+
+    fn wait_until_it_listens(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.listening().is_empty() {
+            let ended = self.child.try_wait().unwrap();
+            assert_eq!(ended, None, "it ended before it listened");
+            assert!(Instant::now() < deadline, "it does not listen");
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -352,28 +372,31 @@ fn node_with_its_default() {
 
 /// nginx that answers 204, with these options of its `listen` and more settings.
 pub fn nginx(name: &str, listen: &str, workers: usize, more: &str) -> Server {
-    Server::start(name, |scratch| {
-        let folder = scratch.path().display();
-        let settings = format!(
-            "daemon off; user root; worker_processes {workers}; pid {folder}/pid; error_log {folder}/log; {more}
-            events {{}}
-            http {{
-                access_log off;
-                client_body_temp_path {folder}/a; proxy_temp_path {folder}/b;
-                fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
-                server {{ listen 127.0.0.1:{PORT} {listen}; return 204; }}
-            }}"
-        );
-        let file = scratch.path().join("nginx.conf");
-        fs::write(&file, settings).unwrap();
-        let mut nginx = Command::new("nginx");
-        nginx
-            .arg("-e")
-            .arg(scratch.path().join("log"))
-            .arg("-c")
-            .arg(file);
-        nginx
-    })
+    Server::start(name, |scratch| nginx_in(scratch, listen, workers, more))
+}
+
+/// The same with its files there, to be started.
+pub fn nginx_in(scratch: &Scratch, listen: &str, workers: usize, more: &str) -> Command {
+    let folder = scratch.path().display();
+    let settings = format!(
+        "daemon off; user root; worker_processes {workers}; pid {folder}/pid; error_log {folder}/log; {more}
+        events {{}}
+        http {{
+            access_log off;
+            client_body_temp_path {folder}/a; proxy_temp_path {folder}/b;
+            fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
+            server {{ listen 127.0.0.1:{PORT} {listen}; return 204; }}
+        }}"
+    );
+    let file = scratch.path().join("nginx.conf");
+    fs::write(&file, settings).unwrap();
+    let mut nginx = Command::new("nginx");
+    nginx
+        .arg("-e")
+        .arg(scratch.path().join("log"))
+        .arg("-c")
+        .arg(file);
+    nginx
 }
 
 /// Three workers of nginx, each with a socket of its own; one is stopped. Its queue fills

@@ -6,7 +6,10 @@ use aya_ebpf::{
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
-use queue_trace_common::field;
+use queue_trace_common::{
+    field,
+    queue::{Queue, QueueKey},
+};
 
 use super::{gauge, kept};
 use crate::{
@@ -49,12 +52,28 @@ pub fn made(sk: u64, net: u64) {
     tally::listeners_changed();
 }
 
-/// A socket ends listening.
-#[inline(always)]
-pub fn closed(sk: u64) {
-    let key = kept::key_of(Plain(sk));
+/// What is kept of a listener that ends. A function of its own, for the verifier's sake.
+#[inline(never)]
+fn ending(key: &QueueKey, port: u16) -> Option<&'static mut Queue> {
     // SAFETY: as in `queue`.
-    let Some(queue) = QUEUES.get_ptr_mut(&key).map(|queue| unsafe { &mut *queue }) else {
+    if let Some(queue) = QUEUES.get_ptr_mut(key).map(|queue| unsafe { &mut *queue }) {
+        return Some(queue);
+    }
+    if key.inode == 0 || !filter::netns_of(Plain(key.sk)) {
+        return None;
+    }
+    let queue = kept::queue(key)?;
+    // One that the kernel chose is given back already.
+    queue.port = port;
+    Some(queue)
+}
+
+/// A socket that listened on that port ends listening. Also one to which nothing came while
+/// attached: what comes now will find nobody.
+#[inline(always)]
+pub fn closed(sk: u64, port: u16) {
+    let key = kept::key_of(Plain(sk));
+    let Some(queue) = ending(&key, port) else {
         return;
     };
     queue.accept_depth = memory::value(sk, field::SK_DEPTH);

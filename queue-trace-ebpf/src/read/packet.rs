@@ -55,6 +55,10 @@ impl From<Packet> for Peer {
     }
 }
 
+/// The bits of `sk_buff._skb_refdst` that are the route's address. The lowest one says that the
+/// route is not counted (include/linux/skbuff.h).
+pub const ROUTE: u64 = !1;
+
 /// TCP flag bits.
 pub mod flag {
     /// SYN.
@@ -146,6 +150,23 @@ pub fn flags(skb: u64) -> u8 {
 fn transport_of(packet: impl Pointer) -> u64 {
     let head: u64 = packet.load(field::SKB_HEAD);
     head + u64::from(packet.load::<u16>(field::SKB_TRANSPORT))
+}
+
+/// Whether a packet whose network header the stack has found is one of TCP. With IPv6 an extension
+/// header may come first: then it is taken for TCP, as no other protocol is that asks.
+#[inline(always)]
+pub fn is_tcp(skb: u64) -> bool {
+    const TCP: u8 = 6;
+    // Where a header between the two may be (RFC 8200, 4302).
+    const EXTENSIONS: [u8; 5] = [0, 43, 44, 51, 60];
+    let head: u64 = memory::value(skb, field::SKB_HEAD);
+    let ip = head + u64::from(memory::value::<u16>(skb, field::SKB_NETWORK));
+    match u16::from_be(memory::value(skb, field::SKB_PROTOCOL)) {
+        ETH_P_IP => memory::read::<u8>(ip + 9) == Some(TCP),
+        ETH_P_IPV6 => memory::read::<u8>(ip + 6)
+            .is_some_and(|next| next == TCP || EXTENSIONS.contains(&next)),
+        _ => false,
+    }
 }
 
 /// Whether a packet is an ICMP error, where its data begins with the network header, as it

@@ -25,7 +25,7 @@ static FILTER: Filter = Filter {
     ports: 0,
     addrs: 0,
     clients: 0,
-    _pad: 0,
+    unheard: 0,
 };
 
 #[unsafe(no_mangle)]
@@ -34,6 +34,7 @@ static PORTS: [u64; PORT_WORDS] = [0; PORT_WORDS];
 #[unsafe(no_mangle)]
 static KERNEL: Kernel = Kernel {
     counters: [0; _],
+    reasons: [0; _],
     types: [0; _],
     self_test: 0,
     arity: [0; _],
@@ -91,6 +92,18 @@ pub fn filters() -> (bool, bool, bool) {
         global!(FILTER.addrs) != 0,
         global!(FILTER.clients) != 0,
     )
+}
+
+/// Whether ports without a listener matter that had none while attached.
+#[inline(always)]
+pub fn unheard() -> bool {
+    global!(FILTER.unheard) != 0
+}
+
+/// This kernel's number of a reason for freeing a packet; 0: it has none.
+#[inline(always)]
+pub fn reason(index: usize) -> u32 {
+    global!(KERNEL.reasons[index])
 }
 
 /// The namespaces asked for, and how many there are.

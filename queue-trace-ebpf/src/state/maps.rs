@@ -9,7 +9,7 @@ use queue_trace_common::{
     settings::{Address, Baseline, CountKey, Counted, Tally},
 };
 
-use super::types::{Cpu, Delivered, Entering, Frame, ListenerKey, Sharing};
+use super::types::{Cpu, Delivered, Entering, Frame, ListenerKey, Port, Sharing};
 
 /// BPF_NOEXIST (include/uapi/linux/bpf.h): another CPU may have made it meanwhile.
 pub const IF_MISSING: u64 = 1;
@@ -80,6 +80,14 @@ pub static WAITING: HashMap<u64, Entered> = HashMap::with_max_entries(queue::WAI
 #[map]
 pub static ENTERING: PerCpuArray<Entering> = PerCpuArray::with_max_entries(1, 0);
 
+/// Ports whose listener was closed while attached.
+#[map]
+pub static LEFT: LruHashMap<Port, u8> = LruHashMap::with_max_entries(4096, 0);
+
+/// Ports without a listener that are counted by themselves.
+#[map]
+pub static WITHOUT_LISTENER: HashMap<Port, u8> = HashMap::with_max_entries(1024, 0);
+
 /// Tracepoint mode: the packet that a listener has in hand on each CPU.
 #[map]
 pub static DELIVERED: PerCpuArray<Delivered> = PerCpuArray::with_max_entries(1, 0);
@@ -90,7 +98,7 @@ pub static BASELINES: PerCpuHashMap<u64, Baseline> = PerCpuHashMap::with_max_ent
 
 /// Tracepoint mode: what the first program of each tracepoint saw last.
 #[map]
-pub static LATEST: PerCpuArray<u64> = PerCpuArray::with_max_entries(3, 0);
+pub static LATEST: PerCpuArray<u64> = PerCpuArray::with_max_entries(4, 0);
 
 /// Tracepoint mode: listeners by namespace, port and address. Places of those that ended stay.
 #[map]

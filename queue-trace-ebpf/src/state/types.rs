@@ -155,6 +155,20 @@ pub struct Entering {
     pub listener: QueueKey,
 }
 
+/// A port of a namespace.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Port {
+    /// What tells the namespace from an earlier one of its number.
+    pub netns_cookie: u64,
+    /// The namespace's number.
+    pub netns: u32,
+    /// Host order.
+    pub port: u16,
+    /// Padding.
+    pub _pad: u16,
+}
+
 /// Where a listener is looked up by a packet's destination.
 #[repr(C)]
 #[derive(Clone, Copy)]

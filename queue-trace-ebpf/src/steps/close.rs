@@ -8,6 +8,7 @@ use aya_ebpf::{
 };
 use queue_trace_common::{field, outcome};
 
+use super::nobody;
 use crate::{
     emit::{self, Verdict},
     filter,
@@ -22,15 +23,16 @@ use crate::{
 /// A socket ends listening.
 #[inline(always)]
 pub fn closed(sk: u64) {
-    owner::closed(sk);
     // A port that the kernel chose is given back before; it is still written here.
     let port = u16::from_be(memory::value(sk, field::SK_BOUND_PORT));
+    owner::closed(sk, port);
     let (ports, _, _) = config::filters();
     if ports && !config::port_wanted(port) || !filter::netns_of(Plain(sk)) {
         return;
     }
     let waiting: u32 = memory::value(sk, field::SK_DEPTH);
     let net = memory::value(sk, field::SK_NET);
+    nobody::left(port, net);
     if waiting == 0 {
         return;
     }

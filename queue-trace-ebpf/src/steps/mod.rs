@@ -5,6 +5,7 @@ mod accept;
 mod ack;
 pub mod close;
 mod icmp;
+pub mod nobody;
 mod request;
 mod scheduler;
 mod shells;

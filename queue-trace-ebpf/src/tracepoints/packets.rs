@@ -28,6 +28,7 @@ use super::{
     delivered,
     freed::Freed,
     listeners::{self, Found},
+    turn::{CONSUME, KFREE, STATE, Turn, is_done},
 };
 use crate::{
     emit::{self, Verdict},
@@ -36,12 +37,12 @@ use crate::{
     read::{
         counters::{self, Movement},
         memory::{self, Plain, Pointer, Typed},
-        packet::{Packet, Peer, flag},
+        packet::{self, Packet, Peer, flag},
         socket::{self, Identity},
     },
     state::{
         config,
-        maps::{BASELINES, LATEST},
+        maps::BASELINES,
         tally,
         types::Counters,
     },
@@ -113,8 +114,7 @@ fn identity_of(skb: u64) -> u64 {
 
 #[inline(always)]
 fn route_of(packet: impl Pointer) -> u64 {
-    // The lowest bit says that the route is not counted (include/linux/skbuff.h).
-    packet.load::<u64>(field::SKB_DST) & !1
+    packet.load::<u64>(field::SKB_DST) & packet::ROUTE
 }
 
 #[inline(always)]
@@ -352,37 +352,6 @@ fn socket_state_again(ctx: RawTracePointContext) -> i32 {
     state(&ctx, Turn::Second);
     0
 }
-
-/// Which of the two programs of a tracepoint it is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    First,
-    Second,
-}
-
-/// Whether the first program of the tracepoint had this event, which the second need not
-/// look at then. It may look at one in vain, where an interrupt came between the two: no
-/// program does harm when it sees an event again.
-#[inline(always)]
-fn is_done(turn: Turn, tracepoint: u32, event: u64) -> bool {
-    let Some(latest) = LATEST.get_ptr_mut(tracepoint) else {
-        return false;
-    };
-    match turn {
-        Turn::First => {
-            // SAFETY: this CPU's copy, written as a whole word.
-            unsafe { latest.write_volatile(event) };
-            false
-        }
-        // SAFETY: as above.
-        Turn::Second => unsafe { latest.read_volatile() == event },
-    }
-}
-
-// Places in `LATEST`.
-const CONSUME: u32 = 0;
-const KFREE: u32 = 1;
-const STATE: u32 = 2;
 
 #[inline(always)]
 fn consume(ctx: &RawTracePointContext, turn: Turn) {

@@ -287,9 +287,14 @@ impl Sink for Case {
         let time = snapshot.time.as_deref();
         let at = time.and_then(|time| self.timeline.wall(time, false));
         let slot = at.map(|at| self.slot_of(at));
+        let moment = |time: &Option<String>| self.timeline.moment(time.as_deref()?);
+        let (listened, closed) = (moment(&snapshot.listen_time), moment(&snapshot.closed_time));
         let Some(history) = self.history(snapshot.netns, &snapshot.listener, false) else {
             return Ok(());
         };
+        history.listened = listened.or(history.listened);
+        // One that was shut down may listen again.
+        history.closed = closed;
         history.learn_snapshot(snapshot, at);
         let accept = snapshot.accept_queue.as_ref();
         if let Some(slot) = slot.filter(|_| !snapshot.is_closed()) {

@@ -98,8 +98,8 @@ pub enum Change {
 #[derive(Debug, Clone)]
 pub struct Detector {
     told: Set,
-    open: [Option<Box<OpenEpisode>>; 2],
-    past: [PastEpisodes; 2],
+    open: [Option<Box<OpenEpisode>>; Trouble::COUNT],
+    past: [PastEpisodes; Trouble::COUNT],
     /// Whether the listener was closed.
     closed: bool,
 }
@@ -153,8 +153,8 @@ impl Detector {
     pub fn new(told: Set) -> Self {
         Self {
             told,
-            open: [None, None],
-            past: [PastEpisodes::default(), PastEpisodes::default()],
+            open: [const { None }; Trouble::COUNT],
+            past: [const { PastEpisodes::NONE }; Trouble::COUNT],
             closed: false,
         }
     }
@@ -261,6 +261,12 @@ impl Detector {
 }
 
 impl PastEpisodes {
+    const NONE: Self = Self {
+        last: None,
+        whole: Vec::new(),
+        sums: BTreeMap::new(),
+    };
+
     fn push(&mut self, episode: Episode, connections: Distinct, told: Set) {
         self.settle(told);
         self.last = Some((episode, connections));

@@ -45,6 +45,8 @@ pub const SYN_FULL: Set = set_of(&[
     outcome::SYN_DROPPED_SYN_QUEUE_FULL,
     outcome::SYN_DROPPED_LAST_QUARTER,
 ]);
+/// Refused because nobody listened.
+pub const NOBODY: Set = set_of(&[outcome::SYN_REFUSED_NO_LISTENER]);
 /// Entered the accept queue.
 pub const ENTERED: Set = set_of(&[
     outcome::ESTABLISHED_HANDSHAKE,
@@ -66,7 +68,7 @@ pub const STOPPED_TIMES: u64 = 4;
 /// The queue is full for so long in a burst at most, seconds; for longer the application is too slow.
 pub const BURST_SECONDS: u64 = 5;
 
-/// Which queue it is about.
+/// What it is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trouble {
@@ -74,11 +76,16 @@ pub enum Trouble {
     AcceptQueueFull,
     /// The SYN queue was full: SYNs were dropped, or answered with cookies.
     SynQueueFull,
+    /// Nobody listened on a port whose listener was closed: SYNs were answered with resets.
+    NoListener,
 }
 
 impl Trouble {
+    /// How many there are.
+    pub const COUNT: usize = 3;
     /// Each of them.
-    pub const ALL: [Self; 2] = [Self::AcceptQueueFull, Self::SynQueueFull];
+    pub const ALL: [Self; Self::COUNT] =
+        [Self::AcceptQueueFull, Self::SynQueueFull, Self::NoListener];
 
     /// The outcomes that it consists of.
     #[must_use]
@@ -86,6 +93,7 @@ impl Trouble {
         match self {
             Self::AcceptQueueFull => ACCEPT_FULL,
             Self::SynQueueFull => SYN_FULL,
+            Self::NoListener => NOBODY,
         }
     }
 
@@ -95,6 +103,7 @@ impl Trouble {
         match self {
             Self::AcceptQueueFull => "accept queue full",
             Self::SynQueueFull => "SYN queue full",
+            Self::NoListener => "no listener",
         }
     }
 
@@ -104,6 +113,7 @@ impl Trouble {
         match self {
             Self::AcceptQueueFull => "accept_queue_full",
             Self::SynQueueFull => "syn_queue_full",
+            Self::NoListener => "no_listener",
         }
     }
 }
@@ -126,7 +136,7 @@ pub enum Pattern {
 /// [`Timeline`](super::timeline::Timeline).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Episode {
-    /// Which queue it is about.
+    /// What it is about.
     pub trouble: Trouble,
     /// The first packet that was refused.
     #[serde(rename = "begin", serialize_with = "as_time")]

@@ -45,6 +45,10 @@ pub struct History {
     pub deepest_syn: Option<u32>,
     /// What a snapshot said last, with the owner that was known before it closed.
     pub snapshot: Option<Snapshot>,
+    /// When listen() was called, and when it was closed, where that was observed.
+    pub listened: Option<i128>,
+    /// See `listened`.
+    pub closed: Option<i128>,
     /// The longest that a connection was seen to wait.
     pub oldest_waiting_us: Option<u64>,
     /// The most half-open requests at once whose SYN-ACK had been sent again.
@@ -188,6 +192,8 @@ impl History {
             deepest: None,
             deepest_syn: None,
             snapshot: None,
+            listened: None,
+            closed: None,
             oldest_waiting_us: None,
             unanswered: None,
             stalls: Vec::new(),

@@ -6,6 +6,7 @@ mod aftermath;
 mod clients;
 mod evidence;
 pub mod flood;
+mod gap;
 mod group;
 mod stall;
 
@@ -24,7 +25,7 @@ use super::{
 const AT_ONCE: u64 = 1;
 
 /// Every rule.
-pub static RULES: [Rule; 16] = [
+pub static RULES: [Rule; 17] = [
     Rule {
         name: "accept-stopped",
         harm: Harm::Outage,
@@ -156,6 +157,17 @@ pub static RULES: [Rule; 16] = [
         why: "The listener was closed, by a restart or a reload, with connections in its accept queue. The kernel resets \
               each of them: for the client a connection that was open breaks.",
         find: aftermath::closed,
+    },
+    Rule {
+        name: "restart-gap",
+        harm: Harm::Refusing,
+        needs: &[gap::NEEDS],
+        seconds: AT_ONCE,
+        thresholds: &[],
+        why: "The kernel answers a SYN for a port on which nobody listens with a reset. The client sees \"connection refused\" at once, \
+              and the kernel does not try again for it, as it does when a SYN is dropped. Between the end of the old listener and \
+              listen() of the new one every client is refused.",
+        find: gap::restart,
     },
     Rule {
         name: "syn-queue-too-small",

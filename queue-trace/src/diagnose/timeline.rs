@@ -143,6 +143,14 @@ impl Timeline {
         Some(at)
     }
 
+    /// The moment of a time that a line tells of something earlier.
+    #[must_use]
+    pub fn moment(&self, time: &str) -> Option<i128> {
+        let drift = self.ahead.map_or(0, |(first, last)| last - first);
+        let wall = from_rfc3339(time).ok()?;
+        Some(wall.saturating_sub(drift))
+    }
+
     fn step(&mut self, at: i128, by: i128) {
         self.steps += 1;
         if self.steps > NAMED {

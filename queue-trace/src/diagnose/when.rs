@@ -82,6 +82,15 @@ impl When {
         self.episodes.iter().any(|episode| episode.ongoing)
     }
 
+    /// With those episodes over that are known to be, although they were not calm for long.
+    #[must_use]
+    pub fn over(mut self, is_over: impl Fn(&Episode) -> bool) -> Self {
+        for episode in &mut self.episodes {
+            episode.ongoing &= !is_over(episode);
+        }
+        self
+    }
+
     /// The worst ones.
     pub fn worst(&self, most: usize) -> impl Iterator<Item = &Episode> {
         self.episodes.iter().take(most)

@@ -19,6 +19,8 @@ use queue_trace_common::{
     counter::{COUNTERS, GROUPS},
     field::{self, FIELDS, Field},
     hook::{self, HOOKS, Hook},
+    outcome::Set,
+    reason::{self, REASONS, Reason},
     settings::{self, CAST, TYPED},
 };
 
@@ -444,6 +446,7 @@ impl Types {
             }
             *place = base as u32;
         }
+        kernel.reasons = self.reasons();
         // All or none: one leads to the other.
         let types = TYPED.map(|name| self.structure(name).unwrap_or(0));
         if !types.contains(&0) {
@@ -471,6 +474,22 @@ impl Types {
         kernel.tcp_syn_recv = self.enumerator("TCP_SYN_RECV")? as u8;
         kernel.tcp_listen = self.enumerator("TCP_LISTEN")? as u8;
         Ok(kernel)
+    }
+
+    /// This kernel's numbers of the reasons for freeing a packet; all 0 if its tracepoint gives none.
+    fn reasons(&self) -> [u32; reason::COUNT] {
+        let given = self.tracepoint(KFREE_SKB);
+        if given.is_none_or(|prototype| prototype.arguments.len() <= REASON_AT) {
+            return [0; _];
+        }
+        let number = |reason: &Reason| self.enumerator(reason.enumerator).unwrap_or(0);
+        std::array::from_fn(|index| u32::try_from(number(&REASONS[index])).unwrap_or(0))
+    }
+
+    /// The outcomes that this kernel tells by its reasons for freeing a packet.
+    #[must_use]
+    pub fn told_by_reasons(&self) -> Set {
+        reason::outcomes(&self.reasons())
     }
 
     /// Whether a hook's function is there with a prototype that is known; if not, why.
@@ -577,9 +596,13 @@ fn enumerators() -> HashSet<&'static str> {
         .iter()
         .map(|counter| counter.enumerator)
         .chain(["TCP_ESTABLISHED", "TCP_SYN_RECV", "TCP_LISTEN"])
+        .chain(REASONS.iter().map(|reason| reason.enumerator))
         .chain([marks::RING_BUFFER])
         .collect()
 }
+
+/// Where `kfree_skb` has the reason.
+const REASON_AT: usize = 2;
 
 /// The tracepoint whose arguments differ between kernels.
 const KFREE_SKB: &str = "kfree_skb";

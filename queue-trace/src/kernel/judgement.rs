@@ -94,6 +94,7 @@ impl Offers {
             ],
             hooks: Self::fitting(types),
             delivery: Ok(()),
+            reasons: types.told_by_reasons(),
         }
     }
 }

@@ -53,6 +53,8 @@ pub struct Offers {
     pub hooks: Vec<Result<(), Without>>,
     /// Whether packets can be seen right before a socket decides on them, and if not, why.
     pub delivery: Result<(), String>,
+    /// The outcomes that the kernel tells by its reasons for freeing a packet.
+    pub reasons: Set,
 }
 
 /// Why a hook is not to be had.
@@ -84,6 +86,7 @@ impl Offers {
             families: [fentry, host.kprobes.clone(), Ok(())],
             hooks: Self::fitting(types),
             delivery: Ok(()),
+            reasons: types.told_by_reasons(),
         }
     }
 
@@ -94,6 +97,7 @@ impl Offers {
             families: [(); 3].map(|()| Err(why.to_owned())),
             hooks: HOOKS.iter().map(|_| Ok(())).collect(),
             delivery: Err(why.to_owned()),
+            reasons: 0,
         }
     }
 
@@ -163,6 +167,8 @@ pub struct Plan {
     /// By tracepoints: whether packets are seen right before a socket decides on them, and if
     /// not, why.
     pub delivery: Result<(), String>,
+    /// The outcomes, among those wanted, that are told by the kernel's reasons for freeing a packet.
+    pub reasons: Set,
     /// What else is to be known, a sentence each.
     pub warnings: Vec<String>,
 }
@@ -241,12 +247,14 @@ impl Plan {
             observable: selection,
             unobservable: 0,
             delivery: offers.delivery.clone(),
+            reasons: 0,
             warnings: Vec::new(),
         };
         if family == HookFamily::Tracepoint {
             let by_delivery = BY_DELIVERY.iter().filter(|_| plan.delivery.is_ok());
             let tells = BY_TRACEPOINTS.iter().chain(by_delivery);
-            plan.observable &= tells.fold(0, |set, tag| set | 1 << tag);
+            plan.observable &= tells.fold(offers.reasons, |set, tag| set | 1 << tag);
+            plan.reasons = plan.observable & offers.reasons;
         } else {
             for hook in &HOOKS {
                 if !is_needed(hook, selection) {
@@ -392,6 +400,7 @@ mod tests {
     use queue_trace_common::{
         hook,
         outcome::{Kind, of_kind},
+        reason,
     };
 
     use super::*;
@@ -401,6 +410,7 @@ mod tests {
             families: [Ok(()), Ok(()), Ok(())],
             hooks: vec![Ok(()); hook::COUNT],
             delivery: Ok(()),
+            reasons: reason::outcomes(&[1; _]),
         }
     }
 
@@ -553,6 +563,29 @@ mod tests {
         assert_eq!(plan.observable & (1 << outcome::ESTABLISHED_FAST_OPEN), 0);
         assert_ne!(plan.observable & (1 << outcome::QUEUE_DISCARDED), 0);
         assert!(plan.limits().join("\n").contains("cannot mount cgroup2"));
+    }
+
+    #[test]
+    fn by_tracepoints_a_kernel_without_reasons_cannot_tell_that_nobody_listens() {
+        const NOBODY: Set = 1 << outcome::SYN_REFUSED_NO_LISTENER;
+        let mut offers = offers();
+        let plan = Plan::make(Attach::Tracepoint, ALL, &offers).unwrap();
+        assert_ne!(plan.observable & NOBODY, 0);
+        assert_eq!(plan.reasons, NOBODY);
+
+        offers.reasons = 0;
+        let plan = Plan::make(Attach::Tracepoint, ALL, &offers).unwrap();
+        assert_eq!((plan.observable & NOBODY, plan.reasons), (0, 0));
+        let limits = plan.limits().join("\n");
+        assert!(limits.contains("syn_refused:no_listener"), "{limits}");
+
+        // By hooks every kernel can.
+        let plan = Plan::make(Attach::Kprobe, ALL, &offers).unwrap();
+        assert_ne!(plan.observable & NOBODY, 0);
+        offers.hooks[hook::RESET_V4] = Err(Without::Refused("inlined".into()));
+        offers.hooks[hook::RESET_V6] = Err(Without::Refused("inlined".into()));
+        let plan = Plan::make(Attach::Kprobe, ALL, &offers).unwrap();
+        assert_eq!(plan.observable & NOBODY, 0);
     }
 
     #[test]

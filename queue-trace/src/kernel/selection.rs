@@ -40,6 +40,8 @@ pub struct Selection {
     pub networks: Prefixes,
     /// Connections are told as accepted only if they waited at least so long.
     pub slow: Option<Duration>,
+    /// Whether SYNs for ports on which nobody listened while attached are wanted, too.
+    pub unheard: bool,
     /// Whether the kernel side's own messages are wanted.
     pub debug: bool,
     /// Whether owners are named, so that it is needed at once whose a new listener is.
@@ -63,6 +65,7 @@ impl Selection {
             outcomes: filters.outcomes(),
             clients: filters.clients.clone(),
             slow: filters.slow.filter(|_| !filters.shows_accepted()),
+            unheard: filters.shows_unheard(),
             ..listeners
         })
     }
@@ -179,6 +182,7 @@ impl Selection {
             ports: (!self.ports.is_empty()).into(),
             addrs: (!self.addrs.is_empty()).into(),
             clients: (!self.clients.is_empty()).into(),
+            unheard: self.unheard.into(),
             ..Filter::default()
         };
         for (place, id) in filter.netns.iter_mut().zip(self.netns.keys()) {

@@ -29,7 +29,7 @@ use crate::{
     },
     lab::{
         Ending, Family, Listen, Netns, Pace, add_address, connect_each,
-        raw::{Peer, Wire},
+        raw::{Answer, Peer, Wire},
     },
     model::event::Name,
 };
@@ -139,6 +139,7 @@ impl SelfTest {
         let mut read = Read::default();
         self.handshakes(Family::V4)?;
         self.cookie(Family::V4)?;
+        self.nobody(Family::V4)?;
         read.take(&SEEN_V4, self, probe)?;
         self.full(probe, &mut read)?;
         self.last_quarter()?;
@@ -146,7 +147,8 @@ impl SelfTest {
         // Kernels without IPv6 or MPTCP have nothing there to see.
         match self.handshakes(Family::V6).and_then(|()| {
             self.netns.run(|| add_address(LISTENER_V6))?;
-            self.cookie(Family::V6)
+            self.cookie(Family::V6)?;
+            self.nobody(Family::V6)
         }) {
             Ok(()) => read.take(&SEEN_V6, self, probe)?,
             Err(_) => left_out.extend(["_v6_", "mptcp6"]),
@@ -216,6 +218,22 @@ impl SelfTest {
             let _connection = listener.accept().context("cannot accept")?;
             // The next step's clients have the same addresses.
             peer.rst(&wire)?;
+            wire.settle()
+        })
+    }
+
+    /// A SYN for a port whose listener was closed.
+    fn nobody(&self, family: Family) -> Result<()> {
+        let address = self.listener(family);
+        self.netns.run(|| {
+            let mut wire = Wire::open(family)?;
+            let mut peer = Peer::new(&mut wire, address)?;
+            peer.syn(&wire)?;
+            let answer = peer.answer(&mut wire, PATIENCE)?;
+            ensure!(
+                answer == Some(Answer::Reset),
+                "a SYN for nobody had no reset over {family}"
+            );
             wire.settle()
         })
     }
@@ -302,8 +320,8 @@ impl Faults {
     }
 }
 
-/// An outcome that a step of the self-test has, and the hook that must have read it. It is
-/// counted whatever outcomes are wanted, as it moves a counter.
+/// An outcome that a step of the self-test has, and the hook that must have read it. Those that
+/// move a counter are counted whatever outcomes are wanted, the others if they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Expected {
     outcome: u8,
@@ -314,13 +332,15 @@ const fn expected(outcome: u8, hook: usize) -> Expected {
     Expected { outcome, hook }
 }
 
-const SEEN_V4: [Expected; 2] = [
+const SEEN_V4: [Expected; 3] = [
     expected(outcome::COOKIE_SENT_ALWAYS, hook::SYN_V4),
     expected(outcome::ESTABLISHED_COOKIE, hook::COOKIE_V4),
+    expected(outcome::SYN_REFUSED_NO_LISTENER, hook::RESET_V4),
 ];
-const SEEN_V6: [Expected; 2] = [
+const SEEN_V6: [Expected; 3] = [
     expected(outcome::COOKIE_SENT_ALWAYS, hook::SYN_V6),
     expected(outcome::ESTABLISHED_COOKIE, hook::COOKIE_V6),
+    expected(outcome::SYN_REFUSED_NO_LISTENER, hook::RESET_V6),
 ];
 const SEEN_FULL: [Expected; 1] = [expected(outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL, hook::ACK)];
 const SEEN_LAST_QUARTER: [Expected; 1] =

@@ -51,7 +51,10 @@ impl Stats<'_> {
             let inode = row.listener.inode;
             inode.is_none_or(|inode| !gone.contains_key(&inode))
         });
-        rows.extend(gone.iter().map(|(inode, queue)| closed(*inode, queue)));
+        rows.extend(
+            gone.iter()
+                .map(|(inode, queue)| closed(*inode, queue, clock)),
+        );
         let mut counts = self.counts_by_socket();
         let keys = self.kept.listeners.keys();
         let keys: HashMap<u64, &QueueKey> = keys.map(|key| (key.inode, key)).collect();
@@ -102,6 +105,9 @@ impl Stats<'_> {
         clock: Clock,
         folders: &mut Folders,
     ) {
+        if queue.made_ns != 0 {
+            row.listen_time = Some(rfc3339(clock.wall(queue.made_ns)));
+        }
         if row.processes.as_ref().is_none_or(Vec::is_empty) && queue.pid != 0 {
             row.processes = Some(vec![maker(queue)]);
         }
@@ -210,9 +216,9 @@ fn maker(queue: &Queue) -> Process {
 
 /// What is left of a listener that was closed: how deep its queue is and what bounds it is
 /// not known any more.
-fn closed(inode: u64, queue: &Queue) -> Snapshot {
+fn closed(inode: u64, queue: &Queue, clock: Clock) -> Snapshot {
     Snapshot {
-        time: Some(rfc3339(wall_now())),
+        time: Some(rfc3339(clock.wall_ns)),
         netns: queue.netns,
         listener: Listener {
             addr: Some(std::net::Ipv6Addr::from(queue.addr).to_canonical()),
@@ -228,6 +234,7 @@ fn closed(inode: u64, queue: &Queue) -> Snapshot {
             ..Gauge::default()
         }),
         closed: Some(true),
+        closed_time: Some(rfc3339(clock.wall(queue.closed_ns))),
         ..Snapshot::default()
     }
 }

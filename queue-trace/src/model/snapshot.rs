@@ -87,9 +87,15 @@ pub struct Snapshot {
     /// waited long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stall: Option<Box<Stall>>,
+    /// When listen() was called, RFC 3339, if that was while attached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen_time: Option<String>,
     /// Whether it was closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<bool>,
+    /// When it was closed, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_time: Option<String>,
     /// How many connections entered its accept queue, since it was attached. This and what
     /// follows is for conclusions about it, and does not travel in JSON.
     #[serde(skip)]

@@ -318,6 +318,7 @@ fn episodes(case: &Case, history: &History, time: &[i64]) -> Option<Curve> {
             let depth = match trouble {
                 Trouble::AcceptQueueFull => episode.deepest,
                 Trouble::SynQueueFull => episode.deepest_syn,
+                Trouble::NoListener => None,
             };
             for (value, moment) in values.iter_mut().zip(time) {
                 let at = i128::from(moment / case.width);

@@ -65,6 +65,7 @@ fn deepest(episode: &Episode) -> String {
     let depth = match episode.trouble {
         Trouble::AcceptQueueFull => episode.deepest,
         Trouble::SynQueueFull => episode.deepest_syn,
+        Trouble::NoListener => None,
     };
     number(depth.map(u64::from))
 }

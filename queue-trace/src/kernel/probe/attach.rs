@@ -86,6 +86,9 @@ pub(super) fn attach(
         attach_hook(&mut ebpf, hook, by_type)
             .map_err(|error| refused(Some(hook), reason(&error), &error))?;
     }
+    if plan.reasons != 0 {
+        attach_tracepoint_twice(&mut ebpf, "packet_refused", "kfree_skb")?;
+    }
     if plan.hooks.iter().any(|hook| hook.index == hook::TIMER) {
         attach_tracepoint(&mut ebpf, "retransmit_synack", "tcp_retransmit_synack")?;
     }

@@ -1,0 +1,143 @@
+//! Step SYN where nobody listens: `tcp_v4_send_reset` and `tcp_v6_send_reset`, called without a
+//! socket for a packet that none was found for (`tcp_v4_rcv`, net/ipv4/tcp_ipv4.c). Packets of
+//! listeners never come here.
+//!
+//! That nobody listens is the normal case for most ports of a machine on the Internet. So by
+//! default only ports count whose listener was closed while attached.
+
+use aya_ebpf::{
+    macros::{fentry, kprobe},
+    programs::{FEntryContext, ProbeContext},
+};
+use queue_trace_common::{field, outcome};
+
+use crate::{
+    emit::{self, Verdict},
+    filter,
+    read::{
+        memory::{self, Plain, Pointer},
+        packet::{self, Packet, Peer, flag},
+        socket::Identity,
+    },
+    state::{
+        config,
+        maps::{IF_MISSING, LEFT, WITHOUT_LISTENER},
+        types::Port,
+    },
+};
+
+/// A listener was closed: what comes to its port now may find nobody.
+#[inline(never)]
+pub fn left(port: u16, net: u64) {
+    let port = port_of(&Identity::at_port(Plain(net), port));
+    // The one that was used longest ago makes room.
+    let _ = LEFT.insert(port, 1u8, 0);
+}
+
+#[inline(always)]
+fn port_of(listener: &Identity) -> Port {
+    Port {
+        netns_cookie: listener.netns_cookie,
+        netns: listener.netns,
+        port: listener.port,
+        _pad: 0,
+    }
+}
+
+/// A packet that no socket was found for is answered with a reset.
+#[inline(always)]
+pub fn no_listener(skb: u64) {
+    let Some(packet) = Packet::of(skb) else {
+        return;
+    };
+    if packet.flags & (flag::SYN | flag::ACK | flag::RST) != flag::SYN {
+        return;
+    }
+    let route = memory::value::<u64>(skb, field::SKB_DST) & packet::ROUTE;
+    if route == 0 {
+        return;
+    }
+    // As the kernel itself finds the namespace of such a packet.
+    let net = Plain(route).follow(field::DST_DEV).follow(field::DEV_NET);
+    let (ports, _, _) = config::filters();
+    if ports && !config::port_wanted(packet.local_port)
+        || !filter::netns(net)
+        || !filter::pair(&packet.local, &packet.client)
+    {
+        return;
+    }
+    tell(net.0, packet);
+}
+
+#[inline(always)]
+fn tell(net: u64, packet: Packet) {
+    let port = packet.local_port;
+    let listener = Identity::at_port(Plain(net), port);
+    let key = port_of(&listener);
+    // SAFETY: only asked whether it is there.
+    if !config::unheard() && unsafe { LEFT.get(key) }.is_none() {
+        return;
+    }
+    let listener = Identity {
+        port: if has_place(&key) { port } else { 0 },
+        ..listener
+    };
+    emit::verdict_with(
+        &Verdict {
+            outcome: outcome::SYN_REFUSED_NO_LISTENER,
+            moved: 0,
+            count: 1,
+            sk: 0,
+            net,
+            listener,
+            by_softirq: false,
+            retransmits: 0,
+        },
+        true,
+        || Some(Peer::from(packet)),
+        |record| record.port = port,
+    );
+}
+
+/// Whether a port is counted by itself. Who scans all ports must not use up the places of the
+/// counts: what comes to the ports for which there is no room is counted together, as port 0.
+#[inline(never)]
+fn has_place(key: &Port) -> bool {
+    // SAFETY: only asked whether it is there.
+    if unsafe { WITHOUT_LISTENER.get(key) }.is_some() {
+        return true;
+    }
+    let _ = WITHOUT_LISTENER.insert(key, 1u8, IF_MISSING);
+    // SAFETY: as above.
+    unsafe { WITHOUT_LISTENER.get(key) }.is_some()
+}
+
+#[inline(always)]
+fn reset(sk: u64, skb: u64) {
+    if sk == 0 {
+        no_listener(skb);
+    }
+}
+
+// (sk, skb, ...), where sk may be NULL.
+
+macro_rules! resets {
+    ($enter:ident $enter_kprobe:ident) => {
+        #[fentry]
+        fn $enter(ctx: FEntryContext) -> i32 {
+            reset(memory::plain(ctx.arg(0)), memory::plain(ctx.arg(1)));
+            0
+        }
+
+        #[kprobe]
+        fn $enter_kprobe(ctx: ProbeContext) -> u32 {
+            if let (Some(sk), Some(skb)) = (ctx.arg(0), ctx.arg(1)) {
+                reset(sk, skb);
+            }
+            0
+        }
+    };
+}
+
+resets!(reset_v4_enter reset_v4_enter_kprobe);
+resets!(reset_v6_enter reset_v6_enter_kprobe);
