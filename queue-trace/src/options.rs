@@ -3,6 +3,7 @@
 //! checked against the machine.
 
 use std::{
+    fmt,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     str::FromStr,
@@ -13,24 +14,179 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use queue_trace_common::outcome::{self, Kind, OUTCOMES, Set};
 
-/// Which verdicts of which packets.
+/// Which listeners: what every command takes that shows them.
 #[derive(Debug, Clone, Default, Args)]
-pub struct Filters {
+pub struct ListenerFilters {
     /// Only listeners on these ports, e.g. 80,443 or 8000-8099
     #[arg(short, long = "port", value_name = "PORT[,PORT|A-B]", value_delimiter = ',', value_parser = ports)]
     pub ports: Vec<RangeInclusive<u16>>,
 
-    /// Only packets sent to these addresses of this host
+    /// Only packets sent to these addresses of this host, and listeners that take them
     #[arg(long = "addr", value_name = "CIDR", value_parser = network)]
     pub addrs: Vec<IpNet>,
-
-    /// Only clients with these addresses
-    #[arg(long = "client", value_name = "CIDR", value_parser = network)]
-    pub clients: Vec<IpNet>,
 
     /// Only this network namespace: its number (lsns -t net) or a path like /run/netns/NAME
     #[arg(long = "netns", value_name = "ID|PATH", value_parser = NetnsArg::from_str)]
     pub netns: Vec<NetnsArg>,
+
+    /// Only listeners that are bound to this device, by its name or number (ip link)
+    #[arg(long = "device", value_name = "NAME|NUMBER", value_parser = NetDevice::from_str)]
+    pub devices: Vec<NetDevice>,
+
+    /// Only listeners of this process: its name (ps -o comm) or number
+    #[arg(long = "process", value_name = "NAME|PID", value_parser = ProcessArg::from_str)]
+    pub processes: Vec<ProcessArg>,
+
+    /// Only listeners of this systemd unit, e.g. nginx.service
+    #[arg(long = "unit", value_name = "UNIT", value_parser = unit)]
+    pub units: Vec<String>,
+
+    /// Only listeners in this container: its id, or how it begins
+    #[arg(long = "container", value_name = "ID", value_parser = container)]
+    pub containers: Vec<String>,
+
+    /// Only listeners in this Kubernetes pod: its name or uid
+    #[arg(long = "pod", value_name = "[NAMESPACE/]NAME|UID")]
+    pub pods: Vec<String>,
+}
+
+impl ListenerFilters {
+    /// Whether owners or devices are named: such a filter works in user space.
+    #[must_use]
+    pub fn name_owners(&self) -> bool {
+        !self.devices.is_empty()
+            || !self.processes.is_empty()
+            || !self.units.is_empty()
+            || !self.containers.is_empty()
+            || !self.pods.is_empty()
+    }
+
+    /// Whether they ask about some listeners, wherever they are.
+    #[must_use]
+    pub fn ask(&self) -> bool {
+        self.name_owners() || !self.ports.is_empty() || !self.addrs.is_empty()
+    }
+
+    /// Those that work in user space, as they are on the command line.
+    #[must_use]
+    pub fn owner_words(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        let devices = self.devices.iter().map(|one| format!("--device {one}"));
+        let processes = self.processes.iter().map(|one| format!("--process {one}"));
+        words.extend(devices.chain(processes));
+        for (option, values) in [
+            ("--unit", &self.units),
+            ("--container", &self.containers),
+            ("--pod", &self.pods),
+        ] {
+            words.extend(values.iter().map(|one| format!("{option} {one}")));
+        }
+        words
+    }
+
+    /// All of them, as they are on the command line.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        let mut words = self.kernel_words();
+        words.extend(self.owner_words());
+        words
+    }
+
+    /// Those that the kernel side applies, as they are on the command line.
+    #[must_use]
+    pub fn kernel_words(&self) -> Vec<String> {
+        let ports = self.ports.iter().map(|range| match range {
+            range if range.start() == range.end() => format!("--port {}", range.start()),
+            range => format!("--port {}-{}", range.start(), range.end()),
+        });
+        let addrs = self.addrs.iter().map(|net| format!("--addr {net}"));
+        let netns = self.netns.iter().map(|netns| format!("--netns {netns}"));
+        ports.chain(addrs).chain(netns).collect()
+    }
+}
+
+/// A process as the user names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessArg {
+    /// By number.
+    Pid(u32),
+    /// By name, as the kernel has it.
+    Name(String),
+}
+
+impl FromStr for ProcessArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        /// What the kernel keeps of a name (`TASK_COMM_LEN` less the end).
+        const LONGEST: usize = 15;
+        match text.parse() {
+            Ok(0) => Err("no process has the number 0".to_owned()),
+            Ok(pid) => Ok(Self::Pid(pid)),
+            Err(_) if text.is_empty() => Err("neither a name nor a number".to_owned()),
+            Err(_) => {
+                let mut ends = (0..=LONGEST.min(text.len())).rev();
+                let end = ends.find(|at| text.is_char_boundary(*at));
+                Ok(Self::Name(text[..end.unwrap_or(0)].to_owned()))
+            }
+        }
+    }
+}
+
+impl fmt::Display for ProcessArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pid(pid) => write!(f, "{pid}"),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// A network device as the user names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetDevice {
+    /// By number, in its namespace.
+    Number(u32),
+    /// By name.
+    Name(String),
+}
+
+impl FromStr for NetDevice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        /// `IFNAMSIZ` less the end.
+        const LONGEST: usize = 15;
+        match text.parse() {
+            Ok(0) => Err("no device has the number 0".to_owned()),
+            Ok(number) => Ok(Self::Number(number)),
+            Err(_) if text.is_empty() || text.len() > LONGEST => {
+                Err(format!("a device's name has 1 to {LONGEST} characters"))
+            }
+            Err(_) => Ok(Self::Name(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for NetDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// Which verdicts of which packets.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Filters {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub listeners: ListenerFilters,
+
+    /// Only clients with these addresses
+    #[arg(long = "client", value_name = "CIDR", value_parser = network)]
+    pub clients: Vec<IpNet>,
 
     /// Only these outcomes, e.g. syn_dropped or ack_dropped:accept_queue_full
     #[arg(long = "event", value_name = "VERDICT[:CAUSE]", value_parser = outcomes)]
@@ -45,29 +201,9 @@ pub struct Filters {
     pub slow: Option<Duration>,
 }
 
-/// Which listeners, and how the kernel is watched.
-#[derive(Debug, Clone, Default, Args)]
-pub struct Which {
-    /// Only listeners on these ports, e.g. 80,443 or 8000-8099
-    #[arg(short, long = "port", value_name = "PORT[,PORT|A-B]", value_delimiter = ',', value_parser = ports)]
-    pub ports: Vec<RangeInclusive<u16>>,
-
-    /// Only listeners on these addresses of this host
-    #[arg(long = "addr", value_name = "CIDR", value_parser = network)]
-    pub addrs: Vec<IpNet>,
-
-    /// Only this network namespace: its number (lsns -t net) or a path like /run/netns/NAME
-    #[arg(long = "netns", value_name = "ID|PATH", value_parser = NetnsArg::from_str)]
-    pub netns: Vec<NetnsArg>,
-
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "it would be shown as help")]
-    pub kernel: Kernel,
-}
-
 /// How the kernel is watched.
 #[derive(Debug, Clone, Default, Args)]
-pub struct Kernel {
+pub struct KernelOptions {
     /// How to attach to the kernel; auto takes the best that it allows
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Attach::Auto)]
     pub attach: Attach,
@@ -104,6 +240,15 @@ pub enum NetnsArg {
     Path(PathBuf),
 }
 
+impl fmt::Display for NetnsArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "{id}"),
+            Self::Path(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
 impl FromStr for NetnsArg {
     type Err = String;
 
@@ -137,6 +282,33 @@ pub(crate) fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
             Ok(from..=to)
         }
     }
+}
+
+/// A unit, as systemctl takes it: a name without its kind is a service's.
+fn unit(text: &str) -> Result<String, String> {
+    const KINDS: [&str; 3] = [".service", ".scope", ".socket"];
+    if text.is_empty() || text.contains('/') {
+        return Err("not a unit like nginx.service".to_owned());
+    }
+    Ok(match KINDS.iter().any(|kind| text.ends_with(kind)) {
+        true => text.to_owned(),
+        false => format!("{text}.service"),
+    })
+}
+
+/// A container's id, or how it begins.
+fn container(text: &str) -> Result<String, String> {
+    /// 64 digits, of which container tools show 12.
+    const LONGEST: usize = 64;
+    let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if text.is_empty() || text.len() > LONGEST || !digits {
+        return Err(
+            "not a container's id, hexadecimal digits as docker ps shows them: for a Kubernetes \
+             container use --pod"
+                .to_owned(),
+        );
+    }
+    Ok(text.to_ascii_lowercase())
 }
 
 /// A network, or a single address as a network of one.
@@ -185,6 +357,28 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 impl Filters {
+    /// All of them, as they are on the command line.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        let mut words = self.listeners.words();
+        words.extend(self.client_words());
+        words
+    }
+
+    /// Those on clients, as they are on the command line.
+    pub fn client_words(&self) -> impl Iterator<Item = String> {
+        self.clients.iter().map(|net| format!("--client {net}"))
+    }
+
+    /// For a conclusion, which needs all outcomes unless some are named.
+    #[must_use]
+    pub fn for_conclusions(&self) -> Self {
+        Self {
+            all: self.events.is_empty(),
+            ..self.clone()
+        }
+    }
+
     /// The outcomes asked for.
     #[must_use]
     pub fn outcomes(&self) -> Set {

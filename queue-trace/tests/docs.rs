@@ -17,7 +17,7 @@ use queue_trace::{
     model::{
         clients::{Clients, Network},
         event::{Event, Name},
-        ledger::{Ledger, Look},
+        ledger::{BothSides, Ledger},
         lines::{AttachPlan, Counts, End, Header, LossNote, SCHEMA, Total},
         snapshot::{Descriptors, Gauge, Group, Snapshot},
         socket::{Listener, Process},
@@ -400,6 +400,8 @@ fn full_row(limit_from: LimitFrom) -> Snapshot {
         accept_latency_us: Some(latency.into()),
         handshake_us: Some(latency.into()),
         oldest_waiting_us: Some(1),
+        pod_name: Some("shop/web".to_owned()),
+        device_name: Some("eth1".to_owned()),
         default_of: Some("Java".to_owned()),
         threads: Some([("S futex_do_wait".to_owned(), 3)].into()),
         descriptors: Some(Descriptors {
@@ -430,7 +432,10 @@ fn full_lines() -> Vec<Value> {
         time: queue_trace::model::event::rfc3339(1),
         host: "host".to_owned(),
         kernel: "6.12".to_owned(),
-        attach: AttachPlan::from(&plan),
+        attach: AttachPlan {
+            filters: Some(vec!["--port 80".to_owned()]),
+            ..AttachPlan::from(&plan)
+        },
     };
     let loss = LossNote::between(&Loss::default(), &Loss::default(), header.time.clone());
     let mut lines = vec![json!(header), json!(loss)];
@@ -461,6 +466,7 @@ fn full_lines() -> Vec<Value> {
     }
     lines.push(json!(Counts {
         time: header.time.clone(),
+        mono_ns: Some(1),
         netns: 1,
         listener: Listener::default(),
         outcomes: [(Name(&OUTCOMES[0]).to_string(), 1)].into(),
@@ -497,11 +503,12 @@ fn full_lines() -> Vec<Value> {
     ] {
         lines.push(json!(full_row(from)));
     }
-    let seen = Look::default();
+    let seen = BothSides::default();
     let ledger = Ledger::between(1, &seen, &seen, 0);
     lines.push(json!(ledger));
     lines.push(json!(Ledger {
         note: Some("why".to_owned()),
+        other_drops: Some(3),
         ..ledger
     }));
     lines.push(json!(Ledger::one_sided(1, &seen.kernel, 0, "why")));

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, process::Command};
 
 use queue_trace::{
     diagnose::{
-        self, Case, Diagnosis, Finding, Harm, Verdict,
+        self, Case, Conclusion, Diagnosis, Finding, Harm,
         rules::flood::{nft_drop, nft_synproxy},
     },
     model::{
@@ -85,6 +85,7 @@ impl Play {
                 family: family.to_owned(),
                 hooks: Vec::new(),
                 outcomes: Some(seen.map(|outcome| Name(outcome).to_string()).collect()),
+                filters: None,
                 limits: Vec::new(),
             },
         }
@@ -115,11 +116,28 @@ impl Play {
     }
 
     fn event_with(&mut self, ms: u64, tag: u8, client: u32, depth: u32, syn_depth: u32) {
-        if !self.sees(tag) {
-            return;
+        if self.sees(tag) {
+            let event = self.made(ms, tag, client, depth, syn_depth);
+            self.case.event(&event).unwrap();
         }
-        let ns = ms * 1_000_000;
+    }
+
+    /// So many at once that were rate-limited, as a number.
+    fn withheld(&mut self, ms: u64, tag: u8, count: u64) {
         let event = Event {
+            count,
+            client: None,
+            accept_queue: None,
+            syn_queue: None,
+            cpu: None,
+            ..self.made(ms, tag, 0, 0, 0)
+        };
+        self.case.event(&event).unwrap();
+    }
+
+    fn made(&self, ms: u64, tag: u8, client: u32, depth: u32, syn_depth: u32) -> Event {
+        let ns = ms * 1_000_000;
+        Event {
             mono_ns: 5_000_000_000_000 + ns,
             wall_ns: START + i128::from(ns) + self.wall_ahead_ns,
             outcome: Outcome::of(tag).unwrap(),
@@ -147,8 +165,7 @@ impl Play {
             moved: 0,
             cpu: Some(0),
             sk: 0,
-        };
-        self.case.event(&event).unwrap();
+        }
     }
 
     /// Nobody listens: the event has no listener but its port.
@@ -250,6 +267,7 @@ impl Play {
             lost: 0,
             unexplained: Some(0),
             note: None,
+            other_drops: None,
         };
         self.case.ledger(&empty).unwrap();
         let end = START + i128::from(end) * 1_000_000 + self.wall_ahead_ns;
@@ -325,7 +343,11 @@ fn the_same_burst_with_a_larger_backlog_is_nothing() {
     play.burst(10 * SECOND, 20);
     play.healthy(11 * SECOND, 20 * SECOND);
     let diagnosis = play.diagnosis(20 * SECOND);
-    assert_eq!(diagnosis.verdict, Verdict::NothingFound, "{diagnosis:#?}");
+    assert_eq!(
+        diagnosis.verdict,
+        Conclusion::NothingFound,
+        "{diagnosis:#?}"
+    );
 }
 
 #[test]
@@ -450,6 +472,70 @@ fn out_of_file_descriptors() {
     );
 }
 
+/// The owner has no descriptor left, and takes one connection whenever another ends: more threads would
+/// not take more.
+#[test]
+fn slow_for_want_of_file_descriptors() {
+    for used in [20, 19] {
+        let mut play = Play::new(Fentry, 8);
+        play.fill(0);
+        for second in 0..10 {
+            play.event(second * SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, 1, 9);
+            play.event(second * SECOND + 500, ACCEPTED, 0, 8);
+            let client = 100 + second as u32;
+            play.event(second * SECOND + 600, ESTABLISHED_HANDSHAKE, client, 9);
+        }
+        let snapshot = Snapshot {
+            netns: NETNS,
+            listener: play.listener(),
+            descriptors: Some(Descriptors {
+                pid: 42,
+                open: used,
+                limit: 20,
+            }),
+            ..Snapshot::default()
+        };
+        play.case.listener(&snapshot).unwrap();
+        let diagnosis = play.diagnosis(10 * SECOND);
+        let finding = only(&diagnosis, "accept-too-slow");
+        let first = &finding.remedies[0].command;
+        let threads = finding.remedies.iter();
+        let threads = threads.filter(|remedy| remedy.command.contains("threads or processes"));
+        if used == 20 {
+            assert!(first.starts_with("prlimit --pid 42 "), "{first}");
+            assert_eq!(threads.count(), 0, "{finding:#?}");
+        } else {
+            assert_eq!(threads.count(), 1, "{finding:#?}");
+        }
+        assert_eq!(has(finding, "out of file descriptors"), used == 20);
+    }
+}
+
+/// One connection was taken as the queue filled, and none in the minute after it: that is no pace of one
+/// in a minute.
+#[test]
+fn an_application_that_took_one_and_stopped() {
+    for attached in [Fentry, Tracepoint] {
+        let mut play = Play::new(attached, 8);
+        play.fill(0);
+        play.event(0, SYN_DROPPED_ACCEPT_QUEUE_FULL, 1, 9);
+        play.event(100, ACCEPTED, 0, 8);
+        play.event(150, ESTABLISHED_HANDSHAKE, 2, 9);
+        for second in 1..60 {
+            play.event(second * SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, 3, 9);
+        }
+        let diagnosis = play.diagnosis(60 * SECOND);
+        let finding = only(&diagnosis, "accept-stopped");
+        // By tracepoints until the last that was refused.
+        let lasted = ["for 59.9 s", "for 58.9 s"];
+        assert!(
+            lasted.iter().any(|one| finding.what.contains(one)),
+            "{}",
+            finding.what
+        );
+    }
+}
+
 /// A flood is compared with what comes back in its own time, not with the busy hours around it.
 #[test]
 fn a_flood_inside_a_busy_time_is_found() {
@@ -519,7 +605,7 @@ fn real_clients_whose_cookies_come_back_are_no_flood() {
         "{}",
         finding.what
     );
-    assert_eq!(diagnosis.verdict, Verdict::Findings);
+    assert_eq!(diagnosis.verdict, Conclusion::Findings);
     let command = &finding.remedies.last().unwrap().command;
     assert!(command.contains("backlog to 128"), "{command}");
 }
@@ -611,6 +697,9 @@ fn the_stuck_socket_of_a_group_is_the_one_with_the_full_queue() {
     let finding = only(&diagnosis, "reuseport-worker-stuck");
     assert_eq!(finding.owner.as_deref(), Some("worker-2[2]"));
     assert_eq!(finding.inode, Some(79));
+    // In a process's list of what it waits for, inode numbers are hexadecimal.
+    let waits = &finding.remedies[1].command;
+    assert!(waits.contains(" ino:4f '"), "{waits}");
 }
 
 /// Cookies off, by tracepoints: 13 half-open of 16 leave less than a quarter.
@@ -664,6 +753,52 @@ fn a_limit_that_was_raised_later() {
     assert!(has(finding, "later its limit was 511"));
 }
 
+/// What the new limit is, the default of a runtime say, is not what the old one was.
+#[test]
+fn the_default_that_a_limit_is_now_is_not_what_it_was() {
+    for (limit, then) in [(3, false), (511, true)] {
+        let mut play = Play::new(Fentry, limit);
+        play.fill(SECOND);
+        play.event(SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, 1, limit + 1);
+        let snapshot = Snapshot {
+            netns: NETNS,
+            listener: play.listener(),
+            accept_queue: Some(Gauge {
+                depth: Some(0),
+                limit: Some(511),
+                limit_from: Some("backlog".to_owned()),
+                ..Gauge::default()
+            }),
+            default_of: Some("Redis".to_owned()),
+            ..Snapshot::default()
+        };
+        play.case.listener(&snapshot).unwrap();
+        let diagnosis = play.diagnosis(10 * SECOND);
+        let mut settings = diagnosis.findings.iter();
+        let setting = settings.find(|one| one.rule == "backlog-clamped-or-default");
+        assert_eq!(setting.is_some(), then, "{diagnosis:#?}");
+    }
+}
+
+/// The limit was raised since, and holds the burst: it is not to be raised again.
+#[test]
+fn a_limit_that_is_enough_now_is_left() {
+    for (later, command) in [
+        (64, "leave the backlog at 64"),
+        (12, "set the application's backlog to 32, then restart it"),
+        (8, "set the application's backlog to 32, then restart it"),
+    ] {
+        let mut play = Play::new(Fentry, 8);
+        play.burst(SECOND, 20);
+        play.limit = later;
+        play.served(4 * SECOND, 1);
+        let diagnosis = play.diagnosis(10 * SECOND);
+        let finding = only(&diagnosis, "backlog-too-small-for-bursts");
+        let commands: Vec<_> = finding.remedies.iter().map(|one| &one.command).collect();
+        assert_eq!(commands, [command]);
+    }
+}
+
 /// A listener that is gone keeps the owner that it had; its queues are unknown, not 0.
 #[test]
 fn a_closed_listener_keeps_its_owner_and_its_limit() {
@@ -702,6 +837,8 @@ fn a_closed_listener_keeps_its_owner_and_its_limit() {
     let diagnosis = play.diagnosis(10 * SECOND);
     for finding in &diagnosis.findings {
         assert_eq!(finding.owner.as_deref(), Some("crashy[42] crashy.service"));
+        // With the listener its trouble ended.
+        assert!(!finding.ongoing, "{finding:#?}");
     }
     let rule = |name| {
         diagnosis
@@ -773,6 +910,7 @@ fn a_step_of_the_clock_makes_no_outage_longer() {
             play.event(second * SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, 1, 9);
             let counts = Counts {
                 time: rfc3339(START + i128::from(second) * 1_000_000_000 + play.wall_ahead_ns),
+                mono_ns: None,
                 netns: NETNS,
                 listener: play.listener(),
                 outcomes: BTreeMap::from([("syn_dropped:accept_queue_full".to_owned(), 1)]),
@@ -781,6 +919,7 @@ fn a_step_of_the_clock_makes_no_outage_longer() {
         }
         let nonsense = Counts {
             time: "0001-01-01T00:00:00Z".to_owned(),
+            mono_ns: None,
             netns: NETNS,
             listener: play.listener(),
             outcomes: BTreeMap::new(),
@@ -823,12 +962,12 @@ fn too_short_to_tell() {
     let mut play = Play::new(Fentry, 8);
     play.healthy(0, SECOND / 2);
     let diagnosis = play.diagnosis(SECOND / 2);
-    assert_eq!(diagnosis.verdict, Verdict::CouldNotTell);
+    assert_eq!(diagnosis.verdict, Conclusion::CouldNotTell);
     let says = text(&diagnosis, &play.case);
     assert!(says.contains("too short to tell"), "{says}");
     let mut play = Play::new(Fentry, 8);
     play.healthy(0, 4 * SECOND);
-    assert_eq!(play.diagnosis(4 * SECOND).verdict, Verdict::NothingFound);
+    assert_eq!(play.diagnosis(4 * SECOND).verdict, Conclusion::NothingFound);
 }
 
 /// Without all outcomes there is no all-clear.
@@ -837,7 +976,7 @@ fn a_rule_that_could_not_be_judged_forbids_the_all_clear() {
     let mut play = Play::new(Tracepoint, 8);
     play.healthy(0, 10 * SECOND);
     let diagnosis = play.diagnosis(10 * SECOND);
-    assert_eq!(diagnosis.verdict, Verdict::CouldNotTell);
+    assert_eq!(diagnosis.verdict, Conclusion::CouldNotTell);
     let rules: Vec<_> = diagnosis.not_judged.iter().map(|not| not.rule).collect();
     assert_eq!(rules, ["listener-closed-on-clients"]);
 }
@@ -940,6 +1079,40 @@ fn a_flood_without_cookies() {
         rules,
         ["syn-flood-few-networks", "syncookies-off"],
         "{diagnosis:#?}"
+    );
+}
+
+/// Of what was rate-limited in a second in which no SYN was told the network is unknown: that makes
+/// no flood one from many networks.
+#[test]
+fn a_flood_that_was_mostly_rate_limited() {
+    let mut play = Play::new(Fentry, 16);
+    for syn in 0..200u32 {
+        let ms = SECOND + u64::from(syn);
+        play.event_with(ms, SYN_DROPPED_SYN_QUEUE_FULL, syn % 50, 0, 17);
+    }
+    for (second, count) in [(2, 200), (3, 400)] {
+        if second == 3 {
+            play.withheld(3 * SECOND - 100, SYN_DROPPED_SYN_QUEUE_FULL, 400);
+        }
+        let counts = Counts {
+            time: rfc3339(START + second * 1_000_000_000),
+            mono_ns: None,
+            netns: NETNS,
+            listener: play.listener(),
+            outcomes: BTreeMap::from([("syn_dropped:syn_queue_full".to_owned(), count)]),
+        };
+        play.case.counts(&counts).unwrap();
+    }
+    let diagnosis = play.diagnosis(20 * SECOND);
+    let finding = only(&diagnosis, "syn-flood-few-networks");
+    assert_eq!(finding.count, 600);
+    assert!(
+        has(
+            finding,
+            "of 600 SYNs: 203.0.0.0/24 200, 400 from unknown networks; 1 network in all"
+        ),
+        "{finding:#?}"
     );
 }
 
@@ -1081,5 +1254,9 @@ fn a_scan_is_no_gap() {
         play.nobody(5 * SECOND, 1);
     }
     let diagnosis = play.diagnosis(10 * SECOND);
-    assert_eq!(diagnosis.verdict, Verdict::NothingFound, "{diagnosis:#?}");
+    assert_eq!(
+        diagnosis.verdict,
+        Conclusion::NothingFound,
+        "{diagnosis:#?}"
+    );
 }

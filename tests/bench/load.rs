@@ -111,7 +111,7 @@ impl Load {
                 match self {
                     Self::Churn => churn(&room.listener, address, count)?,
                     Self::Dropped | Self::Cookies => {
-                        flood(address, &Flood::of(count))?;
+                        flood(address, &Flood::hasty(count))?;
                     }
                 }
                 Ok(())

@@ -57,7 +57,7 @@ pub fn run(program: &Path, attach: &str) {
     for count in REQUESTS {
         let flood = Flood {
             first: sent,
-            ..Flood::of(count - sent)
+            ..Flood::hasty(count - sent)
         };
         room.flood_as(&flood);
         sent = count;

@@ -31,7 +31,7 @@ pub fn run(program: &Path, attach: &str, long: Duration) {
     while began.elapsed() < long {
         room.netns
             .run(|| {
-                flood(room.address, &Flood::of(BATCH))?;
+                flood(room.address, &Flood::hasty(BATCH))?;
                 Ok(())
             })
             .unwrap();

@@ -30,14 +30,19 @@ const COOKIES: &str = "net.ipv4.tcp_syncookies";
 
 /// Records what `play` does in the room, and gives the diagnosis.
 fn diagnosed(name: &str, netns: &Netns, play: impl FnOnce()) -> Value {
+    // A low rate keeps recordings of floods small; counts are exact all the same.
+    diagnosed_in(name, &[netns], "60", play)
+}
+
+/// The same in several, with so many events a second.
+pub fn diagnosed_in(name: &str, namespaces: &[&Netns], rate: &str, play: impl FnOnce()) -> Value {
     let scratch = Scratch::new(name);
     let path = scratch.file(&format!("{name}.jsonl"));
-    // A low rate keeps recordings of floods small; counts are exact all the same.
-    let tracer = Launch::text()
-        .args(["--json", "--all", "--rate", "60", "-o"])
-        .arg(&path)
-        .on(netns)
-        .start();
+    let launch = Launch::text()
+        .args(["--json", "--all", "--rate", rate, "-o"])
+        .arg(&path);
+    let on = |launch: Launch, netns: &&Netns| launch.on(netns);
+    let tracer = namespaces.iter().fold(launch, on).start();
     play();
     let _ = tracer.stop();
     // Each of its lines is one that the schema knows.
@@ -90,7 +95,7 @@ fn clients_come(room: &Room, at_once: usize, every: Duration, during: Duration) 
     clients_come_to(&room.netns, room.address, at_once, every, during);
 }
 
-fn clients_come_to(
+pub fn clients_come_to(
     netns: &Netns,
     address: SocketAddr,
     at_once: usize,
@@ -464,7 +469,7 @@ fn nothing_is_found_where_nothing_is_wrong() {
 }
 
 /// Whether it is told that a listener closes on its clients; by functions always.
-fn judges_closing(diagnosis: &Value) -> bool {
+pub fn judges_closing(diagnosis: &Value) -> bool {
     let not_judged = diagnosis["not_judged"].as_array().unwrap();
     let missing: Vec<_> = not_judged.iter().map(|not| &not["rule"]).collect();
     if attach() != Attach::Tracepoint {
@@ -488,8 +493,8 @@ fn a_worker_that_takes_one_connection_now_and_then() {
         thread::scope(|scope| {
             scope.spawn(|| accept_slowly(&room.listener, Duration::from_secs(2), &stop));
             let come = || {
-                // They try again after 1, 3, 7 s.
-                let clients = connect_each(room.address, 10, Pace::AllAtOnce, MOMENT, None)?;
+                // They try again after 1, 3, 7 s, and are too many to get in sooner.
+                let clients = connect_each(room.address, 20, Pace::AllAtOnce, MOMENT, None)?;
                 thread::sleep(Duration::from_secs(12));
                 drop(clients);
                 Ok(())

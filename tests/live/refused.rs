@@ -17,7 +17,7 @@ use queue_trace::lab::{
 use queue_trace_common::outcome;
 use rustix::process::Pid;
 
-use crate::servers::{AT, Server, nginx};
+use crate::servers::{AT, Server, nginx_command};
 
 const NO_LISTENER: &str = "syn_refused:no_listener";
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -204,7 +204,7 @@ fn nginx_restarts() {
     if unproven("refused::nginx_restarts", ALL) {
         return;
     }
-    let start = |scratch: &Scratch| nginx(scratch, 1, "");
+    let start = |scratch: &Scratch| nginx_command(scratch, "", 1, "");
     let mut server = Server::start("nginx-restarts", start);
     let before = Counters::of(&server.netns);
     let tracer = Launch::showing(Shown::Refusals).on(&server.netns).start();

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
@@ -15,7 +16,7 @@ use live_tests::{Attach, Launch, Recording, Row, Scratch, Shown, attach};
 use queue_trace::lab::Netns;
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
-    process::{Pid, Signal, kill_process},
+    process::{Pid, Signal, kill_process, kill_process_group},
 };
 
 pub const PORT: u16 = 8080;
@@ -54,6 +55,8 @@ impl Server {
         let scratch = Scratch::new(name);
         let mut command = command(&scratch);
         command.stdin(Stdio::null()).stdout(Stdio::null());
+        // With its workers it is a group that can be told to end.
+        command.process_group(0);
         let child = netns.run(|| Ok(command.spawn()?));
         let mut server = Self {
             netns,
@@ -72,7 +75,7 @@ impl Server {
         finished.recording().rows().cloned().collect()
     }
 
-    fn connect(&self) -> TcpStream {
+    pub fn connect(&self) -> TcpStream {
         let connect = || Ok(TcpStream::connect(AT)?);
         self.netns.run(connect).unwrap()
     }
@@ -98,6 +101,29 @@ impl Server {
             let ended = self.child.try_wait().unwrap();
             assert_eq!(ended, None, "it ended before it listened");
             assert!(Instant::now() < deadline, "it does not listen");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// One of its files.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.scratch.file(name)
+    }
+
+    /// Its children.
+    pub fn workers_now(&self) -> Vec<Pid> {
+        children(self.child.id())
+    }
+
+    /// Waits until it has so many children.
+    pub fn workers(&self, count: usize) -> Vec<Pid> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let workers = children(self.child.id());
+            if workers.len() == count {
+                return workers;
+            }
+            assert!(Instant::now() < deadline, "{workers:?}");
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -133,7 +159,13 @@ impl Drop for Server {
     fn drop(&mut self) {
         // It may have ended by itself, which is as well.
         let _ = kill_process(self.pid(), Signal::TERM);
-        let _ = kill_process(self.pid(), Signal::CONT);
+        let _ = kill_process_group(self.pid(), Signal::CONT);
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        // What takes no hint, and workers that are left.
+        let _ = kill_process_group(self.pid(), Signal::KILL);
         let _ = self.child.wait();
     }
 }
@@ -177,8 +209,11 @@ fn comm(row: &Row) -> &str {
 fn frozen_and_resumed(server: &Server, limit: u32, default_of: Option<&str>, hello: &[u8]) {
     let row = one(server.listening());
     assert_eq!(row.accept_queue.limit, limit, "{row:?}");
-    let from = row.accept_queue.limit_from.as_deref();
-    assert_eq!(from, Some("backlog"));
+    let from = match limit {
+        128 => "backlog_or_earlier_somaxconn",
+        _ => "backlog",
+    };
+    assert_eq!(row.accept_queue.limit_from.as_deref(), Some(from));
     assert_eq!(row.default_of.as_deref(), default_of, "{row:?}");
     assert_eq!(row.processes[0].pid, server.child.id());
     let tracer = Launch::showing(Shown::All).on(&server.netns).start();
@@ -191,7 +226,12 @@ fn frozen_and_resumed(server: &Server, limit: u32, default_of: Option<&str>, hel
 }
 
 fn redis(backlog: Option<&str>) -> Server {
-    Server::start("redis", |scratch| {
+    redis_where("redis", &[], backlog)
+}
+
+/// Redis in a namespace with these settings.
+pub fn redis_where(name: &str, sysctls: &[(&str, u32)], backlog: Option<&str>) -> Server {
+    Server::start_where(name, sysctls, |scratch| {
         let mut redis = Command::new("redis-server");
         redis
             .args(["--port", &PORT.to_string(), "--bind", "127.0.0.1"])
@@ -235,18 +275,27 @@ fn redis_in_a_container() {
     assert_eq!(row.pod.as_deref(), Some(POD), "{row:?}");
 }
 
-const POD: &str = "0f3c1d2e-aaaa-bbbb-cccc-0123456789ab";
+pub const POD: &str = "0f3c1d2e-aaaa-bbbb-cccc-0123456789ab";
 
 /// A cgroup that is named as a container's.
-struct Container {
-    id: String,
-    folder: PathBuf,
+pub struct Container {
+    pub id: String,
+    pub folder: PathBuf,
     /// Where the hierarchy of cgroups was mounted, if it was not.
     mounted: Option<Scratch>,
 }
 
 impl Container {
-    fn new() -> Self {
+    pub fn new() -> Self {
+        let id = format!("{:064x}", std::process::id());
+        let pod = format!("kubepods-burstable-pod{}.slice", POD.replace('-', "_"));
+        let mut container = Self::named(&format!("{pod}/cri-containerd-{id}.scope"));
+        container.id = id;
+        container
+    }
+
+    /// A cgroup of any name.
+    pub fn named(name: &str) -> Self {
         let (root, mounted) = match mounted_cgroups() {
             Some(root) => (root, None),
             None => {
@@ -256,12 +305,10 @@ impl Container {
                 (root, Some(scratch))
             }
         };
-        let id = format!("{:064x}", std::process::id());
-        let pod = format!("kubepods-burstable-pod{}.slice", POD.replace('-', "_"));
-        let folder = root.join(pod).join(format!("cri-containerd-{id}.scope"));
+        let folder = root.join(name);
         fs::create_dir_all(&folder).unwrap();
         Self {
-            id,
+            id: String::new(),
             folder,
             mounted,
         }
@@ -322,17 +369,24 @@ fn node_with_its_default() {
     frozen_and_resumed(&server, 511, Some("Node.js"), b"hello");
 }
 
-/// nginx with so many workers, and with these options of its listener.
-pub fn nginx(scratch: &Scratch, workers: usize, listens: &str) -> Command {
+/// nginx that answers 204, with these options of its `listen` and more settings.
+pub fn nginx(name: &str, listen: &str, workers: usize, more: &str) -> Server {
+    Server::start(name, |scratch| {
+        nginx_command(scratch, listen, workers, more)
+    })
+}
+
+/// What starts it.
+pub fn nginx_command(scratch: &Scratch, listen: &str, workers: usize, more: &str) -> Command {
     let folder = scratch.path().display();
     let settings = format!(
-        "daemon off; user root; worker_processes {workers}; pid {folder}/pid; error_log {folder}/log;
+        "daemon off; user root; worker_processes {workers}; pid {folder}/pid; error_log {folder}/log; {more}
         events {{}}
         http {{
             access_log off;
             client_body_temp_path {folder}/a; proxy_temp_path {folder}/b;
             fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
-            server {{ listen 127.0.0.1:{PORT} {listens}; return 204; }}
+            server {{ listen 127.0.0.1:{PORT} {listen}; return 204; }}
         }}"
     );
     let file = scratch.path().join("nginx.conf");
@@ -352,18 +406,13 @@ pub fn nginx(scratch: &Scratch, workers: usize, listens: &str) -> Command {
 fn nginx_with_a_stopped_worker() {
     const WORKERS: usize = 3;
     const BACKLOG: u32 = 4;
-    let server = Server::start("nginx", |scratch| {
-        nginx(scratch, WORKERS, &format!("backlog={BACKLOG} reuseport"))
-    });
-    let deadline = Instant::now() + PATIENCE;
-    let worker = loop {
-        let workers = children(server.child.id());
-        if workers.len() == WORKERS {
-            break workers[1];
-        }
-        assert!(Instant::now() < deadline, "{workers:?}");
-        thread::sleep(Duration::from_millis(20));
-    };
+    let server = nginx(
+        "nginx",
+        &format!("backlog={BACKLOG} reuseport"),
+        WORKERS,
+        "",
+    );
+    let worker = server.workers(WORKERS)[1];
     let tracer = Launch::showing(Shown::All).on(&server.netns).start();
     freeze(worker);
     let before = Instant::now();

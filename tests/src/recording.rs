@@ -40,6 +40,7 @@ pub struct Header {
 pub struct AttachPlan {
     pub family: String,
     pub hooks: Vec<String>,
+    pub filters: Option<Vec<String>>,
 }
 
 /// A verdict.
@@ -79,6 +80,7 @@ pub struct Row {
     pub cgroup: Option<String>,
     pub container: Option<String>,
     pub pod: Option<String>,
+    pub pod_name: Option<String>,
     pub group: Option<Group>,
     pub accept_queue: AcceptGauge,
     pub syn_queue: Option<SynGauge>,
@@ -185,6 +187,7 @@ pub struct Ledger {
     pub lost: u64,
     pub unexplained: Option<u64>,
     pub note: Option<String>,
+    pub other_drops: Option<u64>,
 }
 
 /// Both sides of one counter.

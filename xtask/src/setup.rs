@@ -39,16 +39,23 @@ const PACKAGES: &[&str] = &[
     "binutils",
     "xz-utils",
     "zstd",
-    // The live tests, here and in the virtual machines.
+    // The live tests, here and in the virtual machines; and what remedies name.
+    "conntrack",
     "iproute2",
     "nftables",
+    "procps",
+    "tcpdump",
     // The page of `queue-trace report` in a browser.
     "chromium",
     // The servers whose queues are looked at.
+    "default-jre-headless",
+    "haproxy",
     "nginx-light",
-    "redis-server",
-    "python3-minimal",
     "nodejs",
+    "postgresql",
+    "python3-minimal",
+    "redis-server",
+    "uwsgi-plugin-python3",
     // Those whose default backlogs are checked.
     "apache2-bin",
     "erlang-base",
@@ -57,7 +64,11 @@ const PACKAGES: &[&str] = &[
     "memcached",
     "php-fpm",
     "puma",
+    "sccache",
+    "tomcat10-common",
+    "uvicorn",
     "uwsgi-core",
+    "webhook",
 ];
 
 /// A C compiler and its library for the architecture that this machine does not have.

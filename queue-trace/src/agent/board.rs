@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{exposition::Exposition, host::Host, series::Fleet};
+use super::{exposition::Exposition, host::HostSeries, series::Fleet};
 use crate::model::{
     clock::{monotonic_now, wall_now},
     snapshot::Snapshot,
@@ -21,7 +21,7 @@ pub struct State {
     /// The series of listeners.
     pub fleet: Fleet,
     /// The machine and the agent.
-    pub host: Host,
+    pub host: HostSeries,
     /// The listeners as they were at the last look.
     pub listeners: Arc<[Snapshot]>,
     /// Why it is not ready; `None`: it is.

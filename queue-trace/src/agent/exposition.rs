@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::{
-    labels::{Owner, Words},
+    labels::{LabelWords, Owner},
     registry::COUNT,
 };
 
@@ -12,7 +12,7 @@ use super::{
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Whose {
     /// The labels of a listener's series.
-    pub words: Words,
+    pub words: LabelWords,
     /// Its owner, the resource in OpenTelemetry.
     pub owner: Owner,
 }
@@ -40,7 +40,7 @@ pub struct Point {
     /// Whose; `None` for metrics that are not about a listener.
     pub whose: Option<Arc<Whose>>,
     /// The labels of the metric itself.
-    pub labels: Words,
+    pub labels: LabelWords,
     /// The value.
     pub value: Value,
 }
@@ -68,16 +68,22 @@ impl Exposition {
     }
 
     /// One more series of a metric that is not about a listener.
-    pub fn host(&mut self, metric: usize, labels: Words, value: Value) {
+    pub fn host(&mut self, metric: usize, labels: LabelWords, value: Value) {
         self.push(metric, None, labels, value);
     }
 
     /// One more series of a listener.
-    pub fn listener(&mut self, metric: usize, whose: &Arc<Whose>, labels: Words, value: Value) {
+    pub fn listener(
+        &mut self,
+        metric: usize,
+        whose: &Arc<Whose>,
+        labels: LabelWords,
+        value: Value,
+    ) {
         self.push(metric, Some(Arc::clone(whose)), labels, value);
     }
 
-    fn push(&mut self, metric: usize, whose: Option<Arc<Whose>>, labels: Words, value: Value) {
+    fn push(&mut self, metric: usize, whose: Option<Arc<Whose>>, labels: LabelWords, value: Value) {
         if let Some(family) = self.families.get_mut(metric) {
             family.push(Point {
                 whose,

@@ -34,7 +34,7 @@ pub struct Attached {
 
 /// What is told of the machine and the agent.
 #[derive(Debug, Default)]
-pub struct Host {
+pub struct HostSeries {
     /// How it is attached.
     pub attached: Attached,
     loss: BTreeMap<String, u64>,
@@ -52,7 +52,7 @@ pub struct Host {
     pub otlp: BTreeMap<(&'static str, &'static str), u64>,
 }
 
-impl Host {
+impl HostSeries {
     /// How it is attached, and nothing lost yet.
     #[must_use]
     pub fn new(attached: Attached) -> Self {
@@ -247,21 +247,22 @@ fn boot_time() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ledger::Line;
+    use crate::model::ledger::CounterLine;
 
     fn ledger(netns: u32, kernel: Option<u64>, seen: u64) -> Ledger {
         Ledger {
             netns,
-            counters: [("ListenDrops".to_owned(), Line { kernel, seen })].into(),
+            counters: [("ListenDrops".to_owned(), CounterLine { kernel, seen })].into(),
             lost: 0,
             unexplained: kernel.map(|kernel| kernel.abs_diff(seen)),
             note: None,
+            other_drops: None,
         }
     }
 
     #[test]
     fn the_two_sides_never_go_down() {
-        let mut host = Host::new(Attached::default());
+        let mut host = HostSeries::new(Attached::default());
         assert_eq!(host.unexplained(), None);
         host.ledgers(&[ledger(1, Some(5), 5), ledger(2, Some(7), 6)]);
         assert_eq!(host.unexplained(), Some(1));
@@ -275,7 +276,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_loss_is_there_from_the_beginning() {
-        let mut host = Host::new(Attached::default());
+        let mut host = HostSeries::new(Attached::default());
         let note = LossNote {
             records: 3,
             ..LossNote::default()

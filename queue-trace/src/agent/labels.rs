@@ -4,8 +4,8 @@
 
 use std::{fmt::Write as _, ops::RangeInclusive, str::FromStr};
 
-use super::{pods::PodNames, ports::port_range};
-use crate::model::snapshot::Snapshot;
+use super::ports::port_range;
+use crate::{listeners::pods::PodNames, model::snapshot::Snapshot};
 
 /// A word of the owner that may be a label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -153,7 +153,7 @@ impl FromStr for Ephemeral {
 }
 
 /// Names and values.
-pub type Words = Vec<(&'static str, String)>;
+pub type LabelWords = Vec<(&'static str, String)>;
 
 /// The longest value of a label, bytes.
 pub const LONGEST: usize = 128;
@@ -244,8 +244,8 @@ pub fn labels_of(
     owner: &Owner,
     allowed: &Allowed,
     ephemeral: &Ephemeral,
-) -> Words {
-    let mut words = Words::new();
+) -> LabelWords {
+    let mut words = LabelWords::new();
     if let Some(addr) = snapshot.listener.addr {
         words.push(("network_local_address", addr.to_string()));
     }
@@ -266,7 +266,7 @@ pub fn labels_of(
 
 /// The labels of the series of those for which there is no place.
 #[must_use]
-pub fn overflow() -> Words {
+pub fn overflow() -> LabelWords {
     vec![("overflow", "true".to_owned())]
 }
 

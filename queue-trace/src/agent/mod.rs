@@ -10,7 +10,6 @@ pub mod exposition;
 pub mod host;
 pub mod labels;
 pub mod otlp;
-pub mod pods;
 mod ports;
 pub mod recorder;
 pub mod registry;

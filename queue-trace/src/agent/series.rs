@@ -20,13 +20,15 @@ use queue_trace_common::{
 use super::{
     exposition::{Exposition, Value, Whose},
     labels::{Allowed, EPHEMERAL, Ephemeral, Owner, labels_of, overflow},
-    pods::PodNames,
     registry::{
         BOUNDS, CONNECTIONS, FILLS, FINDING, FROM_ZERO, FULL, FULL_SOCKETS, LIMIT, LISTENER_INFO,
         LISTENERS, OLDEST, OUTCOMES, PEAK, SOCKETS, SYN_REQUESTS, WAIT,
     },
 };
-use crate::model::{snapshot::Snapshot, socket::Listener};
+use crate::{
+    listeners::pods::PodNames,
+    model::{snapshot::Snapshot, socket::Listener},
+};
 
 /// How series are made.
 #[derive(Debug, Clone)]
@@ -79,12 +81,12 @@ struct Socket {
     /// The deepest in this half of the time, and in the one before.
     deepest: [u32; 2],
     high_water: Option<u32>,
-    kept: Kept,
+    kept: KeptSeries,
 }
 
 /// What the kernel side had counted of a socket.
 #[derive(Debug, Clone, Copy, Default)]
-struct Kept {
+struct KeptSeries {
     full_us: u64,
     fills: u64,
     waits: [u64; BUCKETS],
@@ -124,7 +126,7 @@ impl Series {
         }
     }
 
-    fn add(&mut self, before: &Kept, now: &Kept, told: Told) {
+    fn add(&mut self, before: &KeptSeries, now: &KeptSeries, told: Readings) {
         if told.full {
             *self.full_us.get_or_insert(0) += now.full_us.saturating_sub(before.full_us);
             *self.fills.get_or_insert(0) += now.fills.saturating_sub(before.fills);
@@ -141,7 +143,7 @@ impl Series {
 
 /// What a snapshot said at all.
 #[derive(Debug, Clone, Copy, Default)]
-struct Told {
+struct Readings {
     full: bool,
     waits: bool,
 }
@@ -292,7 +294,7 @@ impl Fleet {
                 default_of: None,
                 deepest: [0; 2],
                 high_water: None,
-                kept: Kept::default(),
+                kept: KeptSeries::default(),
             },
         };
         socket.look = look;
@@ -329,7 +331,7 @@ impl Fleet {
     fn count_kept(&mut self, socket: &mut Socket, one: &Snapshot) {
         let queue = one.accept_queue.as_ref();
         let mut now = socket.kept;
-        let told = Told {
+        let told = Readings {
             full: queue.is_some_and(|queue| queue.full_us.is_some()),
             waits: one.waits.is_some() && one.waited_sum_ns.is_some(),
         };
@@ -560,7 +562,7 @@ fn is_refusal(tag: u8) -> bool {
 
 /// The labels of an outcome.
 #[must_use]
-pub fn outcome_labels(outcome: &Outcome) -> super::labels::Words {
+pub fn outcome_labels(outcome: &Outcome) -> super::labels::LabelWords {
     vec![
         ("verdict", outcome.verdict.to_owned()),
         ("cause", outcome.cause.unwrap_or_default().to_owned()),

@@ -42,7 +42,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{board::Board, settings::Listen, text::Form};
+use super::{board::Board, settings::ListenAt, text::MetricsFormat};
 
 /// Connections at once; more are closed.
 const CONNECTIONS: usize = 8;
@@ -65,11 +65,11 @@ impl Bound {
     ///
     /// # Errors
     /// If the address is taken, or may not be listened on.
-    pub fn bind(listen: &Listen) -> Result<Self> {
+    pub fn bind(listen: &ListenAt) -> Result<Self> {
         let cannot = || format!("cannot listen on {listen}");
         match listen {
-            Listen::Tcp(address) => StdTcp::bind(address).map(Self::Tcp).with_context(cannot),
-            Listen::Unix(path) => {
+            ListenAt::Tcp(address) => StdTcp::bind(address).map(Self::Tcp).with_context(cannot),
+            ListenAt::Unix(path) => {
                 remove_stale(path).with_context(cannot)?;
                 let socket = StdUnix::bind(path).with_context(cannot)?;
                 // The group may read what is told of processes; others may not.
@@ -216,9 +216,9 @@ impl Visitor {
     }
 }
 
-type Answer = Response<Full<Bytes>>;
+type HttpResponse = Response<Full<Bytes>>;
 
-fn answer<T>(request: &Request<T>, board: &Board, local: bool) -> Answer {
+fn answer<T>(request: &Request<T>, board: &Board, local: bool) -> HttpResponse {
     if request.method() != Method::GET {
         let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         answer
@@ -259,16 +259,16 @@ const LINKS: &str = "<!doctype html><title>queue-trace</title><h1>queue-trace ag
     <li><a href=\"/metrics\">metrics</a><li><a href=\"/healthz\">healthz</a>\
     <li><a href=\"/readyz\">readyz</a><li><a href=\"/listeners\">listeners</a></ul>\n";
 
-fn metrics<T>(request: &Request<T>, board: &Board) -> Answer {
+fn metrics<T>(request: &Request<T>, board: &Board) -> HttpResponse {
     let accept = request.headers().get(header::ACCEPT);
-    let form = Form::of_accept(accept.and_then(|accept| accept.to_str().ok()));
+    let form = MetricsFormat::of_accept(accept.and_then(|accept| accept.to_str().ok()));
     match form.write(Arc::new(board.exposition())) {
         Ok(text) => packed(request, text.into_bytes(), form.content_type()),
         Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
 
-fn listeners<T>(request: &Request<T>, board: &Board) -> Answer {
+fn listeners<T>(request: &Request<T>, board: &Board) -> HttpResponse {
     let listeners = Arc::clone(&board.state().listeners);
     let mut lines = Vec::new();
     for snapshot in listeners.iter() {
@@ -280,7 +280,7 @@ fn listeners<T>(request: &Request<T>, board: &Board) -> Answer {
 }
 
 /// Compressed, if the other side takes it.
-fn packed<T>(request: &Request<T>, body: Vec<u8>, content_type: &'static str) -> Answer {
+fn packed<T>(request: &Request<T>, body: Vec<u8>, content_type: &'static str) -> HttpResponse {
     let accepts = request.headers().get(header::ACCEPT_ENCODING);
     let accepts = accepts
         .and_then(|accepts| accepts.to_str().ok())
@@ -308,11 +308,15 @@ fn packed<T>(request: &Request<T>, body: Vec<u8>, content_type: &'static str) ->
     }
 }
 
-fn plain(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+fn plain(status: StatusCode, body: impl Into<Bytes>) -> HttpResponse {
     with_type(status, body, "text/plain; charset=utf-8")
 }
 
-fn with_type(status: StatusCode, body: impl Into<Bytes>, content_type: &'static str) -> Answer {
+fn with_type(
+    status: StatusCode,
+    body: impl Into<Bytes>,
+    content_type: &'static str,
+) -> HttpResponse {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     answer

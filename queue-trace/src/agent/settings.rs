@@ -186,20 +186,20 @@ pub fn size(text: &str) -> Result<u64, String> {
 
 /// An address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listen {
+pub enum ListenAt {
     /// TCP.
     Tcp(std::net::SocketAddr),
     /// A unix socket.
     Unix(PathBuf),
 }
 
-impl Default for Listen {
+impl Default for ListenAt {
     fn default() -> Self {
         Self::Tcp(([127, 0, 0, 1], 9801).into())
     }
 }
 
-impl std::str::FromStr for Listen {
+impl std::str::FromStr for ListenAt {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -215,7 +215,7 @@ impl std::str::FromStr for Listen {
     }
 }
 
-impl std::fmt::Display for Listen {
+impl std::fmt::Display for ListenAt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
@@ -257,8 +257,8 @@ mod tests {
     fn values() {
         assert_eq!(size("1G"), Ok(1 << 30));
         assert!(size("1 G").is_err() && size("").is_err() && size("99999999999T").is_err());
-        assert!("localhost:80".parse::<Listen>().is_err());
-        assert_eq!("unix:/run/x".parse(), Ok(Listen::Unix("/run/x".into())));
+        assert!("localhost:80".parse::<ListenAt>().is_err());
+        assert_eq!("unix:/run/x".parse(), Ok(ListenAt::Unix("/run/x".into())));
         assert_eq!(port_range("1-2"), Ok(1..=2));
         assert!(port_range("2-1").is_err());
     }

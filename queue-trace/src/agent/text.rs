@@ -20,14 +20,14 @@ use super::{
 
 /// A form of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum MetricsFormat {
     /// OpenMetrics 1.0.
     OpenMetrics,
     /// Prometheus' own, which every scraper takes.
     Prometheus,
 }
 
-impl Form {
+impl MetricsFormat {
     /// What an `Accept` header asks for: OpenMetrics where it stands before Prometheus' text
     /// by its weight.
     #[must_use]
@@ -76,7 +76,7 @@ impl Form {
     /// If it cannot be formatted, which a string does not do.
     pub fn write(self, exposition: Arc<Exposition>) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Told(exposition)));
+        registry.register_collector(Box::new(ExpositionCollector(exposition)));
         let mut out = String::new();
         match self {
             Self::OpenMetrics => text::encode(&mut out, &registry)?,
@@ -87,9 +87,9 @@ impl Form {
 }
 
 #[derive(Debug)]
-struct Told(Arc<Exposition>);
+struct ExpositionCollector(Arc<Exposition>);
 
-impl Collector for Told {
+impl Collector for ExpositionCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for metric in &METRICS {
             let points = self.0.family(metric.index);
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn prometheus_text() {
-        let text = Form::Prometheus.write(sample()).unwrap();
+        let text = MetricsFormat::Prometheus.write(sample()).unwrap();
         let l = r#"network_local_port="80",systemd_unit="a\"b\\c\nd""#;
         for line in [
             "# TYPE queue_trace_outcomes_total counter".to_owned(),
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn open_metrics() {
-        let text = Form::OpenMetrics.write(sample()).unwrap();
+        let text = MetricsFormat::OpenMetrics.write(sample()).unwrap();
         assert!(
             text.contains("# UNIT queue_trace_accept_queue_full_seconds seconds\n"),
             "{text}"
@@ -223,21 +223,21 @@ mod tests {
 
     #[test]
     fn the_scraper_chooses() {
-        let form = |accept| Form::of_accept(Some(accept));
+        let form = |accept| MetricsFormat::of_accept(Some(accept));
         // What Prometheus 3.5 sends.
         let newest = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,\
             application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,\
             text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1";
-        assert_eq!(form(newest), Form::OpenMetrics);
+        assert_eq!(form(newest), MetricsFormat::OpenMetrics);
         assert_eq!(
             form("text/plain;version=0.0.4;q=0.9, application/openmetrics-text;q=0.1"),
-            Form::Prometheus
+            MetricsFormat::Prometheus
         );
-        assert_eq!(form("*/*"), Form::Prometheus);
-        assert_eq!(Form::of_accept(None), Form::Prometheus);
+        assert_eq!(form("*/*"), MetricsFormat::Prometheus);
+        assert_eq!(MetricsFormat::of_accept(None), MetricsFormat::Prometheus);
         assert_eq!(
             form("application/openmetrics-text; version=9.0.0"),
-            Form::Prometheus
+            MetricsFormat::Prometheus
         );
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::series::{SocketKey, key_of};
 use crate::{
     diagnose::{
-        detector::{Change as Episode, Episodes, Key},
+        detector::{Change, Episodes, Key},
         timeline::Timeline,
     },
     model::{
@@ -35,7 +35,7 @@ pub struct Troubled {
 
 /// What became of an episode.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Change {
+pub enum TroubleChange {
     /// It began.
     Began(Box<Troubled>),
     /// It ended.
@@ -71,14 +71,14 @@ impl Troubles {
     }
 
     /// Takes in an event.
-    pub fn event(&mut self, event: &Event) -> Vec<Change> {
+    pub fn event(&mut self, event: &Event) -> Vec<TroubleChange> {
         let at = self.clock.event(event);
         let changes = self.episodes.event(event, at);
         self.changed(changes)
     }
 
     /// Takes in counts.
-    pub fn counts(&mut self, counts: &Counts) -> Vec<Change> {
+    pub fn counts(&mut self, counts: &Counts) -> Vec<TroubleChange> {
         let at = self.now();
         let changes = self
             .episodes
@@ -100,7 +100,7 @@ impl Troubles {
     }
 
     /// Once a second.
-    pub fn second(&mut self) -> Vec<Change> {
+    pub fn second(&mut self) -> Vec<TroubleChange> {
         let at = self.now();
         let changes = self.episodes.tick(at);
         self.changed(changes)
@@ -110,7 +110,7 @@ impl Troubles {
         self.clock.exactly(monotonic_now(), wall_now())
     }
 
-    fn changed(&mut self, changes: Vec<(Key, Episode)>) -> Vec<Change> {
+    fn changed(&mut self, changes: Vec<(Key, Change)>) -> Vec<TroubleChange> {
         let changes = changes.into_iter().map(|(key, change)| {
             let listener = self.episodes.of(&key).map(|(listener, _)| *listener);
             let listener = listener.unwrap_or(Listener {
@@ -119,8 +119,8 @@ impl Troubles {
                 ..Listener::default()
             });
             let (episode, began) = match change {
-                Episode::Began(episode) => (episode, true),
-                Episode::Ended(episode) => (episode, false),
+                Change::Began(episode) => (episode, true),
+                Change::Ended(episode) => (episode, false),
             };
             let mut numbers = match serde_json::to_value(&episode) {
                 Ok(Value::Object(numbers)) => numbers,
@@ -141,10 +141,10 @@ impl Troubles {
             });
             if began {
                 self.open += 1;
-                Change::Began(troubled)
+                TroubleChange::Began(troubled)
             } else {
                 self.open = self.open.saturating_sub(1);
-                Change::Ended(troubled)
+                TroubleChange::Ended(troubled)
             }
         });
         changes.collect()

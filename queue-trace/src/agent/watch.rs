@@ -14,13 +14,13 @@ use queue_trace_common::outcome::Kind;
 
 use super::{
     board::Board,
-    otlp::{Queue, Refusal},
+    otlp::{Refusal, RefusalQueue},
     recorder::{self, Finished, LeftOut, Recorder},
     series::{SocketKey, key_of},
     settings::Settings,
     systemd::Watchdog,
-    trouble::{Change, Troubles},
-    words::{self, Told},
+    trouble::{TroubleChange, Troubles},
+    words::{self, Announcer},
 };
 use crate::{
     diagnose::{self, Case},
@@ -46,10 +46,10 @@ pub struct Watcher {
     board: Arc<Board>,
     recorder: Recorder,
     troubles: Troubles,
-    refusals: Option<Arc<Queue>>,
+    refusals: Option<Arc<RefusalQueue>>,
     new_settings: NewSettings,
     watchdog: Watchdog,
-    told: Told,
+    told: Announcer,
     header: Option<Header>,
     /// What happened since something was refused, for the findings.
     case: Option<Case>,
@@ -71,9 +71,9 @@ impl Watcher {
         board: Arc<Board>,
         recorder: Recorder,
         troubles: Troubles,
-        refusals: Option<Arc<Queue>>,
+        refusals: Option<Arc<RefusalQueue>>,
         new_settings: NewSettings,
-        told: Told,
+        told: Announcer,
         rest: Duration,
     ) -> Self {
         Self {
@@ -100,10 +100,10 @@ impl Watcher {
     }
 
     /// Takes in what became of episodes.
-    fn changed(&mut self, changes: Vec<Change>) {
+    fn changed(&mut self, changes: Vec<TroubleChange>) {
         for change in changes {
             match change {
-                Change::Began(began) => {
+                TroubleChange::Began(began) => {
                     let owner = {
                         let mut state = self.board.state();
                         state.host.episodes = self.troubles.open();
@@ -115,7 +115,7 @@ impl Watcher {
                     // So that the recording has all listeners as they are now.
                     self.looked = None;
                 }
-                Change::Ended(ended) => {
+                TroubleChange::Ended(ended) => {
                     let owner = {
                         let mut state = self.board.state();
                         state.host.episodes = self.troubles.open();
@@ -334,7 +334,7 @@ impl Sink for Watcher {
     }
 
     fn ledger(&mut self, _: &Ledger) -> io::Result<()> {
-        // All of them come as books.
+        // All of them come as `ledgers`.
         Ok(())
     }
 
@@ -400,7 +400,7 @@ impl Sink for Watcher {
         Ok(())
     }
 
-    fn books(&mut self, ledgers: &[Ledger]) -> io::Result<()> {
+    fn ledgers(&mut self, ledgers: &[Ledger]) -> io::Result<()> {
         let now = self.now();
         self.board.state().host.ledgers(ledgers);
         self.recorder.ledgers(ledgers, now);

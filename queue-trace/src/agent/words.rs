@@ -23,11 +23,11 @@ use crate::{
 /// The lines.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Line<'a> {
+enum IncidentLine<'a> {
     /// An episode began.
-    EpisodeBegan(Episode<'a>),
+    EpisodeBegan(EpisodeLine<'a>),
     /// An episode ended.
-    EpisodeEnded(Episode<'a>),
+    EpisodeEnded(EpisodeLine<'a>),
     /// An incident recording is finished.
     Incident {
         time: String,
@@ -36,12 +36,12 @@ enum Line<'a> {
         /// Whether it was ended because of its size.
         cut: bool,
         #[serde(flatten)]
-        diagnosis: Option<Diagnosis<'a>>,
+        diagnosis: Option<DiagnosisLine<'a>>,
     },
 }
 
 #[derive(Debug, Serialize)]
-struct Episode<'a> {
+struct EpisodeLine<'a> {
     time: String,
     netns: u32,
     listener: &'a Listener,
@@ -57,14 +57,14 @@ struct Episode<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct Diagnosis<'a> {
-    verdict: diagnose::Verdict,
-    findings: Vec<Found<'a>>,
+struct DiagnosisLine<'a> {
+    verdict: diagnose::Conclusion,
+    findings: Vec<FindingLine<'a>>,
     diagnosis: PathBuf,
 }
 
 #[derive(Debug, Serialize)]
-struct Found<'a> {
+struct FindingLine<'a> {
     rule: &'a str,
     netns: u32,
     listener: &'a str,
@@ -92,13 +92,13 @@ pub fn owner(owner: &Owner) -> String {
 
 /// Says them, and diagnoses recordings in threads of their own.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct Announcer {
     /// Whether standard output is for something else.
     silent: bool,
     diagnosing: Vec<JoinHandle<()>>,
 }
 
-impl Told {
+impl Announcer {
     /// Standard output is for something else.
     #[must_use]
     pub fn nothing() -> Self {
@@ -108,7 +108,7 @@ impl Told {
         }
     }
 
-    fn print(&self, line: &Line<'_>) {
+    fn print(&self, line: &IncidentLine<'_>) {
         if !self.silent {
             print(line);
         }
@@ -116,12 +116,17 @@ impl Told {
 
     /// An episode began.
     pub fn began(&self, began: &Troubled, owner: &Owner, file: Option<&Path>) {
-        self.print(&Line::EpisodeBegan(Episode::of(began, owner, &[], file)));
+        self.print(&IncidentLine::EpisodeBegan(EpisodeLine::of(
+            began,
+            owner,
+            &[],
+            file,
+        )));
     }
 
     /// An episode ended.
     pub fn ended(&self, ended: &Troubled, owner: &Owner, findings: &[String], file: Option<&Path>) {
-        self.print(&Line::EpisodeEnded(Episode::of(
+        self.print(&IncidentLine::EpisodeEnded(EpisodeLine::of(
             ended, owner, findings, file,
         )));
     }
@@ -153,7 +158,7 @@ impl Told {
     }
 }
 
-impl<'a> Episode<'a> {
+impl<'a> EpisodeLine<'a> {
     fn of(
         troubled: &'a Troubled,
         owner: &Owner,
@@ -186,7 +191,7 @@ pub fn recorded(finished: &Finished) {
         Ok(diagnosis)
     });
     let diagnosis = match &written {
-        Ok(diagnosis) => Some(Diagnosis {
+        Ok(diagnosis) => Some(DiagnosisLine {
             verdict: diagnosis.verdict,
             findings: diagnosis.findings.iter().map(found).collect(),
             diagnosis: beside,
@@ -196,7 +201,7 @@ pub fn recorded(finished: &Finished) {
             None
         }
     };
-    print(&Line::Incident {
+    print(&IncidentLine::Incident {
         time: rfc3339(wall_now()),
         file: path,
         bytes: finished.bytes,
@@ -205,8 +210,8 @@ pub fn recorded(finished: &Finished) {
     });
 }
 
-fn found(finding: &Finding) -> Found<'_> {
-    Found {
+fn found(finding: &Finding) -> FindingLine<'_> {
+    FindingLine {
         rule: finding.rule,
         netns: finding.netns,
         listener: &finding.listener,
@@ -216,7 +221,7 @@ fn found(finding: &Finding) -> Found<'_> {
 }
 
 /// A line, whole. Whoever reads standard output may have gone; the agent stays.
-fn print(line: &Line<'_>) {
+fn print(line: &IncidentLine<'_>) {
     if let Ok(mut text) = serde_json::to_vec(line) {
         text.push(b'\n');
         let mut out = io::stdout().lock();

@@ -20,22 +20,22 @@ use tokio::{
 use crate::{
     agent::{
         board::{Board, State},
-        host::{Attached, Host as Machine},
+        host::{Attached, HostSeries},
         labels::{Allowed, Ephemeral},
-        otlp::{self, Endpoint, Queue},
-        pods::PodNames,
+        otlp::{self, Endpoint, RefusalQueue},
         recorder::{Folder, Recorder},
         series::Fleet,
         server::{self, Bound},
-        settings::{Listen, Said, Settings, duration, size},
+        settings::{ListenAt, Said, Settings, duration, size},
         systemd,
-        text::Form,
+        text::MetricsFormat,
         trouble::Troubles,
         watch::{NewSettings, Watcher},
-        words::{self, Told},
+        words::{self, Announcer},
     },
     kernel::{host::Host, plan::Plan, selection::Selection, session},
-    options::Kernel,
+    listeners::pods::PodNames,
+    options::KernelOptions,
     stderr::say,
     stop::StopSignals,
     trace::stream::{Live, Until, write_error},
@@ -52,7 +52,7 @@ pub struct AgentArgs {
     /// Serve metrics here: an address with a port, or unix:PATH. May be given several times.
     /// Default: 127.0.0.1:9801, or the sockets that systemd hands over
     #[arg(long, value_name = "ADDR:PORT|unix:PATH")]
-    pub listen: Vec<Listen>,
+    pub listen: Vec<ListenAt>,
 
     /// Send metrics and refusals to this OTLP endpoint, as protobuf over HTTP
     #[arg(long, value_name = "URL")]
@@ -116,7 +116,7 @@ pub struct AgentArgs {
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub kernel: Kernel,
+    pub kernel: KernelOptions,
 }
 
 impl AgentArgs {
@@ -148,7 +148,7 @@ impl AgentArgs {
             bound.push(Bound::bind(listen)?);
         }
         if bound.is_empty() {
-            bound.push(Bound::bind(&Listen::default())?);
+            bound.push(Bound::bind(&ListenAt::default())?);
         }
         Ok(bound)
     }
@@ -183,11 +183,14 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     let live = Live::begin_until(&args.kernel, selection, signals)?;
     let board = Arc::new(Board::new(State {
         fleet: Fleet::new(settings.limits.clone(), PodNames::new("/var/log".as_ref())),
-        host: Machine::new(attached(live.plan(), live.host(), args)),
+        host: HostSeries::new(attached(live.plan(), live.host(), args)),
         listeners: Arc::new([]),
         not_ready: None,
     }));
-    let refusals = args.otlp.as_ref().map(|_| Arc::new(Queue::default()));
+    let refusals = args
+        .otlp
+        .as_ref()
+        .map(|_| Arc::new(RefusalQueue::default()));
     let _serving = if args.once.is_none() {
         let host = live.host().name.clone();
         Some(serve(
@@ -210,9 +213,9 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         refusals,
         Arc::clone(&new_settings),
         if args.once.is_some() {
-            Told::nothing()
+            Announcer::nothing()
         } else {
-            Told::default()
+            Announcer::default()
         },
         args.look,
     );
@@ -232,7 +235,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     .map_err(|error| write_error(error, "the recording"))?;
     systemd::stopping();
     if args.once.is_some() {
-        let text = Form::Prometheus.write(Arc::new(board.exposition()))?;
+        let text = MetricsFormat::Prometheus.write(Arc::new(board.exposition()))?;
         io::stdout()
             .write_all(text.as_bytes())
             .context("cannot write to standard output")?;
@@ -315,7 +318,7 @@ fn serve(
     bound: Vec<Bound>,
     board: &Arc<Board>,
     endpoint: Option<Endpoint>,
-    refusals: Option<Arc<Queue>>,
+    refusals: Option<Arc<RefusalQueue>>,
     host: String,
 ) -> Result<Serving> {
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use self::report::Mode;
-pub use self::report::{Report, Verdict};
+pub use self::report::{CheckReport, Observability};
 use crate::{
     kernel::{
         btf::{Architecture, Types},
@@ -21,7 +21,7 @@ use crate::{
         selection::Selection,
         session::{self, Session},
     },
-    options::Kernel,
+    options::KernelOptions,
 };
 
 /// Options of `check`.
@@ -33,7 +33,7 @@ use crate::{
 pub struct CheckArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub kernel: Kernel,
+    pub kernel: KernelOptions,
 
     /// The release of the kernel that --btf describes, as uname -r says it there
     #[arg(long, value_name = "RELEASE", requires = "btf")]
@@ -46,7 +46,7 @@ pub struct CheckArgs {
 
 /// Looks, attaches for a moment, and reports; or judges the kernel that a file describes.
 #[must_use]
-pub fn check(args: &CheckArgs) -> Report {
+pub fn check(args: &CheckArgs) -> CheckReport {
     match &args.kernel.btf {
         Some(file) => judge(file, args.release.as_deref()),
         None => look(&args.kernel),
@@ -54,12 +54,12 @@ pub fn check(args: &CheckArgs) -> Report {
 }
 
 /// A kernel that need not run here.
-fn judge(file: &Path, release: Option<&str>) -> Report {
-    let mut report = Report {
+fn judge(file: &Path, release: Option<&str>) -> CheckReport {
+    let mut report = CheckReport {
         kernel: release.map(str::to_owned),
         types: Some(file.display().to_string()),
         judged: true,
-        ..Report::default()
+        ..CheckReport::default()
     };
     let types = match Types::of_file(file) {
         Ok(types) => types,
@@ -85,14 +85,14 @@ fn judge(file: &Path, release: Option<&str>) -> Report {
 }
 
 /// This machine.
-fn look(kernel: &Kernel) -> Report {
+fn look(kernel: &KernelOptions) -> CheckReport {
     let host = Host::look();
-    let mut report = Report {
+    let mut report = CheckReport {
         kernel: Some(host.release.clone()),
         architecture: Some(std::env::consts::ARCH),
         privileges: Some(host.privileges.to_string()),
         lockdown: host.lockdown.clone(),
-        ..Report::default()
+        ..CheckReport::default()
     };
     let types = match Types::read(None) {
         Ok(types) => types,

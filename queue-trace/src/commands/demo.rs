@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::{
     kernel::{host::Host, netns::NetnsPath, selection::Selection, session},
     lab::{Family, scenario, scenario::SCENARIOS},
-    options::Kernel,
+    options::KernelOptions,
     sink::{Json, Output, Sink, Text},
     stderr::say,
     trace::{
@@ -42,7 +42,7 @@ pub struct DemoArgs {
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub kernel: Kernel,
+    pub kernel: KernelOptions,
 }
 
 fn cases() -> PossibleValuesParser {

@@ -10,19 +10,24 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::{
-    diagnose::{Case, diagnose, read},
-    options::{Kernel, duration},
+    diagnose::{Case, diagnose, read_part},
+    options::{Filters, KernelOptions, duration},
 };
 
 /// Options of `diagnose`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     queue-trace diagnose --for 30s            watch this machine for half a minute\n  \
+    queue-trace diagnose --unit nginx         one service: does anything arrive, is all of it served\n  \
     queue-trace diagnose incident.jsonl.zst   a recording, on any machine")]
 pub struct DiagnoseArgs {
     /// Recordings, in order of time; - is standard input. Without any, this machine is watched
     #[arg(value_name = "FILE", conflicts_with_all = ["attach", "no_canary", "btf", "rate"])]
     pub files: Vec<PathBuf>,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub filters: Filters,
 
     /// How long to watch this machine, e.g. 30s
     #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = duration, conflicts_with = "files")]
@@ -39,7 +44,7 @@ pub struct DiagnoseArgs {
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub kernel: Kernel,
+    pub kernel: KernelOptions,
 }
 
 /// Diagnoses a recording, says it on standard output, and gives the exit status.
@@ -47,7 +52,7 @@ pub struct DiagnoseArgs {
 /// # Errors
 /// If the recording cannot be read, or the output not written.
 pub fn recorded(args: &DiagnoseArgs) -> Result<u8> {
-    let case = read(&args.files)?;
+    let case = read_part(&args.files, &args.filters.for_conclusions())?;
     show(&case, args.json)
 }
 
@@ -58,18 +63,29 @@ pub fn recorded(args: &DiagnoseArgs) -> Result<u8> {
 /// What keeps it from attaching, or standard output from being written.
 #[cfg(target_os = "linux")]
 pub async fn watch(args: &DiagnoseArgs) -> Result<u8> {
-    use queue_trace_common::outcome::{Kind, of_kind};
-
     use crate::{
         kernel::{host::Host, selection::Selection, session},
+        options::ListenerFilters,
+        recording::{Narrowed, select::Only},
         trace::stream::{Live, Until},
     };
 
     session::fit(&Host::look())?;
+    let filters = args.filters.for_conclusions();
+    // Ports and owners are filtered here, and not in the kernel: so the ledger covers all
+    // packets, and what happens on other ports is known.
+    let in_kernel = Filters {
+        listeners: ListenerFilters {
+            addrs: filters.listeners.addrs.clone(),
+            netns: filters.listeners.netns.clone(),
+            ..ListenerFilters::default()
+        },
+        ..filters.clone()
+    };
     let selection = Selection {
-        outcomes: of_kind(Kind::Refusal) | of_kind(Kind::Routine),
         rate: args.rate,
-        ..Selection::default()
+        names_owners: filters.listeners.name_owners(),
+        ..Selection::of(&in_kernel)?
     };
     let live = Live::begin(&args.kernel, selection)?;
     live.announce();
@@ -78,8 +94,19 @@ pub async fn watch(args: &DiagnoseArgs) -> Result<u8> {
         duration: Some(args.time),
         reader_is_gone: true,
     };
+    let unlisted = live.unlisted().to_vec();
+    let mut only = Only::in_user_space(&filters.listeners);
     let mut case = Case::new();
-    live.run(&mut case, until, std::future::pending()).await?;
+    let mut narrowed = Narrowed::new(&mut case, &mut only);
+    live.run(&mut narrowed, until, std::future::pending())
+        .await?;
+    case.ask(&filters, only.finish());
+    if let Some(question) = &mut case.question {
+        question.unlisted = unlisted;
+        // All that there are were listed, and the filters of the kernel side are the question's.
+        question.listed = true;
+        question.made_with = Some(Vec::new());
+    }
     show(&case, args.json)
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::Deserialize;
 
-use crate::agent::recorder::{Folder, Kept};
+use crate::agent::recorder::{Folder, KeptRecording};
 
 /// Options of `incidents`.
 #[derive(Debug, Args)]
@@ -29,15 +29,15 @@ pub struct IncidentsArgs {
 
 /// The diagnosis beside a recording, as much as is shown of it.
 #[derive(Deserialize)]
-struct Diagnosis {
+struct SavedDiagnosis {
     #[serde(default)]
     seconds: f64,
     #[serde(default)]
-    findings: Vec<Finding>,
+    findings: Vec<SavedFinding>,
 }
 
 #[derive(Deserialize)]
-struct Finding {
+struct SavedFinding {
     rule: String,
     listener: String,
     #[serde(default)]
@@ -67,7 +67,7 @@ pub fn run(args: &IncidentsArgs) -> Result<()> {
     }
 }
 
-fn line(kept: &Kept) -> String {
+fn line(kept: &KeptRecording) -> String {
     let name = kept
         .recording
         .file_name()
@@ -75,7 +75,7 @@ fn line(kept: &Kept) -> String {
         .to_string_lossy();
     let diagnosis = kept.diagnosis.as_ref().map(|path| {
         let text = fs::read_to_string(path)?;
-        anyhow::Ok(serde_json::from_str::<Diagnosis>(&text)?)
+        anyhow::Ok(serde_json::from_str::<SavedDiagnosis>(&text)?)
     });
     let (seconds, found) = match diagnosis {
         None => (None, "no diagnosis yet".to_owned()),

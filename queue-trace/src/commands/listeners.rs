@@ -19,9 +19,16 @@ use crate::{
         selection::Selection,
         session::Session,
     },
-    listeners::{How, Watch, cgroup::Folders, look, table},
+    listeners::{
+        How, Watch,
+        cgroup::Folders,
+        look,
+        pods::{PodNames, name_pods},
+        table,
+    },
     model::{lines::LossNote, snapshot::Snapshot},
-    options::{Which, duration},
+    options::{KernelOptions, ListenerFilters, duration},
+    recording::Members,
     sink::Output,
     stderr::say,
     stop::{StopSignals, reader_is_gone},
@@ -36,7 +43,7 @@ use crate::{
 pub struct ListenersArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub which: Which,
+    pub listeners: ListenerFilters,
 
     /// Attach, and show them again at this interval, e.g. 1s
     #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -45,6 +52,10 @@ pub struct ListenersArgs {
     /// Write JSON, one object a line
     #[arg(long)]
     pub json: bool,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub kernel: KernelOptions,
 }
 
 /// Runs the command.
@@ -52,12 +63,15 @@ pub struct ListenersArgs {
 /// # Errors
 /// If the listeners cannot be listed, or the output not be written.
 pub async fn run(args: &ListenersArgs) -> Result<()> {
-    let selection = Selection::of_listeners(&args.which, 1)?;
+    let selection = Selection::of_listeners(&args.listeners, 1)?;
+    let mut members = Members::of(&args.listeners);
     let mut out = Output::open(None)?;
     let Some(interval) = args.watch else {
         let iterators = iterators();
         let how = How::all(&selection, iterators.as_ref());
-        let look = look(how, &mut Folders::default());
+        let mut look = look(how, &mut Folders::default());
+        name_pods(&mut look.rows, &mut PodNames::here());
+        keep_members(&mut look.rows, members.as_mut());
         for note in &look.notes {
             say!("note: {note}");
         }
@@ -66,7 +80,7 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
 
     // From here on a signal ends it in good order.
     let mut signals = StopSignals::listen().context("cannot handle signals")?;
-    let (mut session, watch) = match begin(&args.which, &selection) {
+    let (mut session, watch) = match begin(&args.kernel, &selection) {
         Ok((session, watch)) => {
             for limit in session.plan.limits() {
                 say!("note: {limit}");
@@ -86,7 +100,7 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
     let mut tick = tokio::time::interval(interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let news = tokio::select! {
+        let mut news = tokio::select! {
             biased;
             () = signals.any() => return Ok(()),
             news = watch.done() => news??,
@@ -115,10 +129,18 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
             // They were in the table that was shown when they were closed.
             drop(probe.release());
         }
+        keep_members(&mut news.rows, members.as_mut());
         if !args.json && io::stdout().is_terminal() {
             written(out.write_all(HOME_AND_CLEAR))?;
         }
         written(print_all(&mut out, &news.rows, &lost, args.json))?;
+    }
+}
+
+/// Leaves the listeners of the owners that are named, if some are.
+fn keep_members(rows: &mut Vec<Snapshot>, members: Option<&mut Members>) {
+    if let Some(members) = members {
+        rows.retain(|row| members.takes(row));
     }
 }
 
@@ -138,9 +160,9 @@ const HOME_AND_CLEAR: &[u8] = b"\x1b[H\x1b[J";
 ///
 /// # Errors
 /// What keeps it from attaching.
-pub fn begin(args: &Which, selection: &Selection) -> Result<(Session, Watch)> {
+pub fn begin(kernel: &KernelOptions, selection: &Selection) -> Result<(Session, Watch)> {
     // Its records are of no interest here.
-    let session = Session::begin(&args.kernel, selection)?;
+    let session = Session::begin(kernel, selection)?;
     privilege::keep_only_what_is_needed()?;
     let reader = session.probe.reader();
     let watch = Watch::new(reader, session.plan.family, selection.clone());

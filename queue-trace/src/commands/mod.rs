@@ -202,7 +202,10 @@ mod tests {
     #[test]
     fn ports_are_lists_and_ranges() {
         let trace = parse(&["-p", "80,443", "-p", "8000-8099"]).unwrap();
-        assert_eq!(trace.filters.ports, [80..=80, 443..=443, 8000..=8099]);
+        assert_eq!(
+            trace.filters.listeners.ports,
+            [80..=80, 443..=443, 8000..=8099]
+        );
     }
 
     #[test]

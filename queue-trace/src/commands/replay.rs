@@ -53,19 +53,19 @@ pub struct ReplayArgs {
 /// # Errors
 /// If it cannot be read at all, or the output cannot be written.
 pub fn run(args: &ReplayArgs) -> Result<()> {
-    let only = Only::from_cli(&args.filters)?;
+    let mut only = Only::from_cli(&args.filters)?;
     let mut reader = Reader::open(&args.files)?;
     let mut output = Output::open(args.output.as_deref())?;
     output.is_none_of(&args.files)?;
     let name = output.name();
     let mut room = Room::default();
     let shown = if args.json {
-        as_json(&mut reader, &only, &mut output)
+        as_json(&mut reader, &mut only, &mut output)
     } else {
         let colour = output.wants_colour();
         as_text(
             &mut reader,
-            &only,
+            &mut only,
             Text::new(output, colour, TimeZone::system()),
             &mut room,
         )
@@ -82,6 +82,10 @@ pub fn run(args: &ReplayArgs) -> Result<()> {
         },
     }
     for note in reader.notes() {
+        say!("note: {note}");
+    }
+    let left_out = only.finish();
+    for note in left_out.notes().into_iter().chain(left_out.nobody()) {
         say!("note: {note}");
     }
     if only.is_between() {
@@ -122,26 +126,35 @@ impl Room {
 
 /// The lines as they stand in the recording, those that pass; what a filter changes is written as
 /// the live stream would have written it, so that the output is a recording as well.
-fn as_json(reader: &mut Reader, only: &Only, output: &mut Output) -> Result<()> {
+fn as_json(reader: &mut Reader, only: &mut Only, output: &mut Output) -> Result<()> {
     let mut lines = 0;
     while let Some(entry) = reader.next()? {
-        match &entry.line {
-            None => output.write_all(entry.raw)?,
-            Some(line) => match only.narrowed(line) {
-                None => continue,
+        let Some(read) = &entry.line else {
+            output.write_all(entry.raw)?;
+            output.write_all(b"\n")?;
+            lines += 1;
+            continue;
+        };
+        for line in only.take(read) {
+            match line {
                 // It has other lines before it.
-                Some(Line::End(end)) if end.lines != lines => {
+                Line::End(end) if end.lines != lines => {
                     write_json(output, &End { lines, ..end })?;
                 }
-                Some(same) if same == *line => output.write_all(entry.raw)?,
-                Some(Line::Header(header)) => write_json(output, &header)?,
-                Some(Line::Counts(counts)) => write_json(output, &counts)?,
-                Some(Line::Ledger(ledger)) => write_json(output, &ledger)?,
-                Some(_) => output.write_all(entry.raw)?,
-            },
+                same if same == *read => output.write_all(entry.raw)?,
+                Line::Header(header) => write_json(output, &header)?,
+                Line::Event(event) => write_json(output, &event)?,
+                Line::Listener(snapshot) => write_json(output, &snapshot)?,
+                Line::Counts(counts) => write_json(output, &counts)?,
+                Line::Loss(note) => write_json(output, &note)?,
+                Line::Total(total) => write_json(output, &total)?,
+                Line::Clients(clients) => write_json(output, &clients)?,
+                Line::Ledger(ledger) => write_json(output, &ledger)?,
+                Line::End(end) => write_json(output, &end)?,
+            }
+            output.write_all(b"\n")?;
+            lines += 1;
         }
-        output.write_all(b"\n")?;
-        lines += 1;
     }
     output.finish()?;
     Ok(())
@@ -153,28 +166,30 @@ fn write_json(output: &mut Output, line: &impl serde::Serialize) -> io::Result<(
 
 fn as_text(
     reader: &mut Reader,
-    only: &Only,
+    only: &mut Only,
     mut text: Text<Output>,
     room: &mut Room,
 ) -> Result<()> {
     let mut totals = Vec::new();
-    let mut sums = Sums::default();
+    let mut sums = CountSums::default();
     let mut clients = Vec::new();
     let mut ledgers = Vec::new();
     while let Some(entry) = reader.next()? {
         let bytes = entry.raw.len();
-        let Some(line) = entry.line.as_ref().and_then(|line| only.narrowed(line)) else {
+        let Some(read) = &entry.line else {
             continue;
         };
-        match line {
-            // They are shown together, and last.
-            Line::Total(_) | Line::Clients(_) | Line::Ledger(_) if !room.takes(bytes) => {}
-            Line::Total(total) => totals.push(total),
-            Line::Clients(whose) => clients.push(whose),
-            Line::Ledger(ledger) => ledgers.push(ledger),
-            Line::Counts(counts) => sums.add(&counts, only.outcomes, room),
-            Line::End(_) => {}
-            line => line.to(&mut text)?,
+        for line in only.take(read) {
+            match line {
+                // They are shown together, and last.
+                Line::Total(_) | Line::Clients(_) | Line::Ledger(_) if !room.takes(bytes) => {}
+                Line::Total(total) => totals.push(total),
+                Line::Clients(whose) => clients.push(whose),
+                Line::Ledger(ledger) => ledgers.push(ledger),
+                Line::Counts(counts) => sums.add(&counts, only.outcomes, room),
+                Line::End(_) => {}
+                line => line.to(&mut text)?,
+            }
         }
     }
     if totals.is_empty() {
@@ -194,12 +209,12 @@ fn as_text(
 /// The counts added up, for a recording that has no totals: as many entries as there are
 /// listeners.
 #[derive(Default)]
-struct Sums(BTreeMap<SumKey, (Listener, u64)>);
+struct CountSums(BTreeMap<SumKey, (Listener, u64)>);
 
 /// Namespace, port, address, inode number, tag of the outcome.
 type SumKey = (u32, u16, Option<IpAddr>, Option<u64>, u8);
 
-impl Sums {
+impl CountSums {
     fn add(&mut self, counts: &Counts, selection: outcome::Set, room: &mut Room) {
         let Listener {
             addr, port, inode, ..

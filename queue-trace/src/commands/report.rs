@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::{
     diagnose,
+    options::Filters,
     report::page,
     sink::{Medium, Output},
     stderr::say,
@@ -23,6 +24,10 @@ pub struct ReportArgs {
     /// The page to write
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub filters: Filters,
 }
 
 /// Makes the page of a recording.
@@ -32,7 +37,7 @@ pub struct ReportArgs {
 pub fn run(args: &ReportArgs) -> Result<()> {
     let mut output = Output::open(Some(&args.output))?;
     output.is_none_of(&args.files)?;
-    let case = diagnose::read(&args.files)?;
+    let case = diagnose::read_part(&args.files, &args.filters.for_conclusions())?;
     let page = page(&case);
     output
         .write_all(page.as_bytes())

@@ -9,7 +9,7 @@ use clap::Args;
 pub use self::live::watch;
 use crate::{
     model::clients::Prefixes,
-    options::Which,
+    options::{KernelOptions, ListenerFilters},
     sink,
     stderr::say,
     stop::StopSignals,
@@ -36,7 +36,11 @@ pub struct TopArgs {
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub which: Which,
+    pub listeners: ListenerFilters,
+
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "it would be shown as help")]
+    pub kernel: KernelOptions,
 }
 
 /// Shows the listeners of a recording.
@@ -47,7 +51,7 @@ pub async fn recorded(args: &TopArgs) -> Result<()> {
     need_terminal("queue-trace replay FILE")?;
     say!("reading …");
     // Until it is read a signal ends the program as ever.
-    let recorded = Recorded::open(&args.files, &args.which, args.networks)?;
+    let recorded = Recorded::open(&args.files, &args.listeners, args.networks)?;
     let signals = StopSignals::listen_to_all().context("cannot handle signals")?;
     let mut top = Top::new(
         recorded.title(),
@@ -70,8 +74,13 @@ mod live {
             decode::decode, host::Host, probe::AT_ONCE, selection::Selection, session::Session,
         },
         listeners::{News, Watch},
-        model::clock::{monotonic_now, wall_now},
-        top::{Source, seen::Seen, state::Step},
+        model::{
+            clock::{monotonic_now, wall_now},
+            event::Event,
+            snapshot::Snapshot,
+        },
+        recording::{Belongs, Members},
+        top::{Source, seen::Seen, state::Jump},
         trace::{
             losses::Losses,
             withheld::{self, Withheld},
@@ -86,7 +95,7 @@ mod live {
         need_terminal("queue-trace listeners --watch 1s")?;
         let signals = StopSignals::listen_to_all().context("cannot handle signals")?;
         say!("attaching …");
-        let live = Live::begin(args)?;
+        let live = LiveTop::begin(args)?;
         let top = Top::new(live.title(), live.notes(), sink::person_wants_colour());
         on_terminal(top, live, signals).await
     }
@@ -94,8 +103,11 @@ mod live {
     /// Records a second from each CPU: enough for a person.
     const RECORDS: u32 = 100;
 
+    /// Events that wait for their listener at most.
+    const PENDING: usize = 1000;
+
     /// The kernel side, and what was seen of it.
-    pub struct Live {
+    pub struct LiveTop {
         session: Option<Session>,
         watch: Aside<Watch, Result<News>>,
         /// How it is attached, or why not.
@@ -104,16 +116,21 @@ mod live {
         losses: Losses,
         undecoded: u64,
         seen: Seen,
+        members: Option<Members>,
+        /// Events at listeners of which is not known yet whose they are.
+        pending: Vec<Event>,
+        /// Those that found no room among them.
+        unplaced: u64,
     }
 
-    impl Live {
+    impl LiveTop {
         /// Attaches, if it may.
         ///
         /// # Errors
         /// If a namespace that was named is not there.
         pub fn begin(args: &TopArgs) -> Result<Self> {
-            let selection = Selection::of_listeners(&args.which, RECORDS)?;
-            let (session, watch, how) = match listeners::begin(&args.which, &selection) {
+            let selection = Selection::of_listeners(&args.listeners, RECORDS)?;
+            let (session, watch, how) = match listeners::begin(&args.kernel, &selection) {
                 Ok((session, watch)) => {
                     let how = format!("attached by {}", session.plan.family.name());
                     (Some(session), watch, how)
@@ -131,6 +148,9 @@ mod live {
                 losses: Losses::default(),
                 undecoded: 0,
                 seen: Seen::new(args.networks),
+                members: Members::of(&args.listeners),
+                pending: Vec::new(),
+                unplaced: 0,
             })
         }
 
@@ -146,18 +166,42 @@ mod live {
             session.map_or_else(Vec::new, |session| session.plan.limits())
         }
 
+        /// Shows an event, if it is wanted.
+        fn event(&mut self, event: Event) {
+            let Some(members) = &self.members else {
+                return self.seen.event(&event);
+            };
+            match members.has(event.netns, &event.listener) {
+                Belongs::Yes => self.seen.event(&event),
+                Belongs::No => {}
+                Belongs::Unknown if self.pending.len() < PENDING => self.pending.push(event),
+                Belongs::Unknown => self.unplaced += event.count,
+            }
+        }
+
+        /// Leaves the rows that are wanted, and shows what waited for them.
+        fn keep_members(&mut self, rows: &mut Vec<Snapshot>) {
+            if let Some(members) = &mut self.members {
+                rows.retain(|row| members.takes(row));
+                for event in std::mem::take(&mut self.pending) {
+                    self.event(event);
+                }
+            }
+        }
+
         /// Takes in what came of events and counts.
         fn take(&mut self, news: &News) -> Result<()> {
             let Some(Session { probe, .. }) = &mut self.session else {
                 return Ok(());
             };
+            let mut events = Vec::new();
             let offset = wall_now() - i128::from(monotonic_now());
             loop {
                 let records = probe.take_records();
                 let last = records.len() < AT_ONCE;
                 for record in records {
                     match decode(record, offset) {
-                        Ok(event) => self.seen.event(&event),
+                        Ok(event) => events.push(event),
                         Err(_) => self.undecoded += 1,
                     }
                 }
@@ -166,9 +210,7 @@ mod live {
                 }
             }
             probe.retire(|key| news.is_over(key))?;
-            for event in self.held.news(&probe.counts()?, withheld::listener_of) {
-                self.seen.event(&event);
-            }
+            events.extend(self.held.news(&probe.counts()?, withheld::listener_of));
             for key in probe.release().keys() {
                 self.held.forget(key);
             }
@@ -176,11 +218,14 @@ mod live {
             if let Some(note) = self.losses.news(probe, undecoded)? {
                 self.seen.lost(&note);
             }
+            for event in events {
+                self.event(event);
+            }
             Ok(())
         }
     }
 
-    impl Source for Live {
+    impl Source for LiveTop {
         fn tick(&mut self, _paused: bool) -> Result<Option<Seen>> {
             self.watch.begin(Watch::all)?;
             Ok(None)
@@ -190,12 +235,19 @@ mod live {
             let mut news = self.watch.done().await??;
             self.take(&news)?;
             news.rows.retain(|row| !row.is_closed());
+            self.keep_members(&mut news.rows);
+            if self.unplaced > 0 {
+                news.notes.push(format!(
+                    "{} events are left out: it is not known whose their listeners are",
+                    self.unplaced
+                ));
+            }
             self.seen.notes = std::mem::take(&mut news.notes);
             self.seen.take_rows(news.rows, wall_now());
             Ok(self.seen.clone())
         }
 
-        fn go(&mut self, _: Step) -> Result<Option<Seen>> {
+        fn go(&mut self, _: Jump) -> Result<Option<Seen>> {
             // Now is all there is.
             Ok(None)
         }

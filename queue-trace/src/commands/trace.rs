@@ -9,7 +9,7 @@ use queue_trace_common::settings::MAX_NETNS;
 pub use self::live::run;
 use crate::{
     model::clients::Prefixes,
-    options::{Filters, Kernel, duration},
+    options::{Filters, KernelOptions, duration},
     sink::{Limit, Rotation},
 };
 
@@ -56,7 +56,7 @@ pub struct TraceArgs {
 
     #[command(flatten)]
     #[expect(missing_docs, reason = "it would be shown as help")]
-    pub kernel: Kernel,
+    pub kernel: KernelOptions,
 
     /// Say more on standard error; -vv shows the kernel side's own messages
     #[arg(short, long, action = clap::ArgAction::Count)]
@@ -78,7 +78,7 @@ impl TraceArgs {
     /// # Errors
     /// A sentence that names the option.
     pub fn check(&self) -> Result<(), String> {
-        if self.filters.netns.len() > MAX_NETNS {
+        if self.filters.listeners.netns.len() > MAX_NETNS {
             return Err(format!("--netns can be given {MAX_NETNS} times at most"));
         }
         Ok(())
@@ -119,7 +119,9 @@ mod live {
     use super::TraceArgs;
     use crate::{
         kernel::{host::Host, selection::Selection, session},
+        recording::{Narrowed, select::Only},
         sink::{Json, Output, Rotating, Sink, Text},
+        stderr::say,
         trace::stream::{Live, Until, write_error},
     };
 
@@ -137,7 +139,7 @@ mod live {
         session::fit(&Host::look())?;
         // Before attaching: a file that cannot be written costs nothing yet. What is in its
         // place stays until it is known that there is something to write.
-        let target = Target::prepare(args)?;
+        let target = StreamTarget::prepare(args)?;
         let live = Live::begin(&args.kernel, selection)?;
         let until = Until {
             count: args.count,
@@ -147,18 +149,30 @@ mod live {
         let name = target.name();
         let mut sink = target.begin(args.json)?;
         live.announce();
-        live.run(sink.as_mut(), until, std::future::pending())
-            .await
-            .map_err(|error| write_error(error, &name))
+        let listeners = &args.filters.listeners;
+        let forever = std::future::pending();
+        let ran = if listeners.name_owners() {
+            let mut only = Only::in_user_space(listeners);
+            let mut narrowed = Narrowed::new(sink.as_mut(), &mut only);
+            let ran = live.run(&mut narrowed, until, forever).await;
+            let left_out = only.finish();
+            for note in left_out.notes().into_iter().chain(left_out.nobody()) {
+                say!("note: {note}");
+            }
+            ran
+        } else {
+            live.run(sink.as_mut(), until, forever).await
+        };
+        ran.map_err(|error| write_error(error, &name))
     }
 
     /// Where the stream goes, before it is known that there will be one.
-    enum Target {
+    enum StreamTarget {
         Files(PathBuf, Box<Rotating>),
         Output(Output),
     }
 
-    impl Target {
+    impl StreamTarget {
         fn prepare(args: &TraceArgs) -> Result<Self> {
             Ok(match (args.rotation(), &args.output) {
                 (Some(rotation), Some(path)) => {

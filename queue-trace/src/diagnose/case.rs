@@ -2,7 +2,7 @@
 //! bounded memory. The rules and the report look at this and nothing else.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
 };
 
@@ -11,11 +11,12 @@ use queue_trace_common::outcome::{Kind, Outcome, Set, of_kind};
 pub use super::{
     detector::Key,
     episode::{ACCEPT_FULL, ENTERED, SYN_FULL, set_of},
-    history::{History, Slot},
+    history::{History, TimeSlot},
 };
 use super::{
     detector::Observed,
     episode::{MOST_COUNT, add},
+    question::Question,
     timeline::Timeline,
 };
 use crate::{
@@ -28,6 +29,8 @@ use crate::{
         snapshot::Snapshot,
         socket::Listener,
     },
+    options::Filters,
+    recording::select::LeftOut,
     sink::Sink,
 };
 
@@ -59,6 +62,12 @@ pub struct Case {
     pub notes: Vec<String>,
     /// Whether it came to its end.
     pub ended: bool,
+    /// What was asked about, if not all that happened.
+    pub question: Option<Question>,
+    /// The outcomes that were asked for.
+    pub asked_for: Set,
+    /// Whether the counts of a second are those of all packets that are wanted.
+    pub has_whole_counts: bool,
     /// Where clients that were refused, or answered with a cookie, came from.
     clients: ClientTable,
     /// Listeners that may make room, in the order in which they came.
@@ -76,6 +85,8 @@ impl Case {
     pub fn new() -> Self {
         Self {
             width: 1,
+            asked_for: Set::MAX,
+            has_whole_counts: true,
             ..Self::default()
         }
     }
@@ -114,7 +125,30 @@ impl Case {
     /// Whether the recording counts once a second. If not, the events are all there is.
     fn has_counts(&self) -> bool {
         let header = self.header.as_ref();
-        header.is_some_and(|header| header.attach.outcomes.is_some())
+        self.has_whole_counts && header.is_some_and(|header| header.attach.outcomes.is_some())
+    }
+
+    /// The ledgers that matter: of the namespaces of what was asked about, if it is known where it
+    /// is.
+    pub(super) fn ledgers_asked(&self) -> impl Iterator<Item = &Ledger> {
+        let asked = self.question.is_some() && !self.listeners.is_empty();
+        let there: BTreeSet<u32> = self.listeners.keys().map(|key| key.netns).collect();
+        let ledgers = self.ledgers.values();
+        ledgers.filter(move |ledger| !asked || there.contains(&ledger.netns))
+    }
+
+    /// Notes what was asked, now that all has been read, and what the filters left out.
+    pub fn ask(&mut self, filters: &Filters, left_out: &LeftOut) {
+        self.notes.extend(left_out.notes());
+        self.question = filters.listeners.ask().then(|| Question {
+            words: filters.words(),
+            listed: left_out.any_listener,
+            made_with: left_out.made_with.clone(),
+            unlisted: Vec::new(),
+            unplaced: left_out
+                .without_owner
+                .saturating_add(left_out.without_address),
+        });
     }
 
     /// What is known of a listener. Where there is no room, one that refused nothing goes.
@@ -164,7 +198,7 @@ impl Case {
     fn widen(&mut self) {
         self.width *= 2;
         for history in self.listeners.values_mut() {
-            let mut wider: BTreeMap<i64, Slot> = BTreeMap::new();
+            let mut wider: BTreeMap<i64, TimeSlot> = BTreeMap::new();
             for (at, slot) in std::mem::take(&mut history.slots) {
                 wider.entry(at.div_euclid(2)).or_default().add(slot);
             }
@@ -202,7 +236,7 @@ impl Sink for Case {
                 .fold(0, |set, outcome| set | outcome.bit()),
             // An older recording does not say; what it shows by default was looked for.
             None => of_kind(Kind::Refusal),
-        };
+        } & self.asked_for;
         let told = self.told;
         for history in self.listeners.values_mut() {
             history.detector.tells(told);
@@ -282,7 +316,7 @@ impl Sink for Case {
     fn counts(&mut self, counts: &Counts) -> io::Result<()> {
         // They come once a second, after what was withheld in it.
         self.clients.end_second();
-        let Some(at) = self.timeline.wall(&counts.time, true) else {
+        let Some(at) = self.timeline.counts(counts) else {
             return Ok(());
         };
         let slot = self.slot_of(at);

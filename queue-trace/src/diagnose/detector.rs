@@ -98,15 +98,15 @@ pub enum Change {
 #[derive(Debug, Clone)]
 pub struct Detector {
     told: Set,
-    open: [Option<Box<Open>>; Trouble::COUNT],
-    past: [Past; Trouble::COUNT],
+    open: [Option<Box<OpenEpisode>>; Trouble::COUNT],
+    past: [PastEpisodes; Trouble::COUNT],
     /// Whether the listener was closed.
     closed: bool,
 }
 
 /// The episodes that are over.
 #[derive(Debug, Clone, Default)]
-struct Past {
+struct PastEpisodes {
     /// The last one, and its connections, of which some may still get in.
     last: Option<(Episode, Distinct)>,
     /// The worst of the others.
@@ -130,7 +130,7 @@ pub struct Rest {
 
 /// An episode that goes on.
 #[derive(Debug, Clone)]
-struct Open {
+struct OpenEpisode {
     episode: Episode,
     connections: Distinct,
     clients: Distinct,
@@ -154,7 +154,7 @@ impl Detector {
         Self {
             told,
             open: [const { None }; Trouble::COUNT],
-            past: [const { Past::NONE }; Trouble::COUNT],
+            past: [const { PastEpisodes::NONE }; Trouble::COUNT],
             closed: false,
         }
     }
@@ -171,7 +171,7 @@ impl Detector {
             let is_trouble = trouble.outcomes() & seen.outcome.bit() != 0;
             let place = trouble as usize;
             if is_trouble && self.open[place].is_none() {
-                let began = Open::new(trouble, seen.at);
+                let began = OpenEpisode::new(trouble, seen.at);
                 changes.push(Change::Began(Box::new(began.episode.clone())));
                 self.open[place] = Some(Box::new(began));
             }
@@ -196,9 +196,9 @@ impl Detector {
         }
     }
 
-    /// The listener was closed: its queue is not full any more.
-    pub fn closed(&mut self) {
-        self.closed = true;
+    /// Whether the listener is closed: its queue is not full any more, and refuses nobody.
+    pub fn closed(&mut self, closed: bool) {
+        self.closed = closed;
     }
 
     /// Time went on: gives the episodes that ended.
@@ -206,7 +206,7 @@ impl Detector {
         let mut changes = Vec::new();
         for trouble in Trouble::ALL {
             let place = trouble as usize;
-            let over = |open: &&mut Option<Box<Open>>| {
+            let over = |open: &&mut Option<Box<OpenEpisode>>| {
                 let open = open.as_ref();
                 open.is_some_and(|open| now - open.episode.end_ns > open.calm_ns(self.closed))
             };
@@ -234,7 +234,7 @@ impl Detector {
     /// Whether there was none.
     #[must_use]
     pub fn is_calm(&self) -> bool {
-        let none = |past: &Past| past.last.is_none() && past.whole.is_empty();
+        let none = |past: &PastEpisodes| past.last.is_none() && past.whole.is_empty();
         !self.is_in_trouble() && self.past.iter().all(none)
     }
 
@@ -244,7 +244,11 @@ impl Detector {
         let past = &self.past[trouble as usize];
         let mut all = past.whole.clone();
         all.extend(past.last.iter().map(|(episode, _)| episode.clone()));
-        all.extend(self.open[trouble as usize].iter().map(|open| open.so_far()));
+        let open = self.open[trouble as usize].iter().map(|open| Episode {
+            ongoing: !self.closed,
+            ..open.so_far()
+        });
+        all.extend(open);
         all.sort_by_key(|episode| episode.begin_ns);
         all
     }
@@ -256,7 +260,7 @@ impl Detector {
     }
 }
 
-impl Past {
+impl PastEpisodes {
     const NONE: Self = Self {
         last: None,
         whole: Vec::new(),
@@ -293,7 +297,7 @@ impl Past {
     }
 }
 
-impl Open {
+impl OpenEpisode {
     fn new(trouble: Trouble, at: i128) -> Self {
         Self {
             episode: Episode::new(trouble, at),

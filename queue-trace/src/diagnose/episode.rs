@@ -325,10 +325,13 @@ impl Episode {
             return Pattern::Unclear;
         }
         let seconds = |count: u64| i128::from(count) * NS_PER_SECOND;
+        // What the longest wait for the next is compared with is the rest of the episode: one
+        // connection that was taken before it makes it no shorter.
+        let rest = (self.observed_ns() - self.longest_still_ns).max(0);
         let usual = self
             .left
             .filter(|left| *left > 0)
-            .map_or(0, |left| self.observed_ns() / i128::from(left));
+            .map_or(0, |left| rest / i128::from(left));
         if self.longest_still_ns >= seconds(STOPPED_SECONDS)
             && self.longest_still_ns >= usual * i128::from(STOPPED_TIMES)
         {

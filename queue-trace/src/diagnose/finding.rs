@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::{
+    answer::Answer,
     case::{Case, History, Key},
     episode::Episode,
     when::When,
@@ -182,7 +183,7 @@ impl Finding {
 /// What can be said in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub enum Conclusion {
     /// Nothing was found, every rule could be judged, and the ledger shows no refusal that was missed.
     NothingFound,
     /// Something was found.
@@ -191,7 +192,7 @@ pub enum Verdict {
     CouldNotTell,
 }
 
-impl Verdict {
+impl Conclusion {
     /// The exit status.
     #[must_use]
     pub fn status(self) -> u8 {
@@ -210,7 +211,10 @@ pub struct Diagnosis {
     /// Version of this object; the promise of docs/events.md holds for it.
     pub schema: u32,
     /// What can be said.
-    pub verdict: Verdict,
+    pub verdict: Conclusion,
+    /// What is said of the port or the service that was asked about, if one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Answer>,
     /// Seconds observed.
     pub seconds: f64,
     /// The findings, worst first.
@@ -268,14 +272,19 @@ impl Diagnosis {
             }
             writeln!(out)?;
         }
+        if let Some(answer) = &self.answer {
+            writeln!(out, "{}", answer.about.join(" "))?;
+            paragraph(out, "", &answer.says)?;
+            writeln!(out)?;
+        }
         match self.verdict {
-            Verdict::Findings => {}
-            Verdict::NothingFound => writeln!(
+            Conclusion::Findings => {}
+            Conclusion::NothingFound => writeln!(
                 out,
                 "Nothing wrong: no handshake was refused in {:.1} s, every rule could be judged, and the ledger shows none that was missed.",
                 self.seconds
             )?,
-            Verdict::CouldNotTell => writeln!(
+            Conclusion::CouldNotTell => writeln!(
                 out,
                 "Could not tell: nothing was found in {:.1} s, but something may have been missed.",
                 self.seconds

@@ -1,6 +1,6 @@
 //! What is known of one listener: its sums, its episodes, and its course over time for charts.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::collections::BTreeMap;
 
 use queue_trace_common::outcome::{
     Kind, OUTCOMES, SYN_DROPPED_LAST_QUARTER, SYN_DROPPED_OTHER, Set, of_kind,
@@ -15,6 +15,7 @@ use crate::model::{
     latency::Histogram,
     snapshot::{Latency, Snapshot},
     socket::Listener,
+    words::listener_words,
 };
 
 /// What happened at one listener.
@@ -30,7 +31,7 @@ pub struct History {
     /// The episodes.
     pub detector: Detector,
     /// The course of time.
-    pub slots: BTreeMap<i64, Slot>,
+    pub slots: BTreeMap<i64, TimeSlot>,
     /// First and last time of each outcome, by tag.
     pub times: BTreeMap<u8, (i128, i128)>,
     /// The settings, as they were last.
@@ -58,7 +59,7 @@ pub struct History {
 
 /// A part of the time.
 #[derive(Debug, Clone, Default)]
-pub struct Slot {
+pub struct TimeSlot {
     /// How often each outcome was, by tag.
     pub outcomes: Sums,
     /// Depth of the accept queue, at most.
@@ -73,7 +74,7 @@ pub struct Slot {
     pub latency_us: Option<Latency>,
 }
 
-impl Slot {
+impl TimeSlot {
     /// How often outcomes of the set were.
     #[must_use]
     pub fn count(&self, set: Set) -> u64 {
@@ -172,10 +173,9 @@ impl History {
     /// Its address and port, as they are written together.
     #[must_use]
     pub fn name(&self) -> String {
-        match self.listener.addr {
-            Some(addr) => SocketAddr::new(addr, self.listener.port).to_string(),
-            None => format!("?:{}", self.listener.port),
-        }
+        let snapshot = self.snapshot.as_ref();
+        let device = snapshot.and_then(|snapshot| snapshot.device_name.as_deref());
+        listener_words(&self.listener, device)
     }
 
     /// The first and last time of outcomes of the set.
@@ -197,6 +197,7 @@ impl History {
         self.listener.port = listener.port;
         self.listener.addr = listener.addr.or(self.listener.addr);
         self.listener.inode = listener.inode.or(self.listener.inode);
+        self.listener.device = listener.device.or(self.listener.device);
         self.listener.cookie = listener.cookie.or(self.listener.cookie);
     }
 
@@ -225,8 +226,8 @@ impl History {
                 .snapshot
                 .as_mut()
                 .and_then(|before| before.accept_queue.take());
-            self.detector.closed();
         }
+        self.detector.closed(snapshot.is_closed());
         let accept = snapshot.accept_queue.as_ref();
         self.limit = accept.and_then(|queue| queue.limit).or(self.limit);
         let deepest = accept.and_then(|queue| queue.high_water.max(queue.depth));
@@ -265,6 +266,8 @@ impl History {
         keep(&mut closed.unit, &before.unit);
         keep(&mut closed.container, &before.container);
         keep(&mut closed.pod, &before.pod);
+        keep(&mut closed.pod_name, &before.pod_name);
+        keep(&mut closed.device_name, &before.device_name);
         keep(&mut closed.default_of, &before.default_of);
         closed.group = closed.group.or(before.group);
         if closed.threads.is_none() {

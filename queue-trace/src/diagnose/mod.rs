@@ -1,12 +1,14 @@
 //! `queue-trace diagnose`: what is wrong, how it is known, and what to change; from a live
 //! stream or from a recording.
 
+mod answer;
 pub mod case;
 pub mod detector;
 pub mod distinct;
 pub mod episode;
 mod finding;
 mod history;
+mod question;
 mod rule;
 pub mod rules;
 pub mod timeline;
@@ -15,12 +17,17 @@ pub mod when;
 use anyhow::Result;
 
 pub use self::{
+    answer::{Answer, State},
     case::Case,
-    finding::{Diagnosis, Finding, Harm, NotJudged, Remedy, Threshold, Verdict},
+    finding::{Conclusion, Diagnosis, Finding, Harm, NotJudged, Remedy, Threshold},
+    question::Question,
     rule::Rule,
     rules::RULES,
 };
-use crate::recording::Reader;
+use crate::{
+    options::Filters,
+    recording::{Reader, select::Only},
+};
 
 /// Version of the diagnosis as JSON.
 const SCHEMA: u32 = 1;
@@ -30,15 +37,36 @@ const SCHEMA: u32 = 1;
 /// # Errors
 /// If there is nothing in it that can be read.
 pub fn read(files: &[std::path::PathBuf]) -> Result<Case> {
+    read_part(files, &Filters::default().for_conclusions())
+}
+
+/// Reads into a case what the filters let through of a recording.
+///
+/// # Errors
+/// If there is nothing in it that can be read, or a namespace is named by a path.
+pub fn read_part(files: &[std::path::PathBuf], filters: &Filters) -> Result<Case> {
+    let mut only = Only::from_cli(filters)?.for_conclusions();
     let mut reader = Reader::open(files)?;
     let mut case = Case::new();
+    case.has_whole_counts = !only.is_between();
+    case.asked_for = only.outcomes;
+    let all = only.passes_all();
     while let Some(entry) = reader.next()? {
-        if let Some(line) = entry.line {
-            // It refuses a second recording.
+        let Some(line) = entry.line else {
+            continue;
+        };
+        // The case refuses a second recording.
+        if all {
+            only.note(&line);
+            line.to(&mut case)?;
+            continue;
+        }
+        for line in only.take(&line) {
             line.to(&mut case)?;
         }
     }
     case.notes = reader.notes().to_vec();
+    case.ask(filters, only.finish());
     Ok(case)
 }
 
@@ -54,17 +82,26 @@ pub fn diagnose(case: &Case) -> Diagnosis {
         .iter()
         .filter_map(|rule| rule.not_judged(case))
         .collect();
-    let (proof, doubts) = proof(case);
+    let (proof, mut doubts) = proof(case);
+    let answer = answer::answer(case);
+    if let Some(answer) = &answer
+        && answer.listeners == 0
+    {
+        doubts.push(
+            "no listener was seen that fits the filter, so there is nothing to judge".to_owned(),
+        );
+    }
     let verdict = if !findings.is_empty() {
-        Verdict::Findings
+        Conclusion::Findings
     } else if doubts.is_empty() && not_judged.is_empty() {
-        Verdict::NothingFound
+        Conclusion::NothingFound
     } else {
-        Verdict::CouldNotTell
+        Conclusion::CouldNotTell
     };
     Diagnosis {
         schema: SCHEMA,
         verdict,
+        answer,
         seconds: case.seconds(),
         findings,
         proof,
@@ -78,7 +115,8 @@ fn proof(case: &Case) -> (Vec<String>, Vec<String>) {
     let mut proof = Vec::new();
     let mut doubts = case.notes.clone();
     doubts.extend(case.timeline.notes());
-    for ledger in case.ledgers.values() {
+    for ledger in case.ledgers_asked() {
+        proof.extend(ledger.beyond_filter());
         let moved: u64 = ledger
             .counters
             .values()

@@ -1,13 +1,14 @@
 //! When the lines of a recording were, on one clock that only goes forward.
 //!
-//! Events carry the monotonic clock and the wall clock, other lines (of older recordings)
-//! the wall clock alone. A moment here is nanoseconds since 1970 as the wall clock stood at the
+//! Events and counts carry the monotonic clock and the wall clock, other lines (and the counts of
+//! older recordings) the wall clock alone. A moment here is nanoseconds since 1970 as the wall clock stood at the
 //! beginning: the monotonic clock, moved there once. So a step of the wall clock, or a line with a
 //! nonsense time, changes no duration; it becomes a note.
 
 use crate::model::{
     clock::NS_PER_SECOND,
     event::{Event, from_rfc3339, rfc3339},
+    lines::Counts,
 };
 
 /// The clock of a recording.
@@ -70,6 +71,14 @@ impl Timeline {
     /// The moment of an event.
     pub fn event(&mut self, event: &Event) -> i128 {
         self.exactly(event.mono_ns, event.wall_ns)
+    }
+
+    /// The moment of counts: by both clocks, where the recording has both.
+    pub fn counts(&mut self, counts: &Counts) -> Option<i128> {
+        match (counts.mono_ns, from_rfc3339(&counts.time)) {
+            (Some(mono_ns), Ok(wall_ns)) => Some(self.exactly(mono_ns, wall_ns)),
+            _ => self.wall(&counts.time, true),
+        }
     }
 
     /// The moment of a line with both clocks.
@@ -202,6 +211,26 @@ mod tests {
         let first = timeline.exactly(mono, wall);
         let counts = timeline.wall(&rfc3339(wall + 3600 * NS_PER_SECOND), true);
         assert_eq!(counts, Some(first));
+    }
+
+    #[test]
+    fn counts_with_both_clocks_tell_a_step_without_an_event() {
+        let mut timeline = Timeline::default();
+        let mut counts = |second, step| {
+            let (mono, wall) = at(second);
+            let counts = Counts {
+                time: rfc3339(wall + step * NS_PER_SECOND),
+                mono_ns: Some(mono),
+                netns: 1,
+                listener: crate::model::socket::Listener::default(),
+                outcomes: std::collections::BTreeMap::new(),
+            };
+            timeline.counts(&counts).unwrap()
+        };
+        let first = counts(1, 0);
+        assert_eq!(counts(3, -3600) - first, 2 * NS_PER_SECOND);
+        assert_eq!(counts(4, -3600) - first, 3 * NS_PER_SECOND);
+        assert!(timeline.notes()[0].contains("set back by 3600 s"));
     }
 
     #[test]

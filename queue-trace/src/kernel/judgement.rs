@@ -8,7 +8,7 @@ use crate::{
     kernel::{
         btf::{Architecture, TRACEPOINTS, Types},
         host::{OLDEST, is_too_old},
-        plan::{Family, Offers, Plan},
+        plan::{HookFamily, Offers, Plan},
     },
     options::Attach,
 };
@@ -25,7 +25,7 @@ pub struct Judgement {
     /// The kernel's architecture, if queue-trace has programs for it.
     pub architecture: Option<Architecture>,
     /// Each way to attach, and the plan for it, or what keeps it from being used.
-    pub ways: Vec<(Family, Result<Plan, String>)>,
+    pub ways: Vec<(HookFamily, Result<Plan, String>)>,
 }
 
 impl Judgement {
@@ -37,9 +37,9 @@ impl Judgement {
             None => Offers::judged(types),
         };
         let ways = [
-            (Family::Fentry, Attach::Fentry),
-            (Family::Kprobe, Attach::Kprobe),
-            (Family::Tracepoint, Attach::Tracepoint),
+            (HookFamily::Fentry, Attach::Fentry),
+            (HookFamily::Kprobe, Attach::Kprobe),
+            (HookFamily::Tracepoint, Attach::Tracepoint),
         ];
         Self {
             architecture: types.architecture(),

@@ -20,7 +20,7 @@ use crate::{
 
 /// A way to watch kernel functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Family {
+pub enum HookFamily {
     /// fentry and fexit.
     Fentry,
     /// kprobes and kretprobes.
@@ -29,7 +29,7 @@ pub enum Family {
     Tracepoint,
 }
 
-impl Family {
+impl HookFamily {
     /// From the best to the least.
     pub const ALL: [Self; 3] = [Self::Fentry, Self::Kprobe, Self::Tracepoint];
 
@@ -47,7 +47,7 @@ impl Family {
 /// What the machine offers: found by looking, or learned from a refusal.
 #[derive(Debug, Clone)]
 pub struct Offers {
-    /// For each of [`Family::ALL`], whether it can be had, and if not, why.
+    /// For each of [`HookFamily::ALL`], whether it can be had, and if not, why.
     pub families: [Result<(), String>; 3],
     /// For each hook, whether it can be had, and if not, why.
     pub hooks: Vec<Result<(), Without>>,
@@ -109,12 +109,12 @@ impl Offers {
             .collect()
     }
 
-    fn family(&self, family: Family) -> &Result<(), String> {
+    fn family(&self, family: HookFamily) -> &Result<(), String> {
         &self.families[family as usize]
     }
 
     /// The kernel refused a hook. What is needed by all takes its family with it.
-    pub fn refused(&mut self, family: Family, hook: Option<&Hook>, why: String) {
+    pub fn refused(&mut self, family: HookFamily, hook: Option<&Hook>, why: String) {
         match hook {
             Some(hook) if hook.need != Need::Main => {
                 self.hooks[hook.index] = Err(Without::Refused(why));
@@ -131,7 +131,7 @@ pub enum PlanError {
     #[error("--attach {}: {why}", family.name())]
     Refused {
         /// Which.
-        family: Family,
+        family: HookFamily,
         /// Why.
         why: String,
     },
@@ -153,9 +153,9 @@ impl PlanError {
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// How hooks are attached.
-    pub family: Family,
+    pub family: HookFamily,
     /// Better ways that are not to be had, and why.
-    pub passed_over: Vec<(Family, String)>,
+    pub passed_over: Vec<(HookFamily, String)>,
     /// The hooks to attach.
     pub hooks: Vec<&'static Hook>,
     /// Hooks that were wanted and are left out, and why.
@@ -210,12 +210,12 @@ impl Plan {
     pub fn make(attach: Attach, selection: Set, offers: &Offers) -> Result<Self, PlanError> {
         let asked = match attach {
             Attach::Auto => None,
-            Attach::Fentry => Some(Family::Fentry),
-            Attach::Kprobe => Some(Family::Kprobe),
-            Attach::Tracepoint => Some(Family::Tracepoint),
+            Attach::Fentry => Some(HookFamily::Fentry),
+            Attach::Kprobe => Some(HookFamily::Kprobe),
+            Attach::Tracepoint => Some(HookFamily::Tracepoint),
         };
         let mut passed_over = Vec::new();
-        for family in Family::ALL {
+        for family in HookFamily::ALL {
             if asked.is_some_and(|asked| asked != family) {
                 continue;
             }
@@ -237,7 +237,7 @@ impl Plan {
         Err(PlanError::None(reasons.join("; ")))
     }
 
-    fn with(family: Family, selection: Set, offers: &Offers) -> Result<Self, String> {
+    fn with(family: HookFamily, selection: Set, offers: &Offers) -> Result<Self, String> {
         offers.family(family).clone()?;
         let mut plan = Self {
             family,
@@ -250,7 +250,7 @@ impl Plan {
             reasons: 0,
             warnings: Vec::new(),
         };
-        if family == Family::Tracepoint {
+        if family == HookFamily::Tracepoint {
             let by_delivery = BY_DELIVERY.iter().filter(|_| plan.delivery.is_ok());
             let tells = BY_TRACEPOINTS.iter().chain(by_delivery);
             plan.observable &= tells.fold(offers.reasons, |set, tag| set | 1 << tag);
@@ -307,7 +307,7 @@ impl Plan {
     #[must_use]
     pub fn attached_to(&self) -> Vec<&'static str> {
         match self.family {
-            Family::Tracepoint => {
+            HookFamily::Tracepoint => {
                 let delivery = self.delivery.is_ok().then_some(DELIVERY);
                 TRACEPOINTS.into_iter().chain(delivery).collect()
             }
@@ -319,7 +319,7 @@ impl Plan {
     #[must_use]
     pub fn limits(&self) -> Vec<String> {
         let mut limits = Vec::new();
-        if self.family == Family::Tracepoint {
+        if self.family == HookFamily::Tracepoint {
             let reasons: Vec<_> = self
                 .passed_over
                 .iter()
@@ -389,6 +389,7 @@ impl From<&Plan> for AttachPlan {
             family: plan.family.name().to_owned(),
             hooks: plan.attached_to().into_iter().map(str::to_owned).collect(),
             outcomes: Some(told.map(|outcome| Name(outcome).to_string()).collect()),
+            filters: Some(Vec::new()),
             limits: plan.limits(),
         }
     }
@@ -418,7 +419,7 @@ mod tests {
     #[test]
     fn fentry_is_preferred_and_sees_everything() {
         let plan = Plan::make(Attach::Auto, ALL, &offers()).unwrap();
-        assert_eq!(plan.family, Family::Fentry);
+        assert_eq!(plan.family, HookFamily::Fentry);
         assert_eq!(plan.hooks.len(), hook::COUNT);
         assert_eq!(plan.unobservable, 0);
         assert!(plan.limits().is_empty());
@@ -436,18 +437,22 @@ mod tests {
     #[test]
     fn a_refused_main_hook_takes_its_family_with_it() {
         let mut offers = offers();
-        offers.refused(Family::Fentry, Some(&HOOKS[hook::ACK]), "EPERM".into());
+        offers.refused(HookFamily::Fentry, Some(&HOOKS[hook::ACK]), "EPERM".into());
         let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
-        assert_eq!(plan.family, Family::Kprobe);
-        assert_eq!(plan.passed_over, [(Family::Fentry, "EPERM".to_owned())]);
+        assert_eq!(plan.family, HookFamily::Kprobe);
+        assert_eq!(plan.passed_over, [(HookFamily::Fentry, "EPERM".to_owned())]);
     }
 
     #[test]
     fn a_refused_cause_is_left_out_and_said() {
         let mut offers = offers();
-        offers.refused(Family::Fentry, Some(&HOOKS[hook::PROVEN]), "inlined".into());
+        offers.refused(
+            HookFamily::Fentry,
+            Some(&HOOKS[hook::PROVEN]),
+            "inlined".into(),
+        );
         let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
-        assert_eq!(plan.family, Family::Fentry);
+        assert_eq!(plan.family, HookFamily::Fentry);
         // The last two are told by what was not called.
         let lost = [
             outcome::SYN_DROPPED_LAST_QUARTER,
@@ -472,7 +477,7 @@ mod tests {
                 panic!("{} takes everything with it", hook.function);
             };
             if hook.need == Need::Main {
-                assert_eq!(plan.family, Family::Tracepoint);
+                assert_eq!(plan.family, HookFamily::Tracepoint);
                 continue;
             }
             let needed = OUTCOMES
@@ -488,17 +493,21 @@ mod tests {
     fn a_hook_that_stays_silent_is_left_out_and_said() {
         let mut offers = offers();
         let silent = || "it did not run".to_owned();
-        offers.refused(Family::Fentry, Some(&HOOKS[hook::LISTEN_CALL]), silent());
+        offers.refused(
+            HookFamily::Fentry,
+            Some(&HOOKS[hook::LISTEN_CALL]),
+            silent(),
+        );
         let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
         assert_eq!(
             plan.limits(),
             ["not attached: __sys_listen: it did not run"]
         );
 
-        offers.refused(Family::Fentry, Some(&HOOKS[hook::SYN_V4]), silent());
-        offers.refused(Family::Kprobe, Some(&HOOKS[hook::SYN_V4]), silent());
+        offers.refused(HookFamily::Fentry, Some(&HOOKS[hook::SYN_V4]), silent());
+        offers.refused(HookFamily::Kprobe, Some(&HOOKS[hook::SYN_V4]), silent());
         let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
-        assert_eq!(plan.family, Family::Tracepoint);
+        assert_eq!(plan.family, HookFamily::Tracepoint);
         let limits = plan.limits().join("\n");
         assert!(limits.contains("fentry: it did not run"), "{limits}");
     }
@@ -535,7 +544,7 @@ mod tests {
         let error = Plan::make(Attach::Fentry, ALL, &offers).unwrap_err();
         assert_eq!(error.to_string(), "--attach fentry: refused by the kernel");
         let plan = Plan::make(Attach::Tracepoint, ALL, &offers).unwrap();
-        assert_eq!(plan.family, Family::Tracepoint);
+        assert_eq!(plan.family, HookFamily::Tracepoint);
         assert_ne!(plan.unobservable & (1 << outcome::ACCEPTED), 0);
     }
 
@@ -582,7 +591,7 @@ mod tests {
     #[test]
     fn nothing_at_all_says_why_for_each() {
         let mut offers = offers();
-        for family in Family::ALL {
+        for family in HookFamily::ALL {
             offers.refused(family, None, format!("no {}", family.name()));
         }
         let error = Plan::make(Attach::Auto, ALL, &offers)

@@ -180,7 +180,8 @@ const BPF_COMMANDS: &[u64] = &[
 ];
 
 /// Requests of ioctl(2): of terminals without those that put words into them (`TIOCSTI`,
-/// `TIOCLINUX`), of pipes and sockets, of a namespace what kind it is, and of a probe to
+/// `TIOCLINUX`), of pipes and sockets, of a device its name,
+/// of a namespace what kind it is, and of a probe to
 /// detach it (include/uapi/asm-generic/ioctls.h, nsfs.h, perf_event.h).
 const IOCTLS: &[u64] = &[
     0x5401,      // TCGETS
@@ -195,6 +196,7 @@ const IOCTLS: &[u64] = &[
     0x541b,      // FIONREAD
     0x5421,      // FIONBIO
     0x5451,      // FIOCLEX
+    0x8910,      // SIOCGIFNAME
     0xb703,      // NS_GET_NSTYPE
     0x2400,      // PERF_EVENT_IOC_ENABLE
     0x2401,      // PERF_EVENT_IOC_DISABLE

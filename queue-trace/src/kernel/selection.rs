@@ -18,7 +18,7 @@ use queue_trace_common::{
 use crate::{
     kernel::{netns, netns::NetnsPath},
     model::clients::Prefixes,
-    options::{Filters, NetnsArg, Which},
+    options::{Filters, ListenerFilters, NetnsArg},
 };
 
 /// What the user wants to see, as the kernel side filters it.
@@ -44,6 +44,10 @@ pub struct Selection {
     pub unheard: bool,
     /// Whether the kernel side's own messages are wanted.
     pub debug: bool,
+    /// Whether owners are named, so that it is needed at once whose a new listener is.
+    pub names_owners: bool,
+    /// The filters that leave out packets or listeners, as they are on the command line.
+    pub words: Vec<String>,
 }
 
 impl Selection {
@@ -52,16 +56,35 @@ impl Selection {
     /// # Errors
     /// If a namespace named by its path is not there.
     pub fn of(filters: &Filters) -> Result<Self> {
-        fits("--addr", &filters.addrs)?;
         fits("--client", &filters.clients)?;
+        let listeners = Self::at(&filters.listeners)?;
+        let mut words = listeners.words.clone();
+        words.extend(filters.client_words());
         Ok(Self {
+            words,
             outcomes: filters.outcomes(),
-            ports: filters.ports.clone(),
-            addrs: filters.addrs.clone(),
             clients: filters.clients.clone(),
-            netns: Self::namespaces_named(&filters.netns)?,
             slow: filters.slow.filter(|_| !filters.shows_accepted()),
             unheard: filters.shows_unheard(),
+            ..listeners
+        })
+    }
+
+    /// What these listeners are, and no outcome of them.
+    fn at(listeners: &ListenerFilters) -> Result<Self> {
+        fits("--addr", &listeners.addrs)?;
+        let netns = Self::namespaces_named(&listeners.netns)?;
+        // A recording knows namespaces by number.
+        let by_number = ListenerFilters {
+            netns: netns.keys().copied().map(NetnsArg::Id).collect(),
+            ..listeners.clone()
+        };
+        Ok(Self {
+            ports: listeners.ports.clone(),
+            addrs: listeners.addrs.clone(),
+            netns,
+            words: by_number.kernel_words(),
+            names_owners: listeners.name_owners(),
             ..Self::default()
         })
     }
@@ -71,8 +94,7 @@ impl Selection {
     ///
     /// # Errors
     /// If a namespace named by its path is not there.
-    pub fn of_listeners(which: &Which, rate: u32) -> Result<Self> {
-        fits("--addr", &which.addrs)?;
+    pub fn of_listeners(listeners: &ListenerFilters, rate: u32) -> Result<Self> {
         // Without it no namespace is found, which would look like no listener.
         netns::own().context(
             "cannot look at /proc/self/ns/net, by which network namespaces are found: is /proc \
@@ -80,11 +102,8 @@ impl Selection {
         )?;
         Ok(Self {
             outcomes: outcome::of_kind(Kind::Refusal),
-            ports: which.ports.clone(),
-            addrs: which.addrs.clone(),
-            netns: Self::namespaces_named(&which.netns)?,
             rate,
-            ..Self::default()
+            ..Self::at(listeners)?
         })
     }
 
@@ -93,6 +112,9 @@ impl Selection {
     /// # Errors
     /// If one named by its path is not there.
     fn namespaces_named(named: &[NetnsArg]) -> Result<BTreeMap<u32, Option<NetnsPath>>> {
+        if named.len() > MAX_NETNS {
+            bail!("--netns can be given {MAX_NETNS} times at most");
+        }
         let ids = named.iter().any(|arg| matches!(arg, NetnsArg::Id(_)));
         let known = ids.then(netns::list).unwrap_or_default();
         named

@@ -20,9 +20,9 @@ use crate::{
         plan::{Offers, Plan, PlanError},
         probe::{AttachError, Probe},
         selection::Selection,
-        self_test::{Faults, Stage},
+        self_test::{Faults, SelfTest},
     },
-    options::Kernel,
+    options::KernelOptions,
 };
 
 /// The kernel side, attached and tested.
@@ -42,7 +42,7 @@ impl Session {
     ///
     /// # Errors
     /// Whatever keeps it from attaching, with what to do about it.
-    pub fn begin(options: &Kernel, selection: &Selection) -> Result<Self> {
+    pub fn begin(options: &KernelOptions, selection: &Selection) -> Result<Self> {
         let host = Host::look();
         fit(&host)?;
         let types = Types::read(options.btf.as_deref())?;
@@ -91,13 +91,13 @@ pub fn fit(host: &Host) -> Result<()> {
 fn attach(
     host: &Host,
     types: &Types,
-    kernel: &Kernel,
+    kernel: &KernelOptions,
     selection: &Selection,
 ) -> Result<(Probe, Plan, Vec<Bytes>)> {
     let mut offers = Offers::look(host, types);
     let stage = match kernel.no_canary {
         true => None,
-        false => Some(Stage::set(selection)),
+        false => Some(SelfTest::set(selection)),
     };
     let let_in = match &stage {
         Some(Ok(stage)) => stage.let_in(selection),
@@ -122,8 +122,12 @@ fn attach(
                     return Ok((probe, plan, Vec::new()));
                 }
                 // A hook that is silent, or reads something else, is as good as refused.
-                Tested::Faulty(Faults(faults)) => {
-                    for (hook, why) in faults {
+                Tested::Faulty(faults) => {
+                    if let Some(why) = faults.reasons {
+                        log::debug!("reasons for freeing a packet: {why}");
+                        offers.reasons = 0;
+                    }
+                    for (hook, why) in faults.hooks {
                         log::debug!("{}: {why}", plan.family.name());
                         offers.refused(plan.family, hook, why);
                     }
@@ -143,6 +147,10 @@ fn attach(
             Err(AttachError::Delivery(why)) => {
                 log::debug!("packets are not seen where they are delivered: {why}");
                 offers.delivery = Err(why);
+            }
+            Err(AttachError::Reasons(why)) => {
+                log::debug!("reasons for freeing a packet: {why}");
+                offers.reasons = 0;
             }
             Err(AttachError::Other(error)) => return Err(error),
         }
@@ -166,7 +174,7 @@ enum Tested {
 ///
 /// # Errors
 /// If the kernel side's maps cannot be read.
-fn self_test(stage: Option<&Result<Stage>>, probe: &mut Probe, plan: &Plan) -> Result<Tested> {
+fn self_test(stage: Option<&Result<SelfTest>>, probe: &mut Probe, plan: &Plan) -> Result<Tested> {
     let stage = match stage {
         None => return Ok(Tested::Good(Vec::new())),
         Some(Err(error)) => return Ok(Tested::Unknown(format!("{error:#}"))),
@@ -176,14 +184,14 @@ fn self_test(stage: Option<&Result<Stage>>, probe: &mut Probe, plan: &Plan) -> R
         Ok(faults) => faults,
         Err(error) => return Ok(Tested::Unknown(format!("{error:#}"))),
     };
-    if !faults.0.is_empty()
+    if !faults.is_empty()
         // On a machine that is very busy a packet of its own may have been late, or a program
         // kept from running by another: only what is so twice is so.
         && let Ok(again) = stage.run(probe, plan)
     {
         faults = again;
     }
-    if !faults.0.is_empty() {
+    if !faults.is_empty() {
         return Ok(Tested::Faulty(faults));
     }
     let ours = stage.netns.id();

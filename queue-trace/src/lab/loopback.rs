@@ -16,6 +16,8 @@ use std::{
     fs, io,
     mem::zeroed,
     net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -226,4 +228,32 @@ pub(super) fn lost_packets() -> Result<u64> {
         .and_then(|fields| fields.split_ascii_whitespace().nth(DROPPED))
         .and_then(|field| field.parse().ok())
         .with_context(|| format!("{path} does not show the packets dropped on lo"))
+}
+
+/// Packets that may wait for a CPU when more are sent: `net.core.netdev_max_backlog` is 1000.
+const BEHIND: u32 = 400;
+
+/// How long it waits for a CPU that is behind, at most: others may flood it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Waits until no CPU is far behind with the packets that it received.
+pub(super) fn wait_for_backlogs() -> Result<()> {
+    let begun = Instant::now();
+    while longest_backlog()? > BEHIND && begun.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Packets that wait on the CPU where most do (net/core/net-procfs.c, `softnet_seq_show`).
+/// Kernels before 5.10 do not say.
+fn longest_backlog() -> Result<u32> {
+    const WAITING: usize = 11;
+    let path = "/proc/net/softnet_stat";
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let waiting = text.lines().filter_map(|cpu| {
+        let field = cpu.split_ascii_whitespace().nth(WAITING)?;
+        u32::from_str_radix(field, 16).ok()
+    });
+    Ok(waiting.max().unwrap_or(0))
 }

@@ -226,7 +226,7 @@ fn a_flood_is_of_the_size_and_rate_asked_for() {
         let count = 10_000;
         let what = Flood {
             threads: 2,
-            ..Flood::of(count)
+            ..Flood::hasty(count)
         };
         let (fast, took) = send(what);
         println!("{family}: {fast:?} in {took:?}");
@@ -240,11 +240,9 @@ fn a_flood_is_of_the_size_and_rate_asked_for() {
         );
 
         let (slow, took) = send(Flood {
-            count: 101,
-            threads: 1,
             per_second: Some(500),
-            networks: 1,
             first: count,
+            ..Flood::of(101)
         });
         assert_eq!((slow.sent, slow.lost), (101, 0));
         assert!(took >= Duration::from_millis(200), "{took:?}");

@@ -14,10 +14,17 @@ pub fn of(pid: u32) -> Option<&'static str> {
     if program.section_by_name(".note.go.buildid").is_some() {
         return Some(GO);
     }
-    let comment = program.section_by_name(".comment")?;
-    let tells = |text: &[u8]| text.starts_with(b"rustc version");
-    let mut texts = comment.data().ok()?.split(|byte| *byte == 0);
-    texts.any(tells).then_some(RUST)
+    // The compiler's version; distributions take it out, and leave what a debugger is to load.
+    let says = |section: &str, tells: fn(&[u8]) -> bool| {
+        let section = program.section_by_name(section);
+        let data = section.and_then(|section| section.data().ok());
+        data.is_some_and(|data| data.split(|byte| *byte == 0).any(tells))
+    };
+    let is_rust = says(".comment", |text| text.starts_with(b"rustc version"))
+        || says(".debug_gdb_scripts", |text| {
+            text.ends_with(b"gdb_load_rust_pretty_printers.py")
+        });
+    is_rust.then_some(RUST)
 }
 
 pub use crate::model::runtime::{GO, RUST};

@@ -9,6 +9,7 @@ use std::{
 };
 
 use queue_trace_common::queue::Depths;
+use rustix::net::{AddressFamily, SocketType, netdevice::index_to_name, socket};
 
 use crate::{
     kernel::{netns, probe::Iterators, selection::Selection},
@@ -69,12 +70,14 @@ impl<'a> How<'a> {
 }
 
 /// What one namespace holds.
-struct Found {
+struct Contents {
     listening: Vec<Listening>,
     takers: Takers,
     /// Whether the requests were counted.
     requests: bool,
     somaxconn: Option<u32>,
+    /// The names of the devices that listeners are bound to, by number.
+    devices: HashMap<u32, String>,
 }
 
 /// Looks at the listeners that pass the filters, and finds whose they are: by the kernel's
@@ -192,7 +195,7 @@ pub(crate) fn sort(rows: &mut [Snapshot]) {
 }
 
 /// What is in the calling thread's namespace; the half-open requests if they are asked for.
-fn find(selection: &Selection, requests: bool) -> io::Result<Found> {
+fn find(selection: &Selection, requests: bool) -> io::Result<Contents> {
     let mut listening = diag::listening()?;
     listening.retain(|found| selection.has(found.address));
     let mut takers = Takers::of(&listening);
@@ -208,16 +211,35 @@ fn find(selection: &Selection, requests: bool) -> io::Result<Found> {
     if requests {
         diag::half_open(|request| takers.add_request(&request))?;
     }
+    let devices = listening.iter().map(|found| found.device);
+    let devices = device_names(devices.filter(|device| *device != 0).collect());
     let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
-    Ok(Found {
+    Ok(Contents {
         listening,
         takers,
         requests,
+        devices,
         somaxconn: somaxconn.and_then(|text| text.trim().parse().ok()),
     })
 }
 
-fn rows(netns: u32, found: &Found, folders: &mut Folders) -> impl Iterator<Item = Snapshot> {
+/// The names of devices in the calling thread's namespace. One that was removed, or has a name
+/// that is no text, has none.
+fn device_names(numbers: BTreeSet<u32>) -> HashMap<u32, String> {
+    if numbers.is_empty() {
+        return HashMap::new();
+    }
+    // Any socket will do.
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)
+        .or_else(|_| socket(AddressFamily::UNIX, SocketType::DGRAM, None));
+    let Ok(socket) = socket else {
+        return HashMap::new();
+    };
+    let named = |number: u32| Some((number, index_to_name(&socket, number).ok()?));
+    numbers.into_iter().filter_map(named).collect()
+}
+
+fn rows(netns: u32, found: &Contents, folders: &mut Folders) -> impl Iterator<Item = Snapshot> {
     let time = rfc3339(wall_now());
     found.listening.iter().map(move |listening| {
         let cgroup = listening.cgroup.and_then(|number| folders.cgroup(number));
@@ -231,6 +253,7 @@ fn rows(netns: u32, found: &Found, folders: &mut Folders) -> impl Iterator<Item 
                 inode: (listening.inode != 0).then_some(listening.inode.into()),
                 device: (listening.device != 0).then_some(listening.device),
             },
+            device_name: found.devices.get(&listening.device).cloned(),
             processes: Some(Vec::new()),
             accept_queue: Some(Gauge {
                 depth: Some(listening.depth),
@@ -253,7 +276,7 @@ fn rows(netns: u32, found: &Found, folders: &mut Folders) -> impl Iterator<Item 
 }
 
 /// The SYN queue, if all requests sent to the listener are its own.
-fn syn_queue(listening: &Listening, found: &Found) -> Option<Gauge> {
+fn syn_queue(listening: &Listening, found: &Contents) -> Option<Gauge> {
     let queues = found.takers.at(listening.address)?;
     (found.requests && queues.listeners == 1).then(|| Gauge {
         depth: Some(queues.requests),
@@ -265,7 +288,7 @@ fn syn_queue(listening: &Listening, found: &Found) -> Option<Gauge> {
 
 /// The age of the oldest connection in the accept queue, if it can be none of another
 /// listener's.
-fn oldest(listening: &Listening, found: &Found) -> Option<u64> {
+fn oldest(listening: &Listening, found: &Contents) -> Option<u64> {
     let queues = found.takers.at(listening.address)?;
     let age = queues
         .oldest
@@ -281,7 +304,7 @@ fn own(rows: &mut [Snapshot], how: How<'_>) {
         all.owners().map_err(logged).ok()
     });
     let owners = told.unwrap_or_else(|| owners::of(&sockets));
-    let mut known = Known::default();
+    let mut known = KnownProcesses::default();
     for row in rows {
         let processes = row.listener.inode.and_then(|inode| owners.get(&inode));
         let processes = processes.cloned().unwrap_or_default();
@@ -304,14 +327,14 @@ fn own(rows: &mut [Snapshot], how: How<'_>) {
 
 /// What is known of processes, each of which is looked at once.
 #[derive(Default)]
-struct Known {
+struct KnownProcesses {
     programs: HashMap<u32, Vec<String>>,
     cgroups: HashMap<u32, Option<Cgroup>>,
     threads: HashMap<u32, BTreeMap<String, u32>>,
     descriptors: HashMap<u32, Option<Descriptors>>,
 }
 
-impl Known {
+impl KnownProcesses {
     fn cgroup(&mut self, pid: u32) -> Option<&Cgroup> {
         let cgroup = self.cgroups.entry(pid);
         cgroup.or_insert_with(|| Cgroup::of_process(pid)).as_ref()

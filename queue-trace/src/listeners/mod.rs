@@ -13,6 +13,7 @@ pub mod group;
 pub mod language;
 pub mod look;
 pub mod owners;
+pub mod pods;
 pub mod remembered;
 pub mod stats;
 pub mod table;

@@ -98,11 +98,20 @@ pub fn threads(pid: u32) -> BTreeMap<String, u32> {
 pub fn descriptors(pid: u32) -> Option<Descriptors> {
     let folder = format!("/proc/{pid}");
     let limits = fs::read_to_string(format!("{folder}/limits")).ok()?;
+    let limit = limit_of_files(&limits)?;
+    let files = fs::read_dir(format!("{folder}/fd")).ok()?.flatten();
+    let numbers = files.filter_map(|file| file.file_name().to_str()?.parse().ok());
     Some(Descriptors {
         pid,
-        open: fs::read_dir(format!("{folder}/fd")).ok()?.count() as u64,
-        limit: limit_of_files(&limits)?,
+        open: numbered_below(limit, numbers),
+        limit,
     })
+}
+
+/// How many of the files count against the limit, which is of their numbers: a process may have
+/// opened others before it was lowered.
+fn numbered_below(limit: u64, numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.filter(|number| *number < limit).count() as u64
 }
 
 /// The soft limit of open files, from the text of `/proc/PID/limits`.
@@ -155,6 +164,12 @@ mod tests {
         let doing = threads(std::process::id());
         assert!(doing.get("R").is_some_and(|count| *count >= 1), "{doing:?}");
         assert!(threads(u32::MAX).is_empty());
+    }
+
+    #[test]
+    fn files_above_the_limit_take_no_place_below_it() {
+        assert_eq!(numbered_below(20, [0, 1, 2, 19, 20, 64].into_iter()), 4);
+        assert!(descriptors(std::process::id()).is_some_and(|all| all.open >= 3 && all.limit > 3));
     }
 
     #[test]

@@ -9,13 +9,14 @@ use crate::model::{
 
 /// By the socket's inode number.
 #[derive(Debug, Default)]
-pub struct Remembered(HashMap<u64, Owner>);
+pub struct Remembered(HashMap<u64, RememberedOwner>);
 
 #[derive(Debug, Clone)]
-struct Owner {
+struct RememberedOwner {
     listener: Listener,
     processes: Vec<Process>,
     cgroup: [Option<String>; 4],
+    device_name: Option<String>,
 }
 
 impl Remembered {
@@ -30,7 +31,7 @@ impl Remembered {
                     owner.add_to(row);
                 }
             } else {
-                self.0.insert(inode, Owner::of(row));
+                self.0.insert(inode, RememberedOwner::of(row));
             }
             if row.is_closed() {
                 self.0.remove(&inode);
@@ -46,11 +47,12 @@ impl Remembered {
     }
 }
 
-impl Owner {
+impl RememberedOwner {
     fn of(row: &Snapshot) -> Self {
         Self {
             listener: row.listener,
             processes: row.processes.clone().unwrap_or_default(),
+            device_name: row.device_name.clone(),
             cgroup: [&row.cgroup, &row.unit, &row.container, &row.pod].map(Clone::clone),
         }
     }
@@ -58,6 +60,9 @@ impl Owner {
     fn add_to(&self, row: &mut Snapshot) {
         row.listener.cookie = row.listener.cookie.or(self.listener.cookie);
         row.listener.device = row.listener.device.or(self.listener.device);
+        if row.device_name.is_none() {
+            row.device_name.clone_from(&self.device_name);
+        }
         if row.processes.as_ref().is_none_or(Vec::is_empty) {
             row.processes = Some(self.processes.clone());
         }

@@ -12,8 +12,8 @@ use queue_trace_common::{
 use crate::{
     kernel::{
         decode::text,
-        plan::Family,
-        probe::{Kept, Sums},
+        plan::HookFamily,
+        probe::{Kept, QueueSums},
     },
     listeners::{LimitFrom, cgroup::Folders, group, look},
     model::{
@@ -34,7 +34,7 @@ pub struct Stats<'a> {
     /// Of the outcomes.
     pub counts: &'a HashMap<CountKey, Counted>,
     /// How the kernel side is attached: tracepoints do not tell when connections leave.
-    pub family: Family,
+    pub family: HookFamily,
 }
 
 impl Stats<'_> {
@@ -101,7 +101,7 @@ impl Stats<'_> {
         &self,
         row: &mut Snapshot,
         queue: &Queue,
-        sums: &Sums,
+        sums: &QueueSums,
         clock: Clock,
         folders: &mut Folders,
     ) {
@@ -132,7 +132,7 @@ impl Stats<'_> {
                 accept_queue.limit_from = Some(LimitFrom::Backlog.name().to_owned());
             }
         }
-        let by_tracepoints = self.family == Family::Tracepoint;
+        let by_tracepoints = self.family == HookFamily::Tracepoint;
         if by_tracepoints && row.group.is_some() && sums.entered == 0 {
             // Where packets are not seen at delivery it is not known which socket of a group it was.
             return;

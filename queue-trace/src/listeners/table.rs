@@ -89,7 +89,7 @@ fn cells(row: &Snapshot) -> [String; 8] {
 }
 
 fn listener(row: &Snapshot) -> String {
-    let mut text = listener_words(&row.listener);
+    let mut text = listener_words(&row.listener, row.device_name.as_deref());
     if let Some(group) = row.group.filter(|group| group.size > 1) {
         // Writing to a string does not fail.
         let _ = write!(text, " {}/{}", group.index + 1, group.size);

@@ -12,7 +12,7 @@ use crate::listeners::diag::{HalfOpen, Listening, Waiting};
 /// What was sent to the listeners of one namespace that are bound to one address: those of a
 /// `SO_REUSEPORT` group cannot be told apart by it.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Queues {
+pub(super) struct AddressQueues {
     /// How many listen there.
     pub listeners: u32,
     /// Those among them in whose accept queue somebody waits.
@@ -29,7 +29,7 @@ pub(super) struct Queues {
 
 /// The queues of one namespace, by the address that listeners are bound to.
 #[derive(Debug, Default)]
-pub(super) struct Takers(HashMap<SocketAddr, Queues>);
+pub(super) struct Takers(HashMap<SocketAddr, AddressQueues>);
 
 impl Takers {
     /// Of these listeners, with nothing in their queues.
@@ -60,13 +60,13 @@ impl Takers {
     }
 
     /// What was sent to those bound to an address.
-    pub fn at(&self, bound: SocketAddr) -> Option<&Queues> {
+    pub fn at(&self, bound: SocketAddr) -> Option<&AddressQueues> {
         self.0.get(&bound)
     }
 
     /// Who gets what is sent to an address: those bound to it go before those bound to any
     /// of its family, and these before those bound to any IPv6 one.
-    fn taker(&mut self, local: SocketAddr) -> Option<&mut Queues> {
+    fn taker(&mut self, local: SocketAddr) -> Option<&mut AddressQueues> {
         let any = |ip: IpAddr| SocketAddr::new(ip, local.port());
         let (any_v4, any_v6) = (
             any(Ipv4Addr::UNSPECIFIED.into()),

@@ -15,10 +15,11 @@ use queue_trace_common::{
 };
 
 use crate::{
-    kernel::{plan::Family, probe::Reader, selection::Selection},
+    kernel::{plan::HookFamily, probe::MapReader, selection::Selection},
     listeners::{
         cgroup::Folders,
         look::{self, How, Look},
+        pods::{PodNames, name_pods},
         remembered::Remembered,
         stats::Stats,
     },
@@ -29,9 +30,10 @@ use crate::{
 /// thread of its own.
 pub struct Watch {
     /// What reads the kernel side, and how that is attached, if it is.
-    attached: Option<(Reader, Family)>,
+    attached: Option<(MapReader, HookFamily)>,
     selection: Selection,
     folders: Folders,
+    pods: PodNames,
     /// Whose the listeners were.
     remembered: Remembered,
     reported: HashSet<QueueKey>,
@@ -102,7 +104,7 @@ const STOPPED_NS: u64 = 60_000_000_000;
 impl Watch {
     /// Begins with nothing reported.
     #[must_use]
-    pub fn new(reader: Reader, family: Family, selection: Selection) -> Self {
+    pub fn new(reader: MapReader, family: HookFamily, selection: Selection) -> Self {
         Self {
             attached: Some((reader, family)),
             ..Self::unattached(selection)
@@ -116,6 +118,7 @@ impl Watch {
             attached: None,
             selection,
             folders: Folders::default(),
+            pods: PodNames::here(),
             remembered: Remembered::default(),
             reported: HashSet::new(),
             closed: HashSet::new(),
@@ -200,7 +203,11 @@ impl Watch {
                 given_up: Some(&self.given_up),
                 ..How::all(&self.selection, Some(&iterators))
             };
-            look::gauges(how, &mut self.folders)
+            if self.selection.names_owners {
+                look::look(how, &mut self.folders)
+            } else {
+                look::gauges(how, &mut self.folders)
+            }
         };
         if look.rows.is_empty() && !any_closed {
             return Ok(News {
@@ -254,7 +261,9 @@ impl Watch {
     /// If what the kernel side keeps cannot be read.
     pub fn add_to(&mut self, look: Look) -> Result<News> {
         let Some((reader, family)) = &self.attached else {
-            return Ok(look.into());
+            let mut news = News::from(look);
+            name_pods(&mut news.rows, &mut self.pods);
+            return Ok(news);
         };
         let mut rows = look.rows;
         let mut kept = reader.kept()?;
@@ -270,6 +279,7 @@ impl Watch {
         };
         stats.add_to(&mut rows, &mut self.folders);
         self.remembered.complete(&mut rows);
+        name_pods(&mut rows, &mut self.pods);
         let selection = &self.selection;
         let wanted = |row: &Snapshot| row.listener.address().is_none_or(|at| selection.has(at));
         rows.retain(|row| !row.is_closed() || wanted(row));

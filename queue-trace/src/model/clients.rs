@@ -14,7 +14,9 @@ use ipnet::IpNet;
 use queue_trace_common::outcome::Kind;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{event::Event, snapshot::Key, socket::Listener, space_saving::SpaceSaving};
+use crate::model::{
+    event::Event, snapshot::SocketKey, socket::Listener, space_saving::SpaceSaving,
+};
 
 /// How long a client's network is taken to be, bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +80,7 @@ const MOST_AT_ONCE: u64 = 1 << 40;
 #[derive(Debug, Clone, Default)]
 pub struct ClientTable {
     prefixes: Prefixes,
-    listeners: BTreeMap<Key, Sample>,
+    listeners: BTreeMap<SocketKey, Sample>,
 }
 
 #[derive(Debug, Clone)]

@@ -180,7 +180,7 @@ pub fn outcome_named(name: &str) -> Option<&'static Outcome> {
 
 /// The words of an outcome in a line of JSON.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Words<'a> {
+pub(crate) struct OutcomeWords<'a> {
     #[serde(borrow)]
     step: Cow<'a, str>,
     #[serde(borrow)]
@@ -189,7 +189,7 @@ pub(crate) struct Words<'a> {
     cause: Option<Cow<'a, str>>,
 }
 
-impl From<&'static Outcome> for Words<'static> {
+impl From<&'static Outcome> for OutcomeWords<'static> {
     fn from(outcome: &'static Outcome) -> Self {
         Self {
             step: outcome.step.name().into(),
@@ -199,7 +199,7 @@ impl From<&'static Outcome> for Words<'static> {
     }
 }
 
-impl Words<'_> {
+impl OutcomeWords<'_> {
     /// The row of the registry that they name.
     pub(crate) fn outcome<E: serde::de::Error>(&self) -> Result<&'static Outcome, E> {
         outcome_of(&self.step, &self.verdict, self.cause.as_deref()).ok_or_else(|| {
@@ -239,7 +239,7 @@ struct EventLine<'a> {
 impl<'de> Deserialize<'de> for Event {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let line = EventLine::deserialize(deserializer)?;
-        let words = Words {
+        let words = OutcomeWords {
             step: line.step,
             verdict: line.verdict,
             cause: line.cause,

@@ -72,7 +72,7 @@ impl Counters {
 /// One look at both sides: ours before and after the kernel's, as neither stands
 /// still.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Look {
+pub struct BothSides {
     /// Our sums, before.
     pub seen_before: Counters,
     /// The kernel's counters.
@@ -88,7 +88,7 @@ pub struct Ledger {
     /// The namespace.
     pub netns: u32,
     /// Counter by counter.
-    pub counters: BTreeMap<String, Line>,
+    pub counters: BTreeMap<String, CounterLine>,
     /// Records that found the ring full, and are in the stream as counts only.
     pub lost: u64,
     /// Movements of the kernel's counters that no verdict explains, and verdicts that
@@ -98,11 +98,15 @@ pub struct Ledger {
     /// Why `unexplained` is absent, or what to know of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// Where a filter leaves listeners or packets out: how many drops of the namespace
+    /// (`ListenDrops`) are theirs, as far as is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_drops: Option<u64>,
 }
 
 /// Both sides of one counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
+pub struct CounterLine {
     /// How far the kernel's counter moved; absent if it cannot be read any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<u64>,
@@ -113,7 +117,7 @@ pub struct Line {
 impl Ledger {
     /// The ledger between two looks.
     #[must_use]
-    pub fn between(netns: u32, start: &Look, end: &Look, lost: u64) -> Self {
+    pub fn between(netns: u32, start: &BothSides, end: &BothSides, lost: u64) -> Self {
         let mut counters = BTreeMap::new();
         let mut unexplained = 0;
         for (index, counter) in COUNTERS.iter().enumerate() {
@@ -133,7 +137,7 @@ impl Ledger {
             unexplained += kernel.abs_diff(seen);
             counters.insert(
                 counter.name.to_owned(),
-                Line {
+                CounterLine {
                     kernel: Some(kernel),
                     seen,
                 },
@@ -145,6 +149,7 @@ impl Ledger {
             lost,
             unexplained: Some(unexplained),
             note: None,
+            other_drops: None,
         };
         if ledger.cookies_were_made_past_tcp() {
             ledger.note = Some(PAST_TCP.to_owned());
@@ -174,8 +179,8 @@ impl Ledger {
     /// The ledger of a namespace whose counters cannot be read: our side, and why.
     #[must_use]
     pub fn one_sided(netns: u32, seen: &Counters, lost: u64, why: &str) -> Self {
-        let still = Look::default();
-        let end = Look {
+        let still = BothSides::default();
+        let end = BothSides {
             seen_before: *seen,
             kernel: *seen,
             seen_after: *seen,
@@ -193,9 +198,27 @@ impl Ledger {
     #[must_use]
     pub fn is_ahead(&self) -> bool {
         let lines = || self.counters.values();
-        let ahead = |line: &Line| line.kernel.is_some_and(|kernel| line.seen > kernel);
-        let behind = |line: &Line| line.kernel.is_some_and(|kernel| line.seen < kernel);
+        let ahead = |line: &CounterLine| line.kernel.is_some_and(|kernel| line.seen > kernel);
+        let behind = |line: &CounterLine| line.kernel.is_some_and(|kernel| line.seen < kernel);
         lines().any(ahead) && !lines().any(behind)
+    }
+
+    /// How many drops the kernel counts beyond ours, if its counter is known.
+    #[must_use]
+    pub fn drops_unseen(&self) -> Option<u64> {
+        let line = self.counters.get("ListenDrops")?;
+        Some(line.kernel?.saturating_sub(line.seen))
+    }
+
+    /// What happened beyond a filter, in words: so that a wrong port is noticed.
+    #[must_use]
+    pub fn beyond_filter(&self) -> Option<String> {
+        let drops = self.other_drops.filter(|drops| *drops > 0)?;
+        Some(format!(
+            "{drops} more drops in netns {}, which the filter leaves out: other listeners, or other \
+             packets",
+            self.netns
+        ))
     }
 
     /// Whether nothing moved at all.
@@ -230,14 +253,15 @@ IpExt: 7 8
                 counters.add(DROP, values[1]);
                 counters
             };
-            Look {
+            BothSides {
                 seen_before: of(seen),
                 kernel: of(kernel),
                 seen_after: of(seen),
             }
         };
-        let is_ahead =
-            |kernel, seen| Ledger::between(1, &Look::default(), &look(kernel, seen), 0).is_ahead();
+        let is_ahead = |kernel, seen| {
+            Ledger::between(1, &BothSides::default(), &look(kernel, seen), 0).is_ahead()
+        };
         assert!(is_ahead([3, 3], [3, 5]));
         assert!(!is_ahead([3, 3], [3, 3]));
         assert!(!is_ahead([3, 3], [2, 5]));
@@ -253,8 +277,8 @@ IpExt: 7 8
         assert_eq!(Counters::parse("TcpExt: ListenDrops\nTcpExt: many\n"), None);
     }
 
-    fn still(kernel: Counters, seen: Counters) -> Look {
-        Look {
+    fn still(kernel: Counters, seen: Counters) -> BothSides {
+        BothSides {
             seen_before: seen,
             kernel,
             seen_after: seen,
@@ -267,11 +291,11 @@ IpExt: 7 8
         kernel.add(OVERFLOW | DROP, 6);
         let mut seen = Counters::default();
         seen.add(OVERFLOW | DROP, 5);
-        let ledger = Ledger::between(1, &Look::default(), &still(kernel, seen), 0);
+        let ledger = Ledger::between(1, &BothSides::default(), &still(kernel, seen), 0);
         assert_eq!(ledger.unexplained, Some(2));
         assert_eq!(
             ledger.counters["ListenOverflows"],
-            Line {
+            CounterLine {
                 kernel: Some(6),
                 seen: 5
             }
@@ -303,7 +327,7 @@ IpExt: 7 8
             seen in 0u64..1 << 40, kernel in 0u64..1 << 40,
         ) {
             let end = still(Counters([kernel; counter::COUNT]), Counters([seen; counter::COUNT]));
-            let ledger = Ledger::between(1, &Look::default(), &end, 0);
+            let ledger = Ledger::between(1, &BothSides::default(), &end, 0);
             let compared = u64::from(COMPARED.count_ones());
             prop_assert_eq!(ledger.unexplained, Some(kernel.abs_diff(seen) * compared));
         }
@@ -311,12 +335,12 @@ IpExt: 7 8
         #[test]
         fn what_moves_during_a_look_is_bracketed(before in 0u64..1000, during in 0u64..1000, at in 0u64..1000) {
             let kernel = before + at.min(during);
-            let end = Look {
+            let end = BothSides {
                 seen_before: Counters([before; counter::COUNT]),
                 kernel: Counters([kernel; counter::COUNT]),
                 seen_after: Counters([before + during; counter::COUNT]),
             };
-            prop_assert_eq!(Ledger::between(1, &Look::default(), &end, 0).unexplained, Some(0));
+            prop_assert_eq!(Ledger::between(1, &BothSides::default(), &end, 0).unexplained, Some(0));
         }
     }
 }

@@ -9,7 +9,7 @@ use queue_trace_common::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::model::{event::Words, socket::Listener};
+use crate::model::{event::OutcomeWords, socket::Listener};
 
 /// What the output begins with: who observed what, how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,10 @@ pub struct AttachPlan {
     /// may have happened unseen. Recordings of older versions do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<Vec<String>>,
+    /// The filters that leave out packets or listeners, as they are on the command line. What they
+    /// leave out may have happened unseen. Recordings of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filters: Option<Vec<String>>,
     /// What cannot be told here, a sentence each.
     pub limits: Vec<String>,
 }
@@ -182,20 +186,20 @@ pub struct Total {
 }
 
 fn words<S: Serializer>(outcome: &&'static Outcome, serializer: S) -> Result<S::Ok, S::Error> {
-    Words::from(*outcome).serialize(serializer)
+    OutcomeWords::from(*outcome).serialize(serializer)
 }
 
 impl<'de> Deserialize<'de> for Total {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
-        struct Line<'a> {
+        struct TotalFields<'a> {
             netns: u32,
             listener: Listener,
             #[serde(flatten, borrow)]
-            words: Words<'a>,
+            words: OutcomeWords<'a>,
             count: u64,
         }
-        let line = Line::deserialize(deserializer)?;
+        let line = TotalFields::deserialize(deserializer)?;
         Ok(Self {
             netns: line.netns,
             listener: line.listener,
@@ -213,6 +217,10 @@ impl<'de> Deserialize<'de> for Total {
 pub struct Counts {
     /// When they were read, RFC 3339.
     pub time: String,
+    /// The same moment by the monotonic clock, nanoseconds. Recordings of older versions do not
+    /// say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mono_ns: Option<u64>,
     /// The network namespace.
     pub netns: u32,
     /// The listener.

@@ -41,6 +41,12 @@ pub struct Snapshot {
     /// The Kubernetes pod that the cgroup names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// The pod's name, `NAMESPACE/NAME`, if the kubelet's folders tell it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_name: Option<String>,
+    /// The name of the device that it is bound to, in its namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_name: Option<String>,
     /// Its place in a group that shares the port by `SO_REUSEPORT`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<Group>,
@@ -106,7 +112,7 @@ pub struct Snapshot {
 pub struct Descriptors {
     /// The process.
     pub pid: u32,
-    /// How many are open.
+    /// How many are open, of those with a number below the limit.
     pub open: u64,
     /// How many may be, `RLIMIT_NOFILE`.
     pub limit: u64,
@@ -121,12 +127,12 @@ impl Descriptors {
 }
 
 /// A listener's socket: namespace, port and inode number.
-pub type Key = (u32, u16, Option<u64>);
+pub type SocketKey = (u32, u16, Option<u64>);
 
 impl Snapshot {
     /// Which one.
     #[must_use]
-    pub fn key(&self) -> Key {
+    pub fn key(&self) -> SocketKey {
         (self.netns, self.listener.port, self.listener.inode)
     }
 
@@ -154,7 +160,7 @@ impl Snapshot {
             let id = id.get(..12).unwrap_or(id);
             format!("container {}", Printable(id))
         };
-        let pod = self.pod.as_ref();
+        let pod = self.pod_name.as_ref().or(self.pod.as_ref());
         let place = pod.map(|pod| format!("pod {}", Printable(pod)));
         let place = place.or_else(|| self.container.as_ref().map(short));
         let unit = self.unit.as_deref();

@@ -99,9 +99,14 @@ impl Line {
                 words.into_iter().for_each(shorten_word);
                 shorten_word(&mut attach.family);
                 let outcomes = attach.outcomes.as_mut();
-                for list in [Some(&mut attach.hooks), Some(&mut attach.limits), outcomes]
-                    .into_iter()
-                    .flatten()
+                for list in [
+                    Some(&mut attach.hooks),
+                    Some(&mut attach.limits),
+                    attach.filters.as_mut(),
+                    outcomes,
+                ]
+                .into_iter()
+                .flatten()
                 {
                     list.truncate(MOST);
                     list.iter_mut().for_each(shorten_word);
@@ -249,6 +254,8 @@ fn shorten_snapshot(snapshot: &mut Snapshot) {
         &mut snapshot.unit,
         &mut snapshot.container,
         &mut snapshot.pod,
+        &mut snapshot.pod_name,
+        &mut snapshot.device_name,
         &mut snapshot.default_of,
     ] {
         name.iter_mut()
@@ -302,7 +309,7 @@ fn make_printable(value: &mut Value) {
 /// The type of a line. queue-trace writes it first, which saves reading the line twice.
 fn kind(bytes: &[u8]) -> Result<Cow<'_, str>, Fault> {
     #[derive(Deserialize)]
-    struct Typed<'a> {
+    struct TypeField<'a> {
         #[serde(borrow)]
         r#type: Cow<'a, str>,
     }
@@ -313,7 +320,7 @@ fn kind(bytes: &[u8]) -> Result<Cow<'_, str>, Fault> {
         .filter(|word| !word.contains('\\'));
     match first {
         Some(word) => Ok(Cow::Borrowed(word)),
-        None => serde_json::from_slice::<Typed<'_>>(bytes)
+        None => serde_json::from_slice::<TypeField<'_>>(bytes)
             .map(|typed| typed.r#type)
             .map_err(|error| Fault::Garbled(error.to_string())),
     }
@@ -331,7 +338,7 @@ fn fields<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Fault> {
 /// The words of a line whose outcome this version does not know.
 fn unknown_words(bytes: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
-    struct Words<'a> {
+    struct LineWords<'a> {
         #[serde(borrow)]
         step: Cow<'a, str>,
         #[serde(borrow)]
@@ -339,7 +346,7 @@ fn unknown_words(bytes: &[u8]) -> Option<String> {
         #[serde(borrow, default)]
         cause: Option<Cow<'a, str>>,
     }
-    let Words {
+    let LineWords {
         step,
         verdict,
         cause,

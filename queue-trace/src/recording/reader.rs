@@ -50,7 +50,7 @@ pub struct Reader {
     left: VecDeque<Input>,
     /// How many files are read already.
     done: usize,
-    file: Option<Open>,
+    file: Option<OpenFile>,
     buffer: Vec<u8>,
     understood: u64,
     notes: Vec<String>,
@@ -61,7 +61,7 @@ pub struct Reader {
 }
 
 /// The file that is being read.
-struct Open {
+struct OpenFile {
     name: String,
     bytes: Box<dyn BufRead>,
     /// How many bytes of its text were read.
@@ -70,11 +70,11 @@ struct Open {
     headed: bool,
     ended: Option<u64>,
     cut: Option<String>,
-    faults: BTreeMap<String, Tally>,
+    faults: BTreeMap<String, FaultTally>,
 }
 
 /// How often something was found, and where first.
-struct Tally {
+struct FaultTally {
     count: u64,
     first: u64,
 }
@@ -109,7 +109,7 @@ impl Reader {
         let left = files.iter().skip(place.file).cloned();
         let mut left: VecDeque<_> = left.map(Input::File).collect();
         let file = match left.pop_front() {
-            Some(input) => Some(Open::at(input, place.offset)?),
+            Some(input) => Some(OpenFile::at(input, place.offset)?),
             None => None,
         };
         Ok(Self {
@@ -140,7 +140,7 @@ impl Reader {
         Self {
             left: VecDeque::new(),
             done: 0,
-            file: Some(Open::new(name.to_owned(), Box::new(bytes))),
+            file: Some(OpenFile::new(name.to_owned(), Box::new(bytes))),
             buffer: Vec::new(),
             understood: 0,
             notes: Vec::new(),
@@ -162,15 +162,16 @@ impl Reader {
                 let Some(input) = self.left.pop_front() else {
                     break;
                 };
-                self.file = Some(Open::at(input, 0)?);
+                self.file = Some(OpenFile::at(input, 0)?);
             }
             let Some(file) = &mut self.file else { break };
             let endless = self.understood == 0 && file.offset > NONSENSE;
             if endless || !file.read_line(&mut self.buffer) {
                 let file = self.file.take();
                 self.done += 1;
-                self.damaged |= file.as_ref().is_some_and(Open::is_damaged);
-                self.notes.extend(file.into_iter().flat_map(Open::notes));
+                self.damaged |= file.as_ref().is_some_and(OpenFile::is_damaged);
+                self.notes
+                    .extend(file.into_iter().flat_map(OpenFile::notes));
                 continue;
             }
             if self.buffer.is_empty() {
@@ -236,7 +237,7 @@ impl Reader {
     }
 }
 
-impl Open {
+impl OpenFile {
     fn new(name: String, bytes: Box<dyn Read>) -> Self {
         let mut open = Self {
             name: printable(&name).into_owned(),
@@ -392,7 +393,10 @@ impl Open {
             "other lines that are not understood".to_owned()
         };
         let first = self.lines;
-        let tally = self.faults.entry(what).or_insert(Tally { count: 0, first });
+        let tally = self
+            .faults
+            .entry(what)
+            .or_insert(FaultTally { count: 0, first });
         tally.count += 1;
     }
 
@@ -404,7 +408,7 @@ impl Open {
     fn notes(self) -> Vec<String> {
         let Self { name, lines, .. } = &self;
         let mut notes = Vec::new();
-        for (what, Tally { count, first }) in &self.faults {
+        for (what, FaultTally { count, first }) in &self.faults {
             notes.push(format!(
                 "{name} has {count} {what} (the first is line {first})"
             ));

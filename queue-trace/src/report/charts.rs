@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{
     diagnose::{
         Case,
-        case::{History, Slot},
+        case::{History, TimeSlot},
         episode::Trouble,
     },
     model::{clock::NS_PER_SECOND, event::Name, latency::Distribution, words::short_time},
@@ -29,12 +29,12 @@ pub struct Chart {
     /// Seconds since 1970.
     pub time: Vec<i64>,
     /// Its lines.
-    pub series: Vec<Series>,
+    pub series: Vec<Curve>,
 }
 
 /// One line of a chart.
 #[derive(Debug, Serialize)]
-pub struct Series {
+pub struct Curve {
     /// What it is.
     pub label: String,
     /// Its colour, a number of the page's palette.
@@ -99,7 +99,7 @@ impl Chart {
 /// What was refused in all, by cause.
 #[must_use]
 pub fn overview(case: &Case) -> Option<Chart> {
-    let mut all: BTreeMap<i64, Slot> = BTreeMap::new();
+    let mut all: BTreeMap<i64, TimeSlot> = BTreeMap::new();
     for history in case.listeners.values() {
         for (at, slot) in &history.slots {
             let sum = all.entry(*at).or_default();
@@ -143,7 +143,7 @@ pub fn charts(case: &Case, history: &History, number: usize) -> Vec<Chart> {
 }
 
 /// Every moment from the first slot to the last.
-fn times(case: &Case, slots: &BTreeMap<i64, Slot>) -> Vec<i64> {
+fn times(case: &Case, slots: &BTreeMap<i64, TimeSlot>) -> Vec<i64> {
     let (Some((first, _)), Some((last, _))) = (slots.first_key_value(), slots.last_key_value())
     else {
         return Vec::new();
@@ -156,7 +156,7 @@ fn times(case: &Case, slots: &BTreeMap<i64, Slot>) -> Vec<i64> {
 
 fn outcomes(
     case: &Case,
-    slots: &BTreeMap<i64, Slot>,
+    slots: &BTreeMap<i64, TimeSlot>,
     id: &str,
     title: &str,
     kind: Kind,
@@ -180,7 +180,7 @@ fn outcomes(
                     .unwrap_or(0),
             )
         };
-        Some(Series {
+        Some(Curve {
             label: Name(outcome).to_string(),
             colour: place % COLOURS,
             dashed: false,
@@ -205,7 +205,7 @@ fn outcomes(
 
 fn depth(case: &Case, history: &History, id: String) -> Option<Chart> {
     let time = times(case, &history.slots);
-    let of = |depth: fn(&Slot) -> Option<u32>| -> Vec<Option<u64>> {
+    let of = |depth: fn(&TimeSlot) -> Option<u32>| -> Vec<Option<u64>> {
         let value = |time: &i64| {
             history
                 .slots
@@ -222,13 +222,13 @@ fn depth(case: &Case, history: &History, id: String) -> Option<Chart> {
     let told = told.filter(|(accept, syn)| accept.is_some() || syn.is_some());
     (told.count() > 1).then_some(())?;
     let mut series = vec![
-        Series {
+        Curve {
             label: "accept queue".to_owned(),
             colour: 2,
             dashed: false,
             values: accept,
         },
-        Series {
+        Curve {
             label: "SYN queue".to_owned(),
             colour: 4,
             dashed: false,
@@ -237,7 +237,7 @@ fn depth(case: &Case, history: &History, id: String) -> Option<Chart> {
     ];
     let limits = limits(case, history, &time);
     if limits.iter().any(Option::is_some) {
-        series.push(Series {
+        series.push(Curve {
             label: "limit".to_owned(),
             colour: 0,
             dashed: true,
@@ -271,7 +271,7 @@ fn limits(case: &Case, history: &History, time: &[i64]) -> Vec<Option<u64>> {
 }
 
 /// The moments of its episodes, drawn at the deepest that the accept queue was in each.
-fn episodes(case: &Case, history: &History, time: &[i64]) -> Option<Series> {
+fn episodes(case: &Case, history: &History, time: &[i64]) -> Option<Curve> {
     let mut values = vec![None; time.len()];
     for trouble in Trouble::ALL {
         for episode in history.detector.episodes(trouble) {
@@ -290,7 +290,7 @@ fn episodes(case: &Case, history: &History, time: &[i64]) -> Option<Series> {
             }
         }
     }
-    values.iter().any(Option::is_some).then(|| Series {
+    values.iter().any(Option::is_some).then(|| Curve {
         label: "refusing (episodes)".to_owned(),
         colour: 1,
         dashed: true,
@@ -302,7 +302,7 @@ fn episodes(case: &Case, history: &History, time: &[i64]) -> Option<Series> {
 /// then, as listeners were looked at.
 fn latency(case: &Case, history: &History, id: String) -> Option<Chart> {
     let time = times(case, &history.slots);
-    let of = |spread: fn(&Slot) -> Option<Distribution>| -> Vec<Option<Distribution>> {
+    let of = |spread: fn(&TimeSlot) -> Option<Distribution>| -> Vec<Option<Distribution>> {
         let slot = |time: &i64| history.slots.get(&(time / case.width));
         time.iter().map(|time| spread(slot(time)?)).collect()
     };
@@ -323,7 +323,7 @@ fn latency(case: &Case, history: &History, id: String) -> Option<Chart> {
         ("99 of 100", 1, values(|spread| spread.p99)),
         ("the longest", 0, values(|spread| spread.max)),
     ];
-    let series = series.map(|(label, colour, values)| Series {
+    let series = series.map(|(label, colour, values)| Curve {
         label: label.to_owned(),
         colour,
         dashed: false,

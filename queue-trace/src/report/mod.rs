@@ -16,7 +16,7 @@ use self::{
 use crate::{
     diagnose,
     diagnose::{
-        Case, Diagnosis, Finding, Verdict,
+        Case, Conclusion, Diagnosis, Finding,
         case::{History, Key},
     },
     model::{
@@ -148,12 +148,12 @@ fn by_trouble(case: &Case) -> Vec<(&Key, &History)> {
 
 fn findings(diagnosis: &Diagnosis) -> Markup {
     let (class, says) = match diagnosis.verdict {
-        Verdict::Findings => ("findings", format!("{} found.", plural(diagnosis.findings.len(), "finding"))),
-        Verdict::NothingFound => (
+        Conclusion::Findings => ("findings", format!("{} found.", plural(diagnosis.findings.len(), "finding"))),
+        Conclusion::NothingFound => (
             "nothing_found",
             "Nothing wrong: no handshake was refused, every rule could be judged, and the ledger shows none that was missed.".to_owned(),
         ),
-        Verdict::CouldNotTell => (
+        Conclusion::CouldNotTell => (
             "could_not_tell",
             "Could not tell: nothing was found, but something may have been missed.".to_owned(),
         ),
@@ -161,6 +161,9 @@ fn findings(diagnosis: &Diagnosis) -> Markup {
     html! {
         section aria-labelledby="findings" {
             h2 #findings { "What is wrong" }
+            @if let Some(answer) = &diagnosis.answer {
+                p { strong { (answer.about.join(" ")) } " " (answer.says) }
+            }
             p.verdict.(class) { (says) }
             @for finding in &diagnosis.findings { (finding_of(finding)) }
             @if !diagnosis.doubts.is_empty() {
@@ -411,6 +414,9 @@ fn environment(case: &Case) -> Markup {
                     dt { "Kernel" } dd { (header.kernel) }
                     dt { "Attached by" } dd { (header.attach.family) ", at " (header.attach.hooks.len()) " places" }
                     dt { "Recorded by" } dd { "queue-trace " (header.version) ", from " (header.time) }
+                    @if let Some(filters) = header.attach.filters.as_ref().filter(|all| !all.is_empty()) {
+                        dt { "Filters, which leave out the rest" } dd { (filters.join(" ")) }
+                    }
                     @if !header.attach.limits.is_empty() {
                         dt { "Not observable there" }
                         dd { ul { @for limit in &header.attach.limits { li { (limit) } } } }

@@ -20,14 +20,14 @@ use anyhow::{Context, Result, bail};
 pub struct NewFile {
     path: PathBuf,
     file: File,
-    place: Place,
+    place: Destination,
     /// What it will take the place of, locked.
     older: Option<File>,
 }
 
 /// Where it is.
 #[derive(Debug)]
-enum Place {
+enum Destination {
     /// Under its own name.
     Taken,
     /// A device, a FIFO or a socket, which is written to as it is.
@@ -48,23 +48,23 @@ impl NewFile {
     fn prepare_at(path: &Path) -> Result<Self> {
         need_name(path)?;
         let older = match look(path)? {
-            Found::Stream => {
+            Occupant::Stream => {
                 return Ok(Self {
                     path: path.to_owned(),
                     file: open_stream(path)?,
-                    place: Place::Stream,
+                    place: Destination::Stream,
                     older: None,
                 });
             }
-            Found::Nothing => None,
-            Found::File(older) => Some(older),
+            Occupant::Nothing => None,
+            Occupant::File(older) => Some(older),
         };
         let beside = beside(path);
         let file = create(&beside)?;
         Ok(Self {
             path: path.to_owned(),
             file,
-            place: Place::Beside(beside),
+            place: Destination::Beside(beside),
             older,
         })
     }
@@ -77,7 +77,7 @@ impl NewFile {
         Ok(Self {
             path: path.to_owned(),
             file: create(path)?,
-            place: Place::Taken,
+            place: Destination::Taken,
             older: None,
         })
     }
@@ -101,7 +101,7 @@ impl NewFile {
     /// # Errors
     /// If another has taken it meanwhile, or it cannot be taken.
     pub fn take_place(&mut self) -> io::Result<()> {
-        let Place::Beside(beside) = &self.place else {
+        let Destination::Beside(beside) = &self.place else {
             return Ok(());
         };
         let expected = match &self.older {
@@ -111,9 +111,9 @@ impl NewFile {
         if !expected {
             // Another one came, or went, since it was looked at.
             match look(&self.path).map_err(io::Error::other)? {
-                Found::Stream => return Err(io::Error::other("something else is there by now")),
-                Found::Nothing => self.older = None,
-                Found::File(older) => self.older = Some(older),
+                Occupant::Stream => return Err(io::Error::other("something else is there by now")),
+                Occupant::Nothing => self.older = None,
+                Occupant::File(older) => self.older = Some(older),
             }
         }
         if self.older.is_some() {
@@ -127,7 +127,7 @@ impl NewFile {
                 Err(_) => fs::rename(beside, &self.path)?,
             }
         }
-        self.place = Place::Taken;
+        self.place = Destination::Taken;
         self.older = None;
         Ok(())
     }
@@ -138,7 +138,7 @@ impl NewFile {
     /// # Errors
     /// That it was removed.
     pub fn is_still_there(&self) -> io::Result<()> {
-        if matches!(self.place, Place::Taken) && is_removed(&self.file) {
+        if matches!(self.place, Destination::Taken) && is_removed(&self.file) {
             return Err(io::Error::new(
                 io::ErrorKind::NotFound,
                 "the file was removed while it was written, and nothing of it is left",
@@ -154,7 +154,7 @@ impl NewFile {
     /// Which one it is.
     pub fn is_none_of(&self, inputs: &[PathBuf]) -> Result<()> {
         let written = match &self.place {
-            Place::Stream => Some(&self.file),
+            Destination::Stream => Some(&self.file),
             _ => self.older.as_ref(),
         };
         match written {
@@ -166,7 +166,7 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if let Place::Beside(beside) = &self.place {
+        if let Destination::Beside(beside) = &self.place {
             // It never took its place. If it cannot be removed there is nobody to tell.
             let _ = fs::remove_file(beside);
         }
@@ -196,7 +196,7 @@ pub fn refuse_inputs(written: &File, inputs: &[PathBuf], name: &str) -> Result<(
 }
 
 /// What is at a path.
-enum Found {
+enum Occupant {
     Nothing,
     /// A file, locked.
     File(File),
@@ -213,16 +213,16 @@ fn need_name(path: &Path) -> Result<()> {
 }
 
 /// Looks at what is at a path, without changing it.
-fn look(path: &Path) -> Result<Found> {
+fn look(path: &Path) -> Result<Occupant> {
     let about = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nothing),
         about => about?,
     };
     let kind = about.file_type();
     if kind.is_symlink() {
         // To a pipe or a terminal, as in /dev/stdout and >(command), it does no harm.
         if fs::metadata(path).is_ok_and(|about| is_stream(&about.file_type())) {
-            return Ok(Found::Stream);
+            return Ok(Occupant::Stream);
         }
         let leads = fs::read_link(path).unwrap_or_default();
         bail!(
@@ -235,14 +235,14 @@ fn look(path: &Path) -> Result<Found> {
         bail!("it is a directory: name a file in it");
     }
     if is_stream(&kind) {
-        return Ok(Found::Stream);
+        return Ok(Occupant::Stream);
     }
     if !about.is_file() {
         bail!("it is neither a file nor a pipe");
     }
     let file = open_to_lock(path)?;
     lock(&file)?;
-    Ok(Found::File(file))
+    Ok(Occupant::File(file))
 }
 
 /// A name beside a path, for what is not whole yet; short, as names have a limit.

@@ -54,6 +54,10 @@ pub trait Sink {
     /// Makes what was written visible.
     fn flush(&mut self) -> io::Result<()>;
 
+    /// How many events were shown, if it leaves some out of those that it is given.
+    fn shown(&self) -> Option<u64> {
+        None
+    }
     /// Once a second, live; whether it wants to see all listeners now.
     fn second(&mut self) -> io::Result<bool> {
         Ok(false)
@@ -63,7 +67,7 @@ pub trait Sink {
         Ok(())
     }
     /// The ledgers of all namespaces, live, as often as they are compared.
-    fn books(&mut self, _: &[Ledger]) -> io::Result<()> {
+    fn ledgers(&mut self, _: &[Ledger]) -> io::Result<()> {
         Ok(())
     }
 }

@@ -49,9 +49,9 @@ pub struct Output {
 }
 
 enum Form {
-    Plain(BufWriter<Tally<Box<dyn Write>>>),
-    Zstd(ZstdEncoder<'static, Tally<File>>),
-    Gzip(GzEncoder<Tally<File>>),
+    Plain(BufWriter<CountedBytes<Box<dyn Write>>>),
+    Zstd(ZstdEncoder<'static, CountedBytes<File>>),
+    Gzip(GzEncoder<CountedBytes<File>>),
 }
 
 /// How often a compressed file is flushed at most, and looked at whether it is still there.
@@ -180,18 +180,18 @@ fn standard_output_is_none_of(_: &[PathBuf]) -> Result<()> {
 
 impl Form {
     fn plain(writer: Box<dyn Write>) -> Self {
-        Self::Plain(BufWriter::with_capacity(64 << 10, Tally::of(writer)))
+        Self::Plain(BufWriter::with_capacity(64 << 10, CountedBytes::of(writer)))
     }
 
     /// As the end of the name says.
     fn named(path: &Path, file: File) -> io::Result<Self> {
         Ok(match Packing::named(path) {
             Some(Packing::Zstd) => Self::Zstd(ZstdEncoder::new(
-                Tally::of(file),
+                CountedBytes::of(file),
                 zstd::DEFAULT_COMPRESSION_LEVEL,
             )?),
             Some(Packing::Gzip) => Self::Gzip(GzEncoder::new(
-                Tally::of(file),
+                CountedBytes::of(file),
                 flate2::Compression::default(),
             )),
             None => Self::plain(Box::new(file)),
@@ -240,18 +240,18 @@ impl Medium for Output {
 }
 
 /// Counts what goes through.
-struct Tally<W> {
+struct CountedBytes<W> {
     writer: W,
     bytes: u64,
 }
 
-impl<W> Tally<W> {
+impl<W> CountedBytes<W> {
     fn of(writer: W) -> Self {
         Self { writer, bytes: 0 }
     }
 }
 
-impl<W: Write> Write for Tally<W> {
+impl<W: Write> Write for CountedBytes<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.writer.write(bytes)?;
         self.bytes += written as u64;

@@ -52,7 +52,7 @@ pub struct Rotation {
 /// Writes JSON lines to files named after one path: `incident.jsonl.zst` becomes
 /// `incident.000001.jsonl.zst`, and so on, after the highest number that is there.
 pub struct Rotating {
-    series: Series,
+    series: FileSeries,
     rotation: Rotation,
     number: u64,
     file: Json<Output>,
@@ -68,7 +68,7 @@ impl Rotating {
     /// # Errors
     /// If it cannot be made, or another recorder writes to these files.
     pub fn prepare(path: &Path, rotation: Rotation) -> Result<Self> {
-        let series = Series::of(path)?;
+        let series = FileSeries::of(path)?;
         let there = series
             .numbers()
             .with_context(|| format!("cannot list the files beside {}", path.display()))?;
@@ -154,7 +154,7 @@ impl Drop for Rotating {
 }
 
 /// The files of one recording.
-struct Series {
+struct FileSeries {
     folder: PathBuf,
     /// The file's name up to its first dot, and the rest.
     stem: String,
@@ -164,7 +164,7 @@ struct Series {
 /// Digits of a number in a name.
 const DIGITS: usize = 6;
 
-impl Series {
+impl FileSeries {
     fn of(path: &Path) -> Result<Self> {
         let text = path.as_os_str().to_string_lossy();
         let name = path
@@ -387,6 +387,7 @@ mod tests {
                 family: "fentry".to_owned(),
                 hooks: Vec::new(),
                 outcomes: None,
+                filters: None,
                 limits: Vec::new(),
             },
         }
@@ -415,14 +416,14 @@ mod tests {
     #[test]
     fn the_number_goes_before_the_ending() {
         let named = |path: &str| {
-            let series = Series::of(Path::new(path)).unwrap();
+            let series = FileSeries::of(Path::new(path)).unwrap();
             series.file(7).display().to_string()
         };
         assert_eq!(named("/a/x.jsonl.zst"), "/a/x.000007.jsonl.zst");
         assert_eq!(named("x"), "x.000007");
         assert_eq!(named(".hidden"), ".hidden.000007");
         for path in ["..", "/", ".", "/tmp", "x/", "a/.."] {
-            assert!(Series::of(Path::new(path)).is_err(), "{path}");
+            assert!(FileSeries::of(Path::new(path)).is_err(), "{path}");
         }
     }
 

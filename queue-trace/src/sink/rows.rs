@@ -15,7 +15,7 @@ use crate::{
         event::Event,
         printable::Printable,
         socket::Listener,
-        words::{cause_words, listener_words, short_time},
+        words::{DeviceNames, cause_words, listener_words, short_time},
     },
     sink::paint::{DIM, Paint, VERDICT_WIDTH},
 };
@@ -37,8 +37,8 @@ pub struct Rows {
     outcomes: Vec<String>,
     /// The second of the last event, since 1970, and as a clock shows it.
     second: (i128, String),
-    /// The listener of the last event.
-    listener: (Listener, String),
+    /// The namespace and the listener of the last event.
+    listener: (u32, Listener, String),
 }
 
 impl Rows {
@@ -58,7 +58,7 @@ impl Rows {
             client: String::new(),
             outcomes: outcomes.collect(),
             second: (0, clock_of(0, &zone)),
-            listener: (listener, listener_words(&listener)),
+            listener: (0, listener, listener_words(&listener, None)),
             zone,
         }
     }
@@ -69,9 +69,13 @@ impl Rows {
     }
 
     /// The line of an event, after a title where it needs one, each with its end.
-    pub fn of(&mut self, event: &Event) -> &str {
-        if self.listener.0 != event.listener {
-            self.listener = (event.listener, listener_words(&event.listener));
+    pub fn of(&mut self, event: &Event, devices: &DeviceNames) -> &str {
+        let Event {
+            netns, listener, ..
+        } = event;
+        if (self.listener.0, self.listener.1) != (*netns, *listener) {
+            let words = listener_words(listener, devices.of(*netns, listener));
+            self.listener = (*netns, *listener, words);
         }
         self.client.clear();
         if let Some(client) = event.client {
@@ -80,7 +84,7 @@ impl Rows {
                 format_args!("{}", SocketAddr::new(client.addr, client.port)),
             );
         }
-        let (listener, client) = (self.listener.1.len(), self.client.len());
+        let (listener, client) = (self.listener.2.len(), self.client.len());
         if listener > self.listener_width || client > self.client_width {
             self.listener_width = self.listener_width.max(listener);
             self.client_width = self.client_width.max(client);
@@ -95,7 +99,7 @@ impl Rows {
         self.time(event.wall_ns);
         self.line
             .push_str(&self.outcomes[usize::from(event.outcome.tag)]);
-        column(&mut self.line, &self.listener.1, self.listener_width);
+        column(&mut self.line, &self.listener.2, self.listener_width);
         self.line.push_str("  ");
         column(&mut self.line, &self.client, self.client_width);
         self.queues(event);
@@ -223,25 +227,28 @@ mod tests {
     fn what_is_kept_changes_with_the_event() {
         let mut rows = Rows::new(Paint(false), TimeZone::UTC);
         let short = IpAddr::from(Ipv4Addr::LOCALHOST);
-        let first = rows.of(&event(short, 1_999_999_999, 1)).to_owned();
+        let devices = DeviceNames::default();
+        let first = rows
+            .of(&event(short, 1_999_999_999, 1), &devices)
+            .to_owned();
         assert_eq!(
             first,
             "TIME          VERDICT               CAUSE                    LISTENER               CLIENT                 QUEUES\n\
              00:00:01.999  SYN dropped           accept queue full        127.0.0.1:80           10.0.0.1:1024          accept 6/5\n"
         );
         assert_eq!(
-            rows.of(&event(short, 2_000_000_000, 7)),
+            rows.of(&event(short, 2_000_000_000, 7), &devices),
             "00:00:02.000  SYN dropped           accept queue full        127.0.0.1:80           10.0.0.1:1024          accept 6/5  x7\n"
         );
         // A longer name: wider columns, under a title of their own.
         let long = IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, 6));
-        let wider = rows.of(&event(long, 2_000_000_000, 1)).to_owned();
+        let wider = rows.of(&event(long, 2_000_000_000, 1), &devices).to_owned();
         let [title, line] = wider.lines().collect::<Vec<_>>()[..] else {
             panic!("{wider}");
         };
         let column = title.find("CLIENT");
         assert_eq!(line.find("10.0.0.1:1024"), column, "{wider}");
-        let next = rows.of(&event(short, 2_000_000_000, 1));
+        let next = rows.of(&event(short, 2_000_000_000, 1), &devices);
         assert_eq!(next.find("10.0.0.1:1024"), column, "{next}");
         assert_eq!(next.lines().count(), 1, "the title came once");
     }

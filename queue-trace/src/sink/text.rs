@@ -14,7 +14,7 @@ use crate::{
         ledger::Ledger,
         lines::{Counts, Header, LossNote, Total},
         snapshot::Snapshot,
-        words::{cause_words, listener_words, short_time},
+        words::{DeviceNames, cause_words, listener_words, short_time},
     },
     sink::{
         Medium, Sink,
@@ -28,12 +28,13 @@ pub struct Text<W> {
     out: W,
     paint: Paint,
     rows: Rows,
+    devices: DeviceNames,
     /// What the summary says of each listener, by namespace and inode number.
-    listeners: HashMap<(u32, Option<u64>), Told>,
+    listeners: HashMap<(u32, Option<u64>), ListenerSummary>,
 }
 
 /// What the summary says of a listener, as was told last.
-struct Told {
+struct ListenerSummary {
     owner: Option<String>,
     history: Option<String>,
 }
@@ -53,6 +54,7 @@ impl<W: Medium> Text<W> {
             out,
             paint: Paint(colour),
             rows: Rows::new(Paint(colour), zone),
+            devices: DeviceNames::default(),
             listeners: HashMap::new(),
         }
     }
@@ -84,17 +86,19 @@ impl<W: Medium> Sink for Text<W> {
     }
 
     fn event(&mut self, event: &Event) -> io::Result<()> {
-        self.out.write_all(self.rows.of(event).as_bytes())
+        self.out
+            .write_all(self.rows.of(event, &self.devices).as_bytes())
     }
 
     fn listener(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        self.devices.learn(snapshot);
         // For the summary, which has no word of those of which nothing was counted.
         let whose = (snapshot.netns, snapshot.listener.inode);
         if snapshot.is_closed() && snapshot.counts.as_ref().is_none_or(BTreeMap::is_empty) {
             self.listeners.remove(&whose);
         } else if self.listeners.len() < LISTENERS || self.listeners.contains_key(&whose) {
             let short = |owner: String| owner.chars().take(LONGEST).collect();
-            let told = Told {
+            let told = ListenerSummary {
                 owner: snapshot.owner().map(short),
                 history: history(snapshot),
             };
@@ -133,7 +137,10 @@ impl<W: Medium> Sink for Text<W> {
             let whose = (total.netns, total.listener);
             if last != Some(whose) {
                 last = Some(whose);
-                let name = self.paint.styled(BOLD, &listener_words(&total.listener));
+                let device = self.devices.of(total.netns, &total.listener);
+                let name = self
+                    .paint
+                    .styled(BOLD, &listener_words(&total.listener, device));
                 let mut identity = format!("netns {}", total.netns);
                 if let Some(inode) = total.listener.inode {
                     identity.push_str(&format!(", socket inode {inode}"));
@@ -160,7 +167,10 @@ impl<W: Medium> Sink for Text<W> {
     }
 
     fn clients(&mut self, clients: &Clients) -> io::Result<()> {
-        let name = listener_words(&clients.listener);
+        let name = listener_words(
+            &clients.listener,
+            self.devices.of(clients.netns, &clients.listener),
+        );
         let title = self
             .paint
             .styled(BOLD, &format!("{name} by network of clients"));
@@ -204,6 +214,9 @@ impl<W: Medium> Sink for Text<W> {
                 continue;
             }
             writeln!(self.out, "{kernel:>10}  {name:<20}  seen {}", line.seen)?;
+        }
+        if let Some(beyond) = ledger.beyond_filter() {
+            writeln!(self.out, "{}", self.paint.styled(YELLOW, &beyond))?;
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use self::{
     seen::Seen,
-    state::{Step, Then, Top},
+    state::{Jump, Then, Top},
 };
 use crate::stop::{Pause, StopSignals};
 
@@ -39,7 +39,7 @@ pub(crate) trait Source {
         std::future::pending().await
     }
     /// To another moment.
-    fn go(&mut self, step: Step) -> Result<Option<Seen>>;
+    fn go(&mut self, step: Jump) -> Result<Option<Seen>>;
 }
 
 pub(crate) fn need_terminal(otherwise: &str) -> Result<()> {
@@ -85,7 +85,7 @@ async fn show(
                     match top.press(key) {
                         Then::GoOn => None,
                         Then::Quit => return Ok(()),
-                        Then::Step(step) => {
+                        Then::Jump(step) => {
                             // A whole second from here to the next.
                             tick.reset();
                             source.go(step)?

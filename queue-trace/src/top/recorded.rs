@@ -21,15 +21,15 @@ use crate::{
         event::{Event, Name, from_rfc3339, outcome_named},
         latency::Histogram,
         lines::{Counts, Header},
-        snapshot::{Gauge, Key, Snapshot, drops, is_drop},
+        snapshot::{Gauge, Snapshot, SocketKey, drops, is_drop},
         socket::Listener,
     },
-    options::Which,
+    options::ListenerFilters,
     recording::{Input, Line, Place, Reader, select::Only},
     top::{
         Source,
         seen::{PAST, Seen, key_of},
-        state::Step,
+        state::Jump,
     },
 };
 
@@ -72,7 +72,7 @@ struct Checkpoint {
 struct Scene {
     /// The second that the latest lines are of, since 1970; `None` before the first.
     second: Option<i64>,
-    listeners: BTreeMap<Key, Known>,
+    listeners: BTreeMap<SocketKey, KnownListener>,
     /// Listeners that were left out for lack of room.
     crowded_out: u64,
     /// Whether there are counts once a second. If not, the events are all there is.
@@ -82,7 +82,7 @@ struct Scene {
 
 /// What was known of one listener.
 #[derive(Debug, Clone, Default)]
-struct Known {
+struct KnownListener {
     /// As it was told last, its queues as the events since say.
     told: Snapshot,
     /// In which second.
@@ -98,12 +98,21 @@ impl Recorded {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn open(files: &[PathBuf], which: &Which, networks: Prefixes) -> Result<Self> {
-        Self::open_with(files, which, networks, LINES)
+    pub fn open(
+        files: &[PathBuf],
+        listeners: &ListenerFilters,
+        networks: Prefixes,
+    ) -> Result<Self> {
+        Self::open_with(files, listeners, networks, LINES)
     }
 
     /// With checkpoints so many lines apart, at least.
-    fn open_with(files: &[PathBuf], which: &Which, networks: Prefixes, apart: u64) -> Result<Self> {
+    fn open_with(
+        files: &[PathBuf],
+        listeners: &ListenerFilters,
+        networks: Prefixes,
+        apart: u64,
+    ) -> Result<Self> {
         if files.iter().any(|path| path == Path::new("-")) {
             bail!("top reads keys from standard input: give it a recording by its name");
         }
@@ -118,7 +127,7 @@ impl Recorded {
         }
         let mut recorded = Self {
             files: files.to_vec(),
-            only: Only::listeners(which)?,
+            only: Only::listeners(listeners)?,
             reader: Reader::open(files)?,
             next: None,
             scene: Scene {
@@ -130,9 +139,23 @@ impl Recorded {
             header: None,
             notes: Vec::new(),
         };
+        if recorded.only.names_owners() {
+            recorded.learn_owners()?;
+        }
         recorded.read_through(apart)?;
         recorded.go_to(recorded.span.0)?;
         Ok(recorded)
+    }
+
+    /// Reads it through once to find out whose each listener is, and goes back to its beginning.
+    fn learn_owners(&mut self) -> Result<()> {
+        while let Some(entry) = self.reader.next()? {
+            if let Some(line) = &entry.line {
+                self.only.learn(line);
+            }
+        }
+        self.reader = Reader::open(&self.files)?;
+        Ok(())
     }
 
     /// Who observed what, how.
@@ -265,15 +288,15 @@ impl Source for Recorded {
         if paused || second >= self.span.1 {
             return Ok(None);
         }
-        self.go(Step::By(1))
+        self.go(Jump::By(1))
     }
 
-    fn go(&mut self, step: Step) -> Result<Option<Seen>> {
+    fn go(&mut self, step: Jump) -> Result<Option<Seen>> {
         let (from, to) = self.span;
         let second = match step {
-            Step::By(seconds) => self.scene.second.unwrap_or(from).saturating_add(seconds),
-            Step::Home => from,
-            Step::End => to,
+            Jump::By(seconds) => self.scene.second.unwrap_or(from).saturating_add(seconds),
+            Jump::Home => from,
+            Jump::End => to,
         };
         self.go_to(second.clamp(from, to))?;
         Ok(Some(self.scene.seen()))
@@ -283,7 +306,7 @@ impl Source for Recorded {
 impl Scene {
     /// About how much memory it takes, bytes.
     fn weight(&self) -> usize {
-        let listeners = self.listeners.values().map(Known::weight);
+        let listeners = self.listeners.values().map(KnownListener::weight);
         self.seen.weight() + listeners.sum::<usize>()
     }
 
@@ -350,7 +373,7 @@ impl Scene {
 
     /// Keeps the listeners in trouble.
     fn make_room(&mut self) {
-        let trouble = |known: &Known| {
+        let trouble = |known: &KnownListener| {
             let refused = known.all_counts().filter(|(o, _)| o.kind == Kind::Refusal);
             let refused = refused.fold(0, |sum: u64, (_, count)| sum.saturating_add(count));
             (known.told.is_full(), refused, known.told.depth())
@@ -363,7 +386,7 @@ impl Scene {
     }
 
     /// The listener of that key, for which room is made.
-    fn known(&mut self, key: Key, listener: &Listener) -> &mut Known {
+    fn known(&mut self, key: SocketKey, listener: &Listener) -> &mut KnownListener {
         if self.listeners.len() >= 2 * LISTENERS && !self.listeners.contains_key(&key) {
             self.make_room();
         }
@@ -379,7 +402,7 @@ impl Scene {
     }
 }
 
-impl Known {
+impl KnownListener {
     fn weight(&self) -> usize {
         /// Of an entry of a map, with a short name.
         const ENTRY: usize = 96;
@@ -516,7 +539,13 @@ mod tests {
     fn open(apart: u64) -> Recorded {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recordings");
         let files = [folder.join("tracepoint-accept-too-slow.jsonl")];
-        Recorded::open_with(&files, &Which::default(), Prefixes::default(), apart).unwrap()
+        Recorded::open_with(
+            &files,
+            &ListenerFilters::default(),
+            Prefixes::default(),
+            apart,
+        )
+        .unwrap()
     }
 
     /// Reads on from the beginning only.
@@ -526,7 +555,7 @@ mod tests {
         let (from, _) = recorded.span;
         format!(
             "{:?}",
-            recorded.go(Step::By(second - from)).unwrap().unwrap().rows
+            recorded.go(Jump::By(second - from)).unwrap().unwrap().rows
         )
     }
 
@@ -551,7 +580,8 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let files = vec![path.clone()];
         let recorded =
-            Recorded::open_with(&files, &Which::default(), Prefixes::default(), 1).unwrap();
+            Recorded::open_with(&files, &ListenerFilters::default(), Prefixes::default(), 1)
+                .unwrap();
         std::fs::remove_file(path).unwrap();
         assert!(recorded.scene.weight() > 500 * 4000);
         let weight: usize = recorded.checkpoints.iter().map(|one| one.weight).sum();

@@ -7,7 +7,7 @@ use crate::model::{
     clients::{ClientTable, Clients, Prefixes},
     event::Event,
     lines::LossNote,
-    snapshot::{Key, Snapshot},
+    snapshot::{Snapshot, SocketKey},
 };
 
 /// How many looks back a listener's past goes.
@@ -44,7 +44,7 @@ pub struct Seen {
     pub notes: Vec<String>,
     /// What was lost of what happened to them.
     pub lost: LossNote,
-    pasts: HashMap<Key, Past>,
+    pasts: HashMap<SocketKey, Past>,
     events: VecDeque<Event>,
     clients: ClientTable,
 }
@@ -60,7 +60,7 @@ impl Seen {
 
     /// About how much memory it takes, bytes.
     pub fn weight(&self) -> usize {
-        let past = 2 * PAST * size_of::<u64>() + size_of::<(Key, Past)>();
+        let past = 2 * PAST * size_of::<u64>() + size_of::<(SocketKey, Past)>();
         self.pasts.len() * past
             + self.events.len() * size_of::<Event>()
             + self.rows.len() * size_of::<Snapshot>()
@@ -69,7 +69,11 @@ impl Seen {
 
     /// So the listeners stand at a moment: what they refused since the beginning, and how
     /// many wait.
-    pub fn look(&mut self, at_ns: i128, stand: impl Iterator<Item = (Key, u64, Option<u32>)>) {
+    pub fn look(
+        &mut self,
+        at_ns: i128,
+        stand: impl Iterator<Item = (SocketKey, u64, Option<u32>)>,
+    ) {
         let mut pasts = std::mem::take(&mut self.pasts);
         for (key, drops, depth) in stand {
             let mut past = pasts.remove(&key).unwrap_or_default();
@@ -126,7 +130,7 @@ impl Seen {
 }
 
 /// The listener of an event.
-pub fn key_of(event: &Event) -> Key {
+pub fn key_of(event: &Event) -> SocketKey {
     (event.netns, event.listener.port, event.listener.inode)
 }
 

@@ -6,7 +6,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use crate::{
     model::{
-        snapshot::{Key, Snapshot},
+        snapshot::{Snapshot, SocketKey},
         words::listener_words,
     },
     top::seen::{Past, Seen},
@@ -20,12 +20,12 @@ pub enum Then {
     /// End.
     Quit,
     /// Show another moment of the recording.
-    Step(Step),
+    Jump(Jump),
 }
 
 /// From one moment of a recording to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum Jump {
     /// So many seconds further, or back.
     By(i64),
     /// To its beginning.
@@ -92,7 +92,7 @@ pub struct Top {
     pub sort: Sort,
     /// What is shown.
     pub seen: Seen,
-    selected: Option<Key>,
+    selected: Option<SocketKey>,
 }
 
 impl Top {
@@ -147,7 +147,7 @@ impl Top {
     pub fn press(&mut self, pressed: KeyEvent) -> Then {
         let control = pressed.modifiers.contains(KeyModifiers::CONTROL);
         if let Some(step) = self.step_of(pressed.code) {
-            return Then::Step(step);
+            return Then::Jump(step);
         }
         match pressed.code {
             KeyCode::Char('c') if control => return Then::Quit,
@@ -177,18 +177,18 @@ impl Top {
     }
 
     /// Where in a recording a key leads.
-    fn step_of(&self, code: KeyCode) -> Option<Step> {
+    fn step_of(&self, code: KeyCode) -> Option<Jump> {
         let writes = self.typing && matches!(code, KeyCode::Char(_));
         if self.span.is_none() || self.help || writes {
             return None;
         }
         match code {
-            KeyCode::Left => Some(Step::By(-1)),
-            KeyCode::Right => Some(Step::By(1)),
-            KeyCode::Char('[') => Some(Step::By(-60)),
-            KeyCode::Char(']') => Some(Step::By(60)),
-            KeyCode::Home => Some(Step::Home),
-            KeyCode::End => Some(Step::End),
+            KeyCode::Left => Some(Jump::By(-1)),
+            KeyCode::Right => Some(Jump::By(1)),
+            KeyCode::Char('[') => Some(Jump::By(-60)),
+            KeyCode::Char(']') => Some(Jump::By(60)),
+            KeyCode::Home => Some(Jump::Home),
+            KeyCode::End => Some(Jump::End),
             _ => None,
         }
     }
@@ -248,7 +248,7 @@ impl Top {
 /// Where it listens, and which one of a group it is.
 pub fn name(row: &Snapshot) -> String {
     let listener = &row.listener;
-    let mut name = listener_words(listener);
+    let mut name = listener_words(listener, row.device_name.as_deref());
     if let Some(group) = row.group.filter(|group| group.size > 1) {
         name.push_str(&format!(
             " {}/{}",

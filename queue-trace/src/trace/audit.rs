@@ -18,19 +18,19 @@ use crate::{
     kernel::{
         mark,
         netns::{self, NetnsPath},
-        probe::{Reader, Seen},
+        probe::{CountedNetns, MapReader},
         selection::Selection,
     },
-    model::ledger::{Counters, Ledger, Look},
+    model::ledger::{BothSides, Counters, Ledger},
 };
 
 /// Both sides as they were when the run began. It reads them itself, so that it can do so in
 /// a thread of its own.
 pub struct Audit {
-    reader: Reader,
+    reader: MapReader,
     /// Says which namespaces it is about.
     selection: Selection,
-    start: BTreeMap<Identity, Look>,
+    start: BTreeMap<NetnsIdentity, BothSides>,
     /// Namespaces whose counters could not be read when the run began.
     unread: BTreeMap<u32, io::Error>,
     /// Why the two sides cannot be compared, if they cannot.
@@ -48,14 +48,14 @@ pub struct Audited {
     /// Those among them that have a difference that is new.
     pub news: Vec<Ledger>,
     /// Namespaces of which there are counts, and which are not to be found any more.
-    pub gone: HashSet<Seen>,
+    pub gone: HashSet<CountedNetns>,
     /// The numbers of all namespaces, if all of this machine were looked at.
     pub there: Option<HashSet<u32>>,
 }
 
 /// A namespace and not another one that had its number before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Identity {
+struct NetnsIdentity {
     netns: u32,
     /// `None` on kernels that do not tell; then the number has to do.
     cookie: Option<u64>,
@@ -65,7 +65,7 @@ struct Identity {
 struct Sides(HashMap<u32, Vec<(u64, Counters)>>);
 
 impl Sides {
-    fn of(sides: &HashMap<Seen, Counters>) -> Self {
+    fn of(sides: &HashMap<CountedNetns, Counters>) -> Self {
         let mut by_number: HashMap<u32, Vec<_>> = HashMap::new();
         for (seen, sum) in sides {
             let same = by_number.entry(seen.netns).or_default();
@@ -75,7 +75,7 @@ impl Sides {
     }
 
     /// That of one namespace.
-    fn side(&self, of: Identity) -> Counters {
+    fn side(&self, of: NetnsIdentity) -> Counters {
         let mut side = Counters::default();
         for (cookie, sum) in self.0.get(&of.netns).into_iter().flatten() {
             if of.cookie.is_none_or(|of| of == *cookie) {
@@ -89,11 +89,11 @@ impl Sides {
 /// Both sides at a moment.
 #[derive(Default)]
 struct Looked {
-    looks: BTreeMap<Identity, Look>,
+    looks: BTreeMap<NetnsIdentity, BothSides>,
     /// Those that are there and could not be read, and why.
     failed: BTreeMap<u32, io::Error>,
     /// Our side.
-    sides: HashMap<Seen, Counters>,
+    sides: HashMap<CountedNetns, Counters>,
     /// The numbers of those that were found.
     there: HashSet<u32>,
     /// Whether all were looked at.
@@ -119,7 +119,7 @@ impl Audit {
     ///
     /// # Errors
     /// If the kernel side's counts cannot be read.
-    pub fn open(reader: Reader, selection: &Selection) -> Result<Self> {
+    pub fn open(reader: MapReader, selection: &Selection) -> Result<Self> {
         let mut audit = Self {
             reader,
             selection: selection.clone(),
@@ -197,7 +197,7 @@ impl Audit {
         looked.sides = self.reader.sides()?;
         let after = Sides::of(&looked.sides);
         let looks = kernel.into_iter().map(|(identity, kernel)| {
-            let look = Look {
+            let look = BothSides {
                 seen_before: before.side(identity),
                 kernel,
                 seen_after: after.side(identity),
@@ -238,6 +238,7 @@ impl Audit {
         if let Some(why) = self.partial {
             for ledger in ledgers {
                 ledger.unexplained = None;
+                ledger.other_drops = ledger.drops_unseen();
                 ledger.note.get_or_insert_with(|| why.to_owned());
             }
         }
@@ -268,7 +269,7 @@ impl Audit {
         let end = self.look(whole)?;
         let own = netns::own().ok();
         let sides = Sides::of(&end.sides);
-        let ledger = |(identity, look): (&Identity, &Look)| {
+        let ledger = |(identity, look): (&NetnsIdentity, &BothSides)| {
             let start = self.start.get(identity);
             if start.is_none() && self.unread.contains_key(&identity.netns) {
                 return Ledger::one_sided(identity.netns, &look.seen_after, lost, UNREAD);
@@ -286,7 +287,7 @@ impl Audit {
             ledger
         };
         let failed = end.failed.iter().map(|(id, error)| {
-            let identity = Identity {
+            let identity = NetnsIdentity {
                 netns: *id,
                 cookie: None,
             };
@@ -333,13 +334,13 @@ impl Audit {
 }
 
 /// The namespaces of which there are counts, and which were not found.
-fn gone(end: &Looked) -> HashSet<Seen> {
+fn gone(end: &Looked) -> HashSet<CountedNetns> {
     let identities: HashSet<_> = end
         .looks
         .keys()
         .map(|identity| (identity.netns, identity.cookie))
         .collect();
-    let is_there = |seen: &Seen| {
+    let is_there = |seen: &CountedNetns| {
         identities.contains(&(seen.netns, None))
             || identities.contains(&(seen.netns, Some(seen.cookie)))
             || end.failed.contains_key(&seen.netns)
@@ -349,7 +350,7 @@ fn gone(end: &Looked) -> HashSet<Seen> {
 }
 
 /// One for each in which something moved, as far as there is room.
-fn ledgers_of_gone(mut gone: Vec<(Seen, Counters)>, lost: u64) -> Vec<Ledger> {
+fn ledgers_of_gone(mut gone: Vec<(CountedNetns, Counters)>, lost: u64) -> Vec<Ledger> {
     const NOTE: &str = "the namespace is gone, and its counters with it";
     gone.retain(|(_, side)| side.0.iter().any(|count| *count > 0));
     gone.sort_by_key(|(seen, side)| {
@@ -360,7 +361,8 @@ fn ledgers_of_gone(mut gone: Vec<(Seen, Counters)>, lost: u64) -> Vec<Ledger> {
         (std::cmp::Reverse(moved), seen.netns, seen.cookie)
     });
     let others = gone.split_off(gone.len().min(GONE));
-    let one = |(seen, side): &(Seen, Counters)| Ledger::one_sided(seen.netns, side, lost, NOTE);
+    let one =
+        |(seen, side): &(CountedNetns, Counters)| Ledger::one_sided(seen.netns, side, lost, NOTE);
     let mut ledgers: Vec<_> = gone.iter().map(one).collect();
     if !others.is_empty() {
         let mut sum = Counters::default();
@@ -374,8 +376,8 @@ fn ledgers_of_gone(mut gone: Vec<(Seen, Counters)>, lost: u64) -> Vec<Ledger> {
     ledgers
 }
 
-fn read(netns: u32, path: &NetnsPath) -> io::Result<(Identity, Counters)> {
-    let identity = Identity {
+fn read(netns: u32, path: &NetnsPath) -> io::Result<(NetnsIdentity, Counters)> {
+    let identity = NetnsIdentity {
         netns,
         cookie: netns::cookie(netns, path)?,
     };
@@ -397,7 +399,7 @@ mod tests {
     #[test]
     fn namespaces_that_are_gone_are_put_together_where_there_are_many() {
         let gone = (1..=5000).map(|number| {
-            let seen = Seen {
+            let seen = CountedNetns {
                 netns: number,
                 cookie: 0,
             };
@@ -410,28 +412,28 @@ mod tests {
         assert!(dropped.clone().all(|line| line.kernel.is_none()));
         assert_eq!(dropped.map(|line| line.seen).sum::<u64>(), 5000 * 5001 / 2);
         assert_eq!(ledgers[GONE].netns, 0);
-        assert!(ledgers_of_gone(vec![(Seen::default(), moved(0))], 0).is_empty());
+        assert!(ledgers_of_gone(vec![(CountedNetns::default(), moved(0))], 0).is_empty());
     }
 
     #[test]
     fn a_namespace_is_told_from_an_earlier_one_of_its_number_where_the_kernel_tells() {
-        let seen = |netns, cookie| Seen { netns, cookie };
+        let seen = |netns, cookie| CountedNetns { netns, cookie };
         let sides = [
             (seen(7, 1), moved(3)),
             (seen(7, 2), moved(5)),
             (seen(8, 3), moved(9)),
         ];
         let sides: HashMap<_, _> = sides.into();
-        let of = |netns, cookie| Sides::of(&sides).side(Identity { netns, cookie });
+        let of = |netns, cookie| Sides::of(&sides).side(NetnsIdentity { netns, cookie });
         assert_eq!(of(7, Some(2)), moved(5));
         assert_eq!(of(7, None), moved(8));
         assert_eq!(of(9, None), moved(0));
         let looks = [(
-            Identity {
+            NetnsIdentity {
                 netns: 7,
                 cookie: Some(2),
             },
-            Look::default(),
+            BothSides::default(),
         )];
         let end = Looked {
             looks: looks.into(),

@@ -4,7 +4,7 @@ use anyhow::Result;
 use queue_trace_common::loss::Loss;
 
 use crate::{
-    kernel::probe::Reader,
+    kernel::probe::MapReader,
     model::{clock::wall_now, event::rfc3339, lines::LossNote},
 };
 
@@ -21,7 +21,7 @@ impl Losses {
     ///
     /// # Errors
     /// If the kernel does not show how its programs fared.
-    pub fn news(&mut self, reader: &Reader, undecoded: u64) -> Result<Option<LossNote>> {
+    pub fn news(&mut self, reader: &MapReader, undecoded: u64) -> Result<Option<LossNote>> {
         let loss = reader.loss();
         let missed = reader.missed()?;
         let note = LossNote {

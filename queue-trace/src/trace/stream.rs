@@ -1,4 +1,4 @@
-//! The live stream: attach, print what happens until told to stop, close the books.
+//! The live stream: attach, print what happens until told to stop, close the ledgers.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,9 +24,9 @@ use crate::{
     kernel::{
         decode::decode,
         host::Host,
-        plan::{Family, Plan},
+        plan::{HookFamily, Plan},
         privilege,
-        probe::{AT_ONCE, Probe, Seen},
+        probe::{AT_ONCE, CountedNetns, Probe},
         selection::Selection,
         session::Session,
     },
@@ -39,7 +39,7 @@ use crate::{
         snapshot::Snapshot,
         socket::Listener,
     },
-    options::Kernel,
+    options::KernelOptions,
     sink::Sink,
     stderr::say,
     stop::{StopSignals, reader_is_gone},
@@ -78,6 +78,8 @@ pub struct Live {
     listed: Vec<Snapshot>,
     /// What could not be looked at, a sentence each.
     notes: Vec<String>,
+    /// Those among them that are about listeners.
+    unlisted: Vec<String>,
     listeners: HashMap<QueueKey, Listener>,
     clients: ClientTable,
     losses: Losses,
@@ -107,12 +109,12 @@ enum Ended {
 }
 
 impl Live {
-    /// Attaches, opens the books, and lets go of the privileges that were needed only
+    /// Attaches, opens the ledgers, and lets go of the privileges that were needed only
     /// for that.
     ///
     /// # Errors
     /// Whatever keeps it from attaching, with what to do about it.
-    pub fn begin(kernel: &Kernel, selection: Selection) -> Result<Self> {
+    pub fn begin(kernel: &KernelOptions, selection: Selection) -> Result<Self> {
         // From here on a signal ends the run in good order.
         let signals = StopSignals::listen().context("cannot handle signals")?;
         Self::begin_until(kernel, selection, signals)
@@ -123,7 +125,7 @@ impl Live {
     /// # Errors
     /// Whatever keeps it from attaching, with what to do about it.
     pub fn begin_until(
-        kernel: &Kernel,
+        kernel: &KernelOptions,
         selection: Selection,
         signals: StopSignals,
     ) -> Result<Self> {
@@ -139,7 +141,8 @@ impl Live {
         let mut watch = Watch::new(probe.reader(), plan.family, selection.clone());
         // Before anybody hears that it is attached: maps are read for it.
         let listed = watch.all()?;
-        let mut notes = listed.notes;
+        let unlisted = listed.notes;
+        let mut notes = unlisted.clone();
         notes.extend(audit.unread().map(|(netns, why)| {
             format!("the counters of netns {netns} cannot be read, so it has no ledger: {why}")
         }));
@@ -151,6 +154,7 @@ impl Live {
             audit: Aside::new(audit),
             listed: listed.rows,
             notes,
+            unlisted,
             probe,
             plan,
             selection,
@@ -176,6 +180,12 @@ impl Live {
         &self.plan
     }
 
+    /// Why some listeners may be missing, a sentence each.
+    #[must_use]
+    pub fn unlisted(&self) -> &[String] {
+        &self.unlisted
+    }
+
     /// The machine.
     #[must_use]
     pub fn host(&self) -> &Host {
@@ -189,7 +199,10 @@ impl Live {
             time: rfc3339(self.began_ns),
             host: self.host.name.clone(),
             kernel: self.host.release.clone(),
-            attach: AttachPlan::from(&self.plan),
+            attach: AttachPlan {
+                filters: Some(self.selection.words.clone()),
+                ..AttachPlan::from(&self.plan)
+            },
         }
     }
 
@@ -199,8 +212,8 @@ impl Live {
             say!("note: {note}");
         }
         let what = match self.plan.family {
-            Family::Tracepoint => "tracepoints",
-            Family::Fentry | Family::Kprobe => "kernel functions",
+            HookFamily::Tracepoint => "tracepoints",
+            HookFamily::Fentry | HookFamily::Kprobe => "kernel functions",
         };
         say!(
             "ready: attached by {} to {} {what}",
@@ -351,7 +364,7 @@ impl Live {
             let forgotten = self.probe.forget_namespaces(|netns| there.contains(&netns));
             forgotten.map_err(io::Error::other)?;
         }
-        sink.books(&audited.ledgers)?;
+        sink.ledgers(&audited.ledgers)?;
         for ledger in &audited.news {
             sink.ledger(ledger)?;
             say!(
@@ -363,7 +376,7 @@ impl Live {
         let counts = self.probe.counts().map_err(io::Error::other)?;
         let gone = counts
             .iter()
-            .filter(|(key, _)| audited.gone.contains(&Seen::of(key)));
+            .filter(|(key, _)| audited.gone.contains(&CountedNetns::of(key)));
         let gone: HashMap<_, _> = gone.map(|(key, counted)| (*key, counted.seen)).collect();
         // One that is only not to be found may still count. It is over if nothing came between
         // two audits.
@@ -386,6 +399,7 @@ impl Live {
         let more = taken.len() == AT_ONCE;
         for record in std::mem::take(&mut self.early).into_iter().chain(taken) {
             self.print_record(sink, record, offset)?;
+            self.count_shown(sink);
             if self.enough(most) {
                 break;
             }
@@ -412,10 +426,11 @@ impl Live {
                 *outcomes.entry(Name(outcome).to_string()).or_default() += counted.seen - printed;
             }
         }
-        let time = rfc3339(wall_now());
+        let (mono_ns, time) = (monotonic_now(), rfc3339(wall_now()));
         for ((netns, ..), (listener, outcomes)) in news {
             sink.counts(&Counts {
                 time: time.clone(),
+                mono_ns: Some(mono_ns),
                 netns,
                 listener,
                 outcomes,
@@ -451,6 +466,7 @@ impl Live {
             sink.event(&event)?;
             self.events += event.count;
         }
+        self.count_shown(sink);
         self.clients.end_second();
         Ok(())
     }
@@ -459,6 +475,13 @@ impl Live {
     fn listener(&self, key: &CountKey) -> Listener {
         let known = self.listeners.get(&socket(key));
         known.map_or_else(|| withheld::listener_of(key), |listener| *listener)
+    }
+
+    /// Where the sink leaves out some of the events, those count that it shows.
+    fn count_shown(&mut self, sink: &dyn Sink) {
+        if let Some(shown) = sink.shown() {
+            self.events = shown;
+        }
     }
 
     /// Whether as many events were printed as were asked for.
@@ -497,7 +520,7 @@ impl Live {
         }
     }
 
-    /// Drains the ring, closes the books, writes the summary.
+    /// Drains the ring, closes the ledgers, writes the summary.
     async fn end(
         &mut self,
         sink: &mut dyn Sink,
@@ -527,7 +550,7 @@ impl Live {
         sink.end(&rfc3339(wall_now()))
     }
 
-    /// Closes the books, and looks at the listeners once more. A signal makes it short: a
+    /// Closes the ledgers, and looks at the listeners once more. A signal makes it short: a
     /// difference is not looked at again, and listeners may be left out.
     async fn last_looks(&mut self, ended: Ended) -> io::Result<(Audited, Look)> {
         // What is under way is of no interest any more.
@@ -622,7 +645,7 @@ fn print_rows(sink: &mut dyn Sink, rows: &[Snapshot]) -> io::Result<()> {
 /// has room for two seconds of them.
 const REST: Duration = Duration::from_millis(50);
 
-/// How often the books are looked at while running.
+/// How often the two sides are compared while running.
 const AUDIT: Duration = Duration::from_secs(10);
 
 /// How often it is asked whether listeners come and go by the hundred, and how many that is.

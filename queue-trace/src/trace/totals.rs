@@ -15,7 +15,7 @@ const ROOM: usize = 2048;
 
 /// A listener, or several that are put together: then it has no inode number, and of several
 /// ports no port.
-type Whose = (u32, Listener);
+type CountedListener = (u32, Listener);
 
 /// How often each outcome occurred, by its tag.
 type Sums = BTreeMap<u8, u64>;
@@ -24,7 +24,7 @@ type Sums = BTreeMap<u8, u64>;
 /// all others.
 #[derive(Debug, Default)]
 pub struct Totals {
-    levels: [HashMap<Whose, Sums>; 4],
+    levels: [HashMap<CountedListener, Sums>; 4],
 }
 
 impl Totals {
@@ -35,7 +35,7 @@ impl Totals {
         self.tidy_up();
     }
 
-    fn add_at(&mut self, level: usize, whose: Whose, tag: u8, count: u64) {
+    fn add_at(&mut self, level: usize, whose: CountedListener, tag: u8, count: u64) {
         let sums = self.levels[level].entry(whose).or_default();
         let sum = sums.entry(tag).or_default();
         *sum = sum.saturating_add(count);

@@ -20,7 +20,7 @@ fuzz_target!(|bytes: &[u8]| {
             let _ = cli.trace.rotation();
             let filters = &cli.trace.filters;
             let _ = filters.outcomes();
-            for networks in [&filters.addrs, &filters.clients] {
+            for networks in [&filters.listeners.addrs, &filters.clients] {
                 // At most what is left of all of IPv6 without IPv4, for each.
                 let prefixes = selection::prefixes(networks);
                 assert!(prefixes.len() <= 96 * networks.len());

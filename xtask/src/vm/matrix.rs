@@ -44,8 +44,9 @@ const SERVERS: [&str; 2] = ["/usr/sbin/nginx", "/usr/bin/redis-server"];
 
 /// Tests of servers that are more than a program and its libraries, or too big to travel in
 /// memory: on this machine's own kernel only.
-const HERE_ONLY: [&str; 6] = [
+const HERE_ONLY: [&str; 7] = [
     "defaults",
+    "incidents",
     "servers::python",
     "servers::node",
     "diagnose::a_default_backlog_that_nobody_chose",

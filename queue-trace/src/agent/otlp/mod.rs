@@ -35,9 +35,9 @@ const PAUSE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
 /// The refusals that wait to be sent.
 #[derive(Debug, Default)]
-pub struct Queue(Mutex<VecDeque<Refusal>>);
+pub struct RefusalQueue(Mutex<VecDeque<Refusal>>);
 
-impl Queue {
+impl RefusalQueue {
     /// One more; the oldest goes if there is no room. Whether it went.
     pub fn push(&self, refusal: Refusal) -> bool {
         let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,7 +81,7 @@ pub async fn send_metrics(endpoint: Arc<Endpoint>, board: Arc<Board>, host: Stri
 /// Sends refusals until it is dropped.
 pub async fn send_logs(
     endpoint: Arc<Endpoint>,
-    queue: Arc<Queue>,
+    queue: Arc<RefusalQueue>,
     board: Arc<Board>,
     host: String,
 ) {

@@ -32,7 +32,7 @@ pub struct Folder {
 
 /// One incident in the folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct KeptRecording {
     /// The recording.
     pub recording: PathBuf,
     /// The diagnosis beside it, if it was made.
@@ -104,7 +104,7 @@ impl Folder {
     ///
     /// # Errors
     /// If the folder cannot be listed.
-    pub fn list(&self) -> io::Result<Vec<Kept>> {
+    pub fn list(&self) -> io::Result<Vec<KeptRecording>> {
         let mut kept = Vec::new();
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
@@ -124,7 +124,7 @@ impl Folder {
             let diagnosis = fs::symlink_metadata(&beside)
                 .ok()
                 .filter(fs::Metadata::is_file);
-            kept.push(Kept {
+            kept.push(KeptRecording {
                 recording,
                 bytes: about.len() + diagnosis.as_ref().map_or(0, fs::Metadata::len),
                 diagnosis: diagnosis.map(|_| beside),

@@ -19,7 +19,7 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-pub use self::folder::{Folder, Keep, Kept, diagnosis_of, write_beside};
+pub use self::folder::{Folder, Keep, KeptRecording, diagnosis_of, write_beside};
 use self::{
     relative::{Base, since},
     ring::Ring,

@@ -8,7 +8,7 @@ use queue_trace_common::queue::BUCKETS;
 use crate::{
     agent::series::{SocketKey, key_of},
     model::{
-        ledger::{Ledger, Line},
+        ledger::{CounterLine, Ledger},
         snapshot::{Latency, Snapshot},
     },
 };
@@ -16,13 +16,13 @@ use crate::{
 /// What had been counted when a recording begins.
 #[derive(Debug, Clone, Default)]
 pub struct Base {
-    listeners: HashMap<SocketKey, Counted>,
+    listeners: HashMap<SocketKey, SinceBase>,
     /// The ledger of each namespace.
     pub ledgers: BTreeMap<u32, Ledger>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Counted {
+struct SinceBase {
     full_us: u64,
     full_times: u64,
     accept_high: u32,
@@ -36,7 +36,7 @@ impl Base {
         let counted = |one: &Snapshot| {
             let accept = one.accept_queue.as_ref();
             let syn = one.syn_queue.as_ref();
-            Counted {
+            SinceBase {
                 full_us: accept.and_then(|queue| queue.full_us).unwrap_or(0),
                 full_times: accept.and_then(|queue| queue.full_times).unwrap_or(0),
                 accept_high: accept.and_then(|queue| queue.high_water).unwrap_or(0),
@@ -73,7 +73,7 @@ fn ledger_since(now: &Ledger, before: Option<&Ledger>) -> Ledger {
         let Some(old) = before.counters.get(counter) else {
             continue;
         };
-        let since = Line {
+        let since = CounterLine {
             kernel: line
                 .kernel
                 .zip(old.kernel)

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::{
     kernel::{
         btf::Types,
-        plan::{Family, Plan, Without},
+        plan::{HookFamily, Plan, Without},
     },
     model::event::Name,
 };
@@ -19,7 +19,7 @@ use crate::{
 /// How much can be observed; also the exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum Observability {
     /// The main verdicts.
     Main = 0,
     /// Only some of them.
@@ -28,7 +28,7 @@ pub enum Verdict {
     None = 2,
 }
 
-impl Verdict {
+impl Observability {
     const fn says(self) -> &'static str {
         match self {
             Self::Main => "The main verdicts are observable.",
@@ -50,7 +50,7 @@ const MAIN: [u8; 6] = [
 
 /// What was found. The field's names are those of the JSON object.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct CheckReport {
     /// Always `check`.
     #[serde(rename = "type")]
     pub kind: &'static str,
@@ -79,7 +79,7 @@ pub struct Report {
     /// Every function that queue-trace knows to watch.
     pub hooks: Vec<HookReport>,
     /// How much can be observed, in the best of these ways.
-    pub verdict: Verdict,
+    pub verdict: Observability,
     /// Whether a file was judged, and nothing attached.
     pub judged: bool,
 }
@@ -140,7 +140,7 @@ impl Mode {
 
     /// A way that cannot.
     #[must_use]
-    pub fn refused(family: Family, why: &str) -> Self {
+    pub fn refused(family: HookFamily, why: &str) -> Self {
         Self {
             mode: family.name(),
             usable: false,
@@ -153,7 +153,7 @@ impl Mode {
     }
 }
 
-impl Default for Report {
+impl Default for CheckReport {
     fn default() -> Self {
         Self {
             kind: "check",
@@ -166,21 +166,21 @@ impl Default for Report {
             error: None,
             modes: Vec::new(),
             hooks: Vec::new(),
-            verdict: Verdict::None,
+            verdict: Observability::None,
             judged: false,
         }
     }
 }
 
-impl Report {
+impl CheckReport {
     /// Takes in the ways to attach, and judges how much the best tells.
     pub fn set_modes(&mut self, modes: Vec<Mode>) {
         let main = MAIN.iter().fold(0, |set, tag| set | 1 << tag);
         let best = modes.iter().find(|mode| mode.usable);
         self.verdict = match best.map(|mode| mode.sets.0) {
-            Some(observable) if observable & main == main => Verdict::Main,
-            Some(_) => Verdict::Some,
-            None => Verdict::None,
+            Some(observable) if observable & main == main => Observability::Main,
+            Some(_) => Observability::Some,
+            None => Observability::None,
         };
         self.modes = modes;
     }

@@ -13,7 +13,11 @@ use crate::{
         finding::Finding,
         when::{When, duration, plural, refused},
     },
-    model::{clock::NS_PER_SECOND, runtime, snapshot::Snapshot},
+    model::{
+        clock::NS_PER_SECOND,
+        runtime,
+        snapshot::{Descriptors, Snapshot},
+    },
 };
 
 /// What tells how a queue came to be full: refusals, and connections that enter. Fast open
@@ -66,21 +70,51 @@ fn each<'a>(
     })
 }
 
+/// That the owner could not accept, if that is so.
+fn with_descriptors(finding: Finding, history: &History) -> Finding {
+    let snapshot = history.snapshot.as_ref();
+    match snapshot.and_then(Snapshot::descriptors_used_up) {
+        Some(used) => finding.because(format!(
+            "its owner is out of file descriptors ({used}): accept() fails with EMFILE"
+        )),
+        None => finding,
+    }
+}
+
 /// What the owner's threads do that do not accept, and whether it could.
 fn with_owner(finding: Finding, history: &History) -> Finding {
+    let finding = with_descriptors(finding, history);
     let snapshot = history.snapshot.as_ref();
-    let mut finding = finding;
-    if let Some(used) = snapshot.and_then(Snapshot::descriptors_used_up) {
-        finding = finding.because(format!(
-            "its owner is out of file descriptors ({used}): accept() fails with EMFILE"
-        ));
-    }
     match snapshot.and_then(Snapshot::thread_words) {
         Some(words) => finding.because(format!(
             "what its threads did instead, when it was looked at last: {words}"
         )),
         None => finding,
     }
+}
+
+/// Whether its owner cannot accept for want of file descriptors.
+fn lacks_descriptors(history: &History) -> Option<&Descriptors> {
+    let descriptors = history.snapshot.as_ref()?.descriptors.as_ref();
+    descriptors.filter(|descriptors| descriptors.is_used_up())
+}
+
+/// The remedies for an owner that is out of file descriptors.
+fn more_descriptors(finding: Finding, history: &History) -> Finding {
+    let Some(used) = lacks_descriptors(history) else {
+        return finding;
+    };
+    let wanted = used.limit.saturating_mul(4).max(65_536);
+    let pid = used.pid;
+    finding
+        .remedy(
+            format!("prlimit --pid {pid} --nofile={wanted}:{wanted}"),
+            "Takes effect at once, until a restart: LimitNOFILE= in its systemd unit, or --ulimit nofile= of its container, makes it last.",
+        )
+        .remedy(
+            format!("ls -l /proc/{pid}/fd | awk '{{print $NF}}' | sort | uniq -c | sort -rn | head"),
+            "Shows what the descriptors are used for. A number that only grows is a leak, for which no limit is high enough.",
+        )
 }
 
 pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
@@ -107,22 +141,7 @@ pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
             .at(&when)
             .because(format!("for {still}, in which clients were refused, {how}"));
         let mut finding = with_owner(with_queue(finding, history, Some(worst)), history);
-        let snapshot = history.snapshot.as_ref();
-        if let Some(used) = snapshot.and_then(|snapshot| snapshot.descriptors.as_ref())
-            && used.is_used_up()
-        {
-            let wanted = used.limit.saturating_mul(4).max(65_536);
-            let pid = used.pid;
-            finding = finding
-                .remedy(
-                    format!("prlimit --pid {pid} --nofile={wanted}:{wanted}"),
-                    "Takes effect at once, until a restart: LimitNOFILE= in its systemd unit, or --ulimit nofile= of its container, makes it last.",
-                )
-                .remedy(
-                    format!("ls -l /proc/{pid}/fd | awk '{{print $NF}}' | sort | uniq -c | sort -rn | head"),
-                    "Shows what the descriptors are used for. A number that only grows is a leak, for which no limit is high enough.",
-                );
-        }
+        finding = more_descriptors(finding, history);
         finding = finding.remedy(
             format!("ss -ltnp 'sport = :{}'", key.port),
             "Names the process. Then see what its threads wait for: cat /proc/PID/task/*/{comm,wchan}, \
@@ -170,26 +189,29 @@ pub(super) fn too_slow(rule: &Rule, case: &Case) -> Vec<Finding> {
             duration(lasted),
             duration(worst.longest_run_ns)
         ));
-        // Twice as many take twice as much; one more than is needed leaves it room.
-        let workers = match left {
-            0 => "more threads or processes".to_owned(),
-            left => format!(
-                "at least {} times as many threads or processes",
-                (came / left).saturating_add(1).max(2)
-            ),
-        };
-        findings.push(
-            with_queue(finding, history, Some(worst))
-                .remedy(
-                    format!("accept in {workers}, or do less between two calls of accept()"),
-                    "Look at what the accepting thread does: requests that are served one after the other, TLS handshakes, DNS, logging and locks in it \
-                     are the usual reasons. A longer backlog only makes clients wait longer, and a restart resets those that wait.",
-                )
-                .remedy(
-                    format!("limit new connections in front of port {}", key.port),
-                    "A load balancer that queues or refuses is kinder than SYNs that are dropped.",
+        let finding = with_descriptors(with_queue(finding, history, Some(worst)), history);
+        let finding = if lacks_descriptors(history).is_some() {
+            // One is taken whenever another ends: more threads would not take more.
+            more_descriptors(finding, history)
+        } else {
+            // Twice as many take twice as much; one more than is needed leaves it room.
+            let workers = match left {
+                0 => "more threads or processes".to_owned(),
+                left => format!(
+                    "at least {} times as many threads or processes",
+                    (came / left).saturating_add(1).max(2)
                 ),
-        );
+            };
+            finding.remedy(
+                format!("accept in {workers}, or do less between two calls of accept()"),
+                "Look at what the accepting thread does: requests that are served one after the other, TLS handshakes, DNS, logging and locks in it \
+                 are the usual reasons. A longer backlog only makes clients wait longer, and a restart resets those that wait.",
+            )
+        };
+        findings.push(finding.remedy(
+            format!("limit new connections in front of port {}", key.port),
+            "A load balancer that queues or refuses is kinder than SYNs that are dropped.",
+        ));
     }
     findings
 }
@@ -227,7 +249,8 @@ pub(super) fn bursts(rule: &Rule, case: &Case) -> Vec<Finding> {
             duration(deepest.longest_run_ns)
         ));
         let finding = with_queue(finding, history, Some(deepest));
-        findings.push(raise_limit(finding, history, enough));
+        let then = deepest.limit.map(|(_, most)| u64::from(most));
+        findings.push(raise_limit(finding, history, then, enough));
     }
     findings
 }
@@ -242,10 +265,27 @@ fn recommended(enough: u64) -> u32 {
         .min(65_535)
 }
 
-/// The remedies that raise the limit to what the deepest burst needed.
-pub(super) fn raise_limit(finding: Finding, history: &History, enough: Option<u64>) -> Finding {
+/// The remedies that raise the limit to what the deepest burst needed. `then`: the largest limit that
+/// was in force.
+pub(super) fn raise_limit(
+    finding: Finding,
+    history: &History,
+    then: Option<u64>,
+    enough: Option<u64>,
+) -> Finding {
     let somaxconn = history.somaxconn();
     let limit = u64::from(history.limit.unwrap_or(0));
+    if let (Some(then), Some(enough)) = (then, enough)
+        && limit > then
+        && limit >= enough
+    {
+        return finding.remedy(
+            format!("leave the backlog at {limit}"),
+            format!(
+                "It was raised since, from {then}, and holds what the deepest burst needed ({enough})."
+            ),
+        );
+    }
     let wanted = recommended(enough.unwrap_or(limit.saturating_mul(2)).max(limit));
     let snapshot = history.snapshot.as_ref();
     let place = snapshot.and_then(runtime::setting).unwrap_or(
@@ -258,10 +298,18 @@ pub(super) fn raise_limit(finding: Finding, history: &History, enough: Option<u6
             "In the application's network namespace, before it is restarted, as it caps what listen() asks. Containers have their own.",
         );
     }
+    let queue = snapshot.and_then(|snapshot| snapshot.accept_queue.as_ref());
+    let from = queue.and_then(|queue| queue.limit_from.as_deref());
+    let restart = match from {
+        Some("somaxconn" | "earlier_somaxconn" | "backlog_or_earlier_somaxconn") => {
+            " If it asks for as much already, the restart alone is enough."
+        }
+        _ => "",
+    };
     finding.remedy(
         format!("set the application's backlog to {wanted}, then restart it"),
         format!(
-            "Where: {place}. Only listen() takes a new limit. A longer queue hides a slow application: clients wait in it."
+            "Where: {place}. Only listen() takes a new limit.{restart} A longer queue hides a slow application: clients wait in it."
         ),
     )
 }
@@ -280,10 +328,9 @@ pub(super) fn full(rule: &Rule, case: &Case) -> Vec<Finding> {
             ),
         )
         .at(&when);
-        findings.push(watch(
-            with_queue(finding, history, Some(when.first())),
-            key.port,
-        ));
+        let finding = with_queue(finding, history, Some(when.first()));
+        let finding = with_descriptors(finding, history);
+        findings.push(watch(more_descriptors(finding, history), key.port));
     }
     // Known as a number alone: no line tells when.
     for (key, history) in &case.listeners {
@@ -349,7 +396,8 @@ pub(super) fn limit(rule: &Rule, case: &Case) -> Vec<Finding> {
         let enough = when.whole().iter().filter_map(Episode::enough).max();
         let finding = rule.finding(key, history, when.packets(), what).at(&when);
         let finding = with_queue(finding, history, Some(worst));
-        findings.push(raise_limit(finding, history, enough));
+        let then = Some(u64::from(limit));
+        findings.push(raise_limit(finding, history, then, enough));
     }
     findings
 }
@@ -384,7 +432,9 @@ fn limit_says(history: &History, limit: u32) -> Option<String> {
             "The backlog was cut to {limit} by net.core.somaxconn when the application called listen(): {asks}{now}."
         ));
     }
-    if let Some(runtime) = snapshot.and_then(|snapshot| snapshot.default_of.as_deref()) {
+    // The default, too, is that of the limit that was told with it.
+    let default_of = snapshot.filter(|_| queue.is_some());
+    if let Some(runtime) = default_of.and_then(|snapshot| snapshot.default_of.as_deref()) {
         return Some(format!(
             "The backlog of {limit} is the default of {runtime}: nobody chose it for this service."
         ));

@@ -133,7 +133,7 @@ pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
             .because(evidence)
             .because("the SYN queue was never full, so it is no flood that fills it")
             .remedy(
-                format!("tcpdump -nni any 'tcp port {} and tcp[tcpflags] & (tcp-syn|tcp-ack) != 0'", key.port),
+                format!("tcpdump -nni any 'tcp port {}'", key.port),
                 "Shows on which interface the SYN-ACK leaves, and whether the ACK comes back. It should leave where the SYN came in.",
             )
             .remedy(
@@ -155,7 +155,7 @@ const OTHERS: [(u8, &str, &str); 9] = [
     (
         ACK_DROPPED_NO_MEMORY,
         "cat /proc/net/sockstat; sysctl net.ipv4.tcp_mem",
-        "The kernel could not allocate the connection: out of memory, or of the share that TCP may use.",
+        "The kernel could not allocate the connection: out of memory, or of the share that TCP may use. tcp_mem is shown outside of containers only.",
     ),
     (
         SYN_DROPPED_NO_ROUTE,

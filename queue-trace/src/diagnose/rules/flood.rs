@@ -94,8 +94,10 @@ fn heavy<'a>(rule: &Rule, clients: &'a Clients) -> Option<&'a [Network]> {
     let top = &clients.networks[..few.min(clients.networks.len())];
     let sent: u64 = top.iter().map(|network| network.count).sum();
     let percent = rule.threshold(FEW_PERCENT);
-    let few = sent.saturating_mul(100) >= clients.events.saturating_mul(percent);
-    few.then_some(top)
+    // Of those that are known to come from anywhere.
+    let known = clients.events.saturating_sub(clients.unattributed);
+    let few = sent.saturating_mul(100) >= known.saturating_mul(percent);
+    (known > 0 && few).then_some(top)
 }
 
 /// The words and the evidence that both kinds of flood share.
@@ -144,11 +146,19 @@ fn finding(
         all if all.is_empty() => all,
         estimate => format!(" ({estimate})"),
     };
+    let unknown = match clients.unattributed {
+        0 => String::new(),
+        unknown => format!(", {unknown} from unknown networks"),
+    };
+    let networks = clients.networks.len();
+    let networks = match networks {
+        1 => "1 network".to_owned(),
+        _ => format!("{networks} networks"),
+    };
     with_queue(finding, worst).because(format!(
-        "of {} SYNs: {}; {more}{} networks in all{estimate}",
+        "of {} SYNs: {}{unknown}; {more}{networks} in all{estimate}",
         clients.events,
         top.join(", "),
-        clients.networks.len()
     ))
 }
 
@@ -288,7 +298,9 @@ pub(super) fn queue_full(rule: &Rule, case: &Case) -> Vec<Finding> {
                 worst.packets.saturating_sub(sent),
                 refused(worst)
             ));
-        findings.push(raise_limit(with_queue(finding, worst), history, enough));
+        let then = worst.limit.map(|(_, most)| u64::from(most));
+        let finding = with_queue(finding, worst);
+        findings.push(raise_limit(finding, history, then, enough));
     }
     findings
 }

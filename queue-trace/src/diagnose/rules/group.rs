@@ -185,7 +185,11 @@ fn remedies(finding: Finding, key: &Key) -> Finding {
     finding
         .remedy(
             format!("ss -ltnpe 'sport = :{}' | grep -w ino:{inode}", key.port),
-            "Names the process that holds this socket. See what it waits for (cat /proc/PID/task/*/wchan), then restart that worker alone.",
+            "Names the processes that have this socket open. Of nginx these are all workers: then the next command says which one is to accept from it.",
+        )
+        .remedy(
+            format!("grep -ls '^tfd:.* ino:{inode:x} ' /proc/[0-9]*/fdinfo/* | cut -d/ -f3 | sort -u"),
+            "Prints the process that waits for this socket by epoll. See what it does instead (cat /proc/PID/task/*/wchan), then restart that worker alone.",
         )
         .remedy(
             "let workers share one socket instead of SO_REUSEPORT (nginx: leave out `reuseport`)",

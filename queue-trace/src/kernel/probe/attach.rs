@@ -22,7 +22,7 @@ use crate::{
         btf::Types,
         host, mark, netns,
         netns::NetnsPath,
-        plan::{Family, Plan},
+        plan::{HookFamily, Plan},
         probe::{delivery, functions, iterate, named::named, object, reason::reason},
         selection::{self, Selection},
     },
@@ -46,6 +46,9 @@ pub enum AttachError {
     /// Packets cannot be seen right before a socket decides on them; the rest may do.
     #[error("{0}")]
     Delivery(String),
+    /// The kernel's reasons for freeing a packet cannot be looked at; the rest may do.
+    #[error("{0}")]
+    Reasons(String),
     /// Nothing will do.
     #[error(transparent)]
     Other(#[from] anyhow::Error),
@@ -57,20 +60,20 @@ pub(super) fn attach(
     types: &Types,
     selection: &Selection,
 ) -> Result<(Ebpf, Vec<String>), AttachError> {
-    let sees_delivery = plan.family == Family::Tracepoint && plan.delivery.is_ok();
+    let sees_delivery = plan.family == HookFamily::Tracepoint && plan.delivery.is_ok();
     let mut ebpf = load_with(types, plan.hook_bits(), sees_delivery, selection)?;
     fill(&mut ebpf, "ADDRS", &selection.addrs)?;
     fill(&mut ebpf, "CLIENTS", &selection.clients)?;
 
     let btf = functions::of(types);
     let mut notes = Vec::new();
-    if plan.family == Family::Tracepoint {
+    if plan.family == HookFamily::Tracepoint {
         notes = attach_tracepoints(&mut ebpf, selection, sees_delivery, &btf)?;
         if host::is_realtime() {
             notes.push(SOFTIRQS_MIX.to_owned());
         }
     }
-    if plan.family != Family::Tracepoint && host::is_realtime() {
+    if plan.family != HookFamily::Tracepoint && host::is_realtime() {
         attach_tracepoint(&mut ebpf, "task_switched", "sched_switch")?;
     }
     for hook in &plan.hooks {
@@ -80,14 +83,20 @@ pub(super) fn attach(
             return Err(AttachError::Other(anyhow!(ended)));
         }
         let by_type = match plan.family {
-            Family::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
-            Family::Kprobe | Family::Tracepoint => None,
+            HookFamily::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
+            HookFamily::Kprobe | HookFamily::Tracepoint => None,
         };
         attach_hook(&mut ebpf, hook, by_type)
             .map_err(|error| refused(Some(hook), reason(&error), &error))?;
     }
     if plan.reasons != 0 {
-        attach_tracepoint_twice(&mut ebpf, "packet_refused", "kfree_skb")?;
+        // Without them the rest is as it was.
+        attach_tracepoint_twice(&mut ebpf, "packet_refused", "kfree_skb").map_err(|error| {
+            match error {
+                AttachError::Refused { why, .. } => AttachError::Reasons(why),
+                other => other,
+            }
+        })?;
     }
     if plan.hooks.iter().any(|hook| hook.index == hook::TIMER) {
         attach_tracepoint(&mut ebpf, "retransmit_synack", "tcp_retransmit_synack")?;

@@ -22,20 +22,20 @@ use queue_trace_common::{
 use crate::{
     kernel::probe::{
         named::take,
-        tallies::{Place, Tallies},
-        wire::Wire,
+        tallies::{SlotPlace, Tallies},
+        wire::PodWire,
     },
     model::ledger::Counters,
 };
 
 /// The counts, wherever they are.
-pub(super) struct Counts {
+pub(super) struct CountMaps {
     /// Those that have no slot.
-    map: PerCpuHashMap<MapData, Wire<CountKey>, Wire<Counted>>,
+    map: PerCpuHashMap<MapData, PodWire<CountKey>, PodWire<Counted>>,
     /// Those that the kernel side found no room for by listener.
-    unlisted: Option<PerCpuHashMap<MapData, Wire<CountKey>, Wire<Counted>>>,
+    unlisted: Option<PerCpuHashMap<MapData, PodWire<CountKey>, PodWire<Counted>>>,
     /// Tracepoint mode: the counters of each namespace when last looked at.
-    baselines: PerCpuHashMap<MapData, u64, Wire<Baseline>>,
+    baselines: PerCpuHashMap<MapData, u64, PodWire<Baseline>>,
     tallies: Tallies,
     searched: Searched,
     /// What was counted of a namespace that is to be forgotten.
@@ -43,21 +43,21 @@ pub(super) struct Counts {
     /// Taken out of the kernel, and not yet told by all.
     retired: HashMap<CountKey, Counted>,
     /// What the outcomes that are over moved, by namespace.
-    over: HashMap<Seen, Counters>,
+    over: HashMap<CountedNetns, Counters>,
     /// Slots whose counts were taken out, to be given back a while later.
-    emptied: Vec<(Place, Instant)>,
+    emptied: Vec<(SlotPlace, Instant)>,
 }
 
 /// A namespace as the kernel side names it in its counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Seen {
+pub struct CountedNetns {
     /// Its number.
     pub netns: u32,
     /// What tells it from an earlier one of that number; 0 on kernels that do not.
     pub cookie: u64,
 }
 
-impl Seen {
+impl CountedNetns {
     /// That of a count.
     #[must_use]
     pub fn of(key: &CountKey) -> Self {
@@ -83,7 +83,7 @@ const REST: Duration = Duration::from_millis(500);
 /// Namespaces that are gone of which sums are kept. Those of more are put together.
 const NAMESPACES: usize = 16_384;
 
-impl Counts {
+impl CountMaps {
     pub(super) fn of(ebpf: &mut Ebpf, cpus: usize) -> Result<Self> {
         Ok(Self {
             map: take(ebpf, "COUNTS")?,
@@ -154,9 +154,9 @@ impl Counts {
         {
             // Where entries go meanwhile the kernel begins anew, so that some come twice.
             for entry in map.iter() {
-                let (Wire(key), values) = entry.context("cannot read the counts")?;
+                let (PodWire(key), values) = entry.context("cannot read the counts")?;
                 let mut sum = Counted::default();
-                values.iter().for_each(|Wire(cpu)| sum.add(cpu));
+                values.iter().for_each(|PodWire(cpu)| sum.add(cpu));
                 counts.insert(key, sum);
             }
         }
@@ -190,12 +190,12 @@ impl Counts {
                 .flatten()
             {
                 // It is in one of them.
-                let Ok(values) = map.get(&Wire(key), 0) else {
+                let Ok(values) = map.get(&PodWire(key), 0) else {
                     continue;
                 };
                 let mut sum = Counted::default();
-                values.iter().for_each(|Wire(cpu)| sum.add(cpu));
-                map.remove(&Wire(key)).context("cannot clear a count")?;
+                values.iter().for_each(|PodWire(cpu)| sum.add(cpu));
+                map.remove(&PodWire(key)).context("cannot clear a count")?;
                 self.retired.entry(key).or_default().add(&sum);
             }
             self.searched.counts.remove(&key);
@@ -220,8 +220,8 @@ impl Counts {
         let mut stale = Vec::new();
         for entry in self.baselines.iter() {
             let (key, cpus) = entry.context("cannot read the baselines")?;
-            let known = cpus.iter().find(|Wire(cpu)| cpu.netns != 0);
-            if known.is_some_and(|Wire(cpu)| !there(cpu.netns)) {
+            let known = cpus.iter().find(|PodWire(cpu)| cpu.netns != 0);
+            if known.is_some_and(|PodWire(cpu)| !there(cpu.netns)) {
                 stale.push(key);
             }
         }
@@ -252,9 +252,9 @@ impl Counts {
             if key.moved == 0 {
                 continue;
             }
-            let mut seen = Seen::of(key);
+            let mut seen = CountedNetns::of(key);
             if self.over.len() >= NAMESPACES && !self.over.contains_key(&seen) {
-                seen = Seen::default();
+                seen = CountedNetns::default();
             }
             let sum = self.over.entry(seen).or_default();
             sum.add(key.moved, counted.seen);
@@ -263,10 +263,10 @@ impl Counts {
     }
 
     /// What all verdicts so far moved, by namespace.
-    pub(super) fn sides(&mut self) -> Result<HashMap<Seen, Counters>> {
+    pub(super) fn sides(&mut self) -> Result<HashMap<CountedNetns, Counters>> {
         let mut sums = self.over.clone();
         for (key, counted) in self.all()? {
-            let sum = sums.entry(Seen::of(&key)).or_default();
+            let sum = sums.entry(CountedNetns::of(&key)).or_default();
             sum.add(key.moved, counted.seen);
         }
         Ok(sums)

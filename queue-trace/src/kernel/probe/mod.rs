@@ -46,17 +46,17 @@ use tokio::io::unix::AsyncFd;
 
 pub use self::{
     attach::AttachError,
-    counts::Seen,
+    counts::CountedNetns,
     iterate::Iterators,
-    queues::{Kept, Sums},
+    queues::{Kept, QueueSums},
     unattached::unattached,
 };
 use self::{
     attach::{SECOND, cpus},
-    counts::Counts,
+    counts::CountMaps,
     lock::lock,
     named::take,
-    queues::Queues,
+    queues::QueueMaps,
 };
 use crate::{
     kernel::{btf::Types, plan::Plan, selection::Selection},
@@ -64,12 +64,12 @@ use crate::{
 };
 
 /// The kernel side at work, and its stream of records. What it counts and keeps is read by a
-/// [`Reader`], which it is as well.
+/// [`MapReader`], which it is as well.
 pub struct Probe {
     /// What could not be done and is not needed by all, a sentence each.
     notes: Vec<String>,
     records: AsyncFd<RingBuf<MapData>>,
-    reader: Reader,
+    reader: MapReader,
     /// What filters let through in addition, for a while: the maps and their networks.
     let_in: Vec<(&'static str, Vec<attach::Prefix>)>,
     /// Keeps the number of the self-test's namespace, which the filter lets through, from going
@@ -79,20 +79,20 @@ pub struct Probe {
 
 /// Reads what the kernel side counts and keeps, from any thread. Copies of it read the same.
 #[derive(Clone)]
-pub struct Reader(Arc<Inner>);
+pub struct MapReader(Arc<Inner>);
 
 struct Inner {
     /// The programs, their links and the maps not taken out below; `None` once
     /// detached. Dropping it detaches everything.
     ebpf: Arc<Mutex<Option<Ebpf>>>,
-    counts: Mutex<Counts>,
-    queues: Mutex<Queues>,
+    counts: Mutex<CountMaps>,
+    queues: Mutex<QueueMaps>,
 }
 
 impl Deref for Probe {
-    type Target = Reader;
+    type Target = MapReader;
 
-    fn deref(&self) -> &Reader {
+    fn deref(&self) -> &MapReader {
         &self.reader
     }
 }
@@ -114,8 +114,8 @@ impl Probe {
         // SAFETY: the ring owns its descriptor, which stays open and the same until the
         // ring is dropped, together with the registration.
         let records = unsafe { AsyncFd::register(ring) }.context("cannot poll the ring")?;
-        let counts = Counts::of(&mut ebpf, cpus()?)?;
-        let queues = Queues::of(&mut ebpf)?;
+        let counts = CountMaps::of(&mut ebpf, cpus()?)?;
+        let queues = QueueMaps::of(&mut ebpf)?;
         let inner = Inner {
             ebpf: Arc::new(Mutex::new(Some(ebpf))),
             counts: Mutex::new(counts),
@@ -124,7 +124,7 @@ impl Probe {
         Ok(Self {
             notes,
             records,
-            reader: Reader(Arc::new(inner)),
+            reader: MapReader(Arc::new(inner)),
             let_in: Vec::new(),
             kept_netns: None,
         })
@@ -171,7 +171,7 @@ impl Probe {
 
     /// To read what is counted and kept from another thread.
     #[must_use]
-    pub fn reader(&self) -> Reader {
+    pub fn reader(&self) -> MapReader {
         self.reader.clone()
     }
 
@@ -214,7 +214,7 @@ impl Probe {
 /// Records that are taken at once.
 pub const AT_ONCE: usize = 4096;
 
-impl Reader {
+impl MapReader {
     /// Detaches everything. What was counted and recorded stays to be read.
     pub fn detach(&self) {
         let ebpf = lock(&self.0.ebpf).take();
@@ -226,7 +226,7 @@ impl Reader {
     /// what the first was kept from, as often as both can have been.
     ///
     /// # Errors
-    /// As [`Reader::runs`].
+    /// As [`MapReader::runs`].
     pub fn missed(&self) -> Result<u64> {
         Ok(missed_by_all(&self.runs()?))
     }
@@ -243,7 +243,7 @@ impl Reader {
     ///
     /// # Errors
     /// If the map of counts cannot be read.
-    pub fn sides(&self) -> Result<HashMap<Seen, Counters>> {
+    pub fn sides(&self) -> Result<HashMap<CountedNetns, Counters>> {
         lock(&self.0.counts).sides()
     }
 
@@ -256,7 +256,7 @@ impl Reader {
     }
 
     /// Takes out of the kernel the counts that are over: nobody may add to them any more.
-    /// [`Reader::counts`] has them until they are released.
+    /// [`MapReader::counts`] has them until they are released.
     ///
     /// # Errors
     /// If the map of counts cannot be read.

@@ -9,25 +9,25 @@ use aya::{
 };
 use queue_trace_common::queue::{BUCKETS, Entered, LISTENERS, Marks, Queue, QueueKey, WAITING};
 
-use crate::kernel::probe::{named::take, wire::Wire};
+use crate::kernel::probe::{named::take, wire::PodWire};
 
 /// The maps.
-pub(super) struct Queues {
-    shared: maps::HashMap<MapData, Wire<QueueKey>, Wire<Queue>>,
-    marks: PerCpuHashMap<MapData, Wire<QueueKey>, Wire<Marks>>,
-    waiting: maps::HashMap<MapData, u64, Wire<Entered>>,
+pub(super) struct QueueMaps {
+    shared: maps::HashMap<MapData, PodWire<QueueKey>, PodWire<Queue>>,
+    marks: PerCpuHashMap<MapData, PodWire<QueueKey>, PodWire<Marks>>,
+    waiting: maps::HashMap<MapData, u64, PodWire<Entered>>,
 }
 
 /// What is kept, at a moment.
 #[derive(Debug, Clone, Default)]
 pub struct Kept {
     /// By listener.
-    pub listeners: HashMap<QueueKey, (Queue, Sums)>,
+    pub listeners: HashMap<QueueKey, (Queue, QueueSums)>,
     /// When the connections in each accept queue entered it, the newest first.
     pub waiting: HashMap<QueueKey, Vec<u64>>,
 }
 
-impl Queues {
+impl QueueMaps {
     pub(super) fn of(ebpf: &mut Ebpf) -> Result<Self> {
         Ok(Self {
             shared: take(ebpf, "QUEUES")?,
@@ -43,7 +43,7 @@ impl Queues {
             .iter()
             .take(most)
             .map(|entry| {
-                let (Wire(key), Wire(queue)) = entry.context("cannot read the queues")?;
+                let (PodWire(key), PodWire(queue)) = entry.context("cannot read the queues")?;
                 Ok((key, queue))
             })
             .collect()
@@ -55,17 +55,17 @@ impl Queues {
             kept.listeners.entry(key).or_default().0 = queue;
         }
         for entry in self.marks.iter().take(2 * LISTENERS as usize) {
-            let (Wire(key), cpus) = entry.context("cannot read the high-water marks")?;
+            let (PodWire(key), cpus) = entry.context("cannot read the high-water marks")?;
             let (_, sums) = kept.listeners.entry(key).or_default();
-            *sums = Sums::default();
-            cpus.iter().for_each(|Wire(cpu)| sums.add(cpu));
+            *sums = QueueSums::default();
+            cpus.iter().for_each(|PodWire(cpu)| sums.add(cpu));
         }
         let connections: HashMap<u64, Entered> = self
             .waiting
             .iter()
             .take(2 * WAITING as usize)
             .map(|entry| {
-                let (child, Wire(entered)) = entry.context("cannot read who waits")?;
+                let (child, PodWire(entered)) = entry.context("cannot read who waits")?;
                 Ok((child, entered))
             })
             .collect::<Result<_>>()?;
@@ -86,12 +86,12 @@ impl Queues {
         }
         for key in keys {
             // What is not there needs no forgetting.
-            let _ = self.shared.remove(&Wire(*key));
-            let _ = self.marks.remove(&Wire(*key));
+            let _ = self.shared.remove(&PodWire(*key));
+            let _ = self.marks.remove(&PodWire(*key));
         }
         let mut stale = Vec::new();
         for entry in self.waiting.iter().take(2 * WAITING as usize) {
-            let (child, Wire(entered)) = entry.context("cannot read who waits")?;
+            let (child, PodWire(entered)) = entry.context("cannot read who waits")?;
             if keys.contains(&entered.listener) {
                 stale.push(child);
             }
@@ -105,7 +105,7 @@ impl Queues {
 
 /// What all CPUs together keep of a listener.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sums {
+pub struct QueueSums {
     /// The deepest accept queue.
     pub accept_high: u32,
     /// When it was that deep first.
@@ -128,7 +128,7 @@ pub struct Sums {
     pub handshakes: [u64; BUCKETS],
 }
 
-impl Sums {
+impl QueueSums {
     /// Adds what one CPU keeps.
     fn add(&mut self, cpu: &Marks) {
         let deeper = |a: (u32, u64), b: (u32, u64)| {
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_deepest_counts_and_of_equals_the_first() {
-        let mut sums = Sums::default();
+        let mut sums = QueueSums::default();
         for (accept_high, accept_high_ns) in [(3, 50), (4, 70), (4, 60)] {
             sums.add(&Marks {
                 accept_high,
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn sums_over_cpus_do_not_wrap() {
-        let mut sums = Sums::default();
+        let mut sums = QueueSums::default();
         for _ in 0..3 {
             sums.add(&Marks {
                 entered: 4_000_000_000,

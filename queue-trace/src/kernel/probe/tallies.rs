@@ -27,7 +27,7 @@ pub(super) struct Tallies {
 
 /// Where a slot is: which CPU's, and which one of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct SlotPlace {
     cpu: usize,
     index: usize,
 }
@@ -85,7 +85,7 @@ impl Tallies {
     }
 
     /// The slots that are in use, and where they are.
-    pub(super) fn slots(&self) -> impl Iterator<Item = (Place, Slot)> {
+    pub(super) fn slots(&self) -> impl Iterator<Item = (SlotPlace, Slot)> {
         self.each().enumerate().flat_map(|(cpu, tally)| {
             let slots = tally.chunks_exact(SLOT).take(SLOTS).enumerate();
             slots.filter_map(move |(index, words)| {
@@ -95,25 +95,25 @@ impl Tallies {
                     // In this order: see `Slot`.
                     *copy = word.load(Ordering::Acquire);
                 }
-                (slot.counted.seen > 0).then_some((Place { cpu, index }, slot))
+                (slot.counted.seen > 0).then_some((SlotPlace { cpu, index }, slot))
             })
         })
     }
 
-    fn slot(&self, place: Place) -> &[AtomicU64] {
+    fn slot(&self, place: SlotPlace) -> &[AtomicU64] {
         let start = place.cpu * TALLY + place.index * SLOT;
         &self.words()[start..start + SLOT]
     }
 
     /// Sets the counts of a slot to zero. Nobody may come any more who adds to them.
-    pub(super) fn empty(&self, place: Place) {
+    pub(super) fn empty(&self, place: SlotPlace) {
         for word in &self.slot(place)[..size_of::<Counted>() / size_of::<AtomicU64>()] {
             word.store(0, Ordering::Release);
         }
     }
 
     /// Gives a slot to the next key that comes. Its counts must be zero.
-    pub(super) fn give_back(&self, place: Place) {
+    pub(super) fn give_back(&self, place: SlotPlace) {
         self.slot(place)[OWNER].store(0, Ordering::Release);
     }
 

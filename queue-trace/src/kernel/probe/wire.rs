@@ -10,8 +10,8 @@ use aya::Pod;
 /// Data that travels between kernel and user side as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
-pub(super) struct Wire<T>(pub(super) T);
+pub(super) struct PodWire<T>(pub(super) T);
 
 // SAFETY: bytemuck's Pod is the stronger promise: any bytes are a value, and no byte
 // is padding. The wrapper adds nothing to the layout.
-unsafe impl<T: bytemuck::Pod> Pod for Wire<T> {}
+unsafe impl<T: bytemuck::Pod> Pod for PodWire<T> {}

@@ -40,10 +40,12 @@ pub struct Flood {
     pub first: u32,
     /// How many networks (/24, or /64 of IPv6) they come from: 512 at most.
     pub networks: u32,
+    /// Waits while a CPU is behind with what it received, so that nothing is lost.
+    pub patient: bool,
 }
 
 impl Flood {
-    /// So many SYNs from one thread, as fast as it can.
+    /// So many SYNs from one thread, as fast as the kernel takes them.
     pub fn of(count: u32) -> Self {
         Self {
             count,
@@ -51,6 +53,15 @@ impl Flood {
             per_second: None,
             first: 0,
             networks: 1,
+            patient: true,
+        }
+    }
+
+    /// So many, as fast as can be: for measurements.
+    pub fn hasty(count: u32) -> Self {
+        Self {
+            patient: false,
+            ..Self::of(count)
         }
     }
 }
@@ -62,7 +73,7 @@ pub struct Flooded {
     pub sent: u32,
     /// Packets that `lo` lost meanwhile, before any TCP saw them: SYNs, or answers.
     /// There are none as long as fewer than `net.core.netdev_max_backlog` (1000)
-    /// are under way.
+    /// are under way, as after a patient flood.
     pub lost: u64,
 }
 
@@ -86,7 +97,7 @@ pub fn flood(listener: SocketAddr, flood: &Flood) -> Result<Flooded> {
         let senders: Vec<_> = (0..threads)
             .map(|thread| {
                 let clients = share(thread)..share(thread + 1);
-                scope.spawn(move || send_syns(listener, flood.networks, clients, pace))
+                scope.spawn(move || send_syns(listener, flood, clients, pace))
             })
             .collect();
         senders.into_iter().try_for_each(|s| {
@@ -102,7 +113,7 @@ pub fn flood(listener: SocketAddr, flood: &Flood) -> Result<Flooded> {
 
 fn send_syns(
     listener: SocketAddr,
-    networks: u32,
+    flood: &Flood,
     clients: std::ops::Range<u32>,
     pace: Option<Duration>,
 ) -> Result<()> {
@@ -118,11 +129,14 @@ fn send_syns(
             let due = started + pace * (next - clients.start);
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
+        if flood.patient {
+            loopback::wait_for_backlogs()?;
+        }
         let length = batch.min(clients.end - next);
         let packets = &mut packets[..length as usize];
         for (n, packet) in (next..).zip(packets.iter_mut()) {
             let syn = Segment {
-                source: flood_client(family, networks, n),
+                source: flood_client(family, flood.networks, n),
                 destination: listener,
                 sequence: n,
                 acknowledgment: 0,

@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::model::snapshot::Snapshot;
+
 /// The names that belong to a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Names {
@@ -34,6 +36,12 @@ pub struct PodNames {
 }
 
 impl PodNames {
+    /// Looks where the kubelet of this machine makes them.
+    #[must_use]
+    pub fn here() -> Self {
+        Self::new(Path::new("/var/log"))
+    }
+
     /// Looks in `root`, which is `/var/log`.
     #[must_use]
     pub fn new(root: &Path) -> Self {
@@ -83,6 +91,19 @@ impl PodNames {
             {
                 self.by_container.insert(id, names);
             }
+        }
+    }
+}
+
+/// Notes on listeners the names of the pods that they are in.
+pub fn name_pods(rows: &mut [Snapshot], names: &mut PodNames) {
+    for row in rows {
+        if row.pod.is_none() || row.pod_name.is_some() {
+            continue;
+        }
+        let found = names.find(row.pod.as_deref(), row.container.as_deref());
+        if let (Some(namespace), Some(pod)) = (found.namespace, found.pod) {
+            row.pod_name = Some(format!("{namespace}/{pod}"));
         }
     }
 }
@@ -149,6 +170,14 @@ mod tests {
         );
         assert_eq!(names.find(Some("33-44"), None), Names::default());
         assert_eq!(names.find(None, None), Names::default());
+        let row = |pod: Option<&str>| Snapshot {
+            pod: pod.map(str::to_owned),
+            ..Snapshot::default()
+        };
+        let mut rows = [row(Some("11-22")), row(Some("33-44")), row(None)];
+        name_pods(&mut rows, &mut names);
+        let named = rows.map(|row| row.pod_name);
+        assert_eq!(named, [Some("shop/web-7d9f".to_owned()), None, None]);
         fs::remove_dir_all(root).unwrap();
     }
 }
