@@ -64,6 +64,8 @@ const EXPECTED: &[(&str, &[&str])] = &[
         "tracepoint-slow-worker",
         &["accept-too-slow", "clients-hang", "syn-queue-too-small"],
     ),
+    ("tracepoint-not-polled", &["accept-stopped"]),
+    ("tracepoint-throttled", &["accept-stopped"]),
     ("tracepoint-syn-queue-too-small", &["syn-queue-too-small"]),
 ];
 
@@ -123,6 +125,48 @@ fn every_recording_is_tested_and_every_rule_has_one() {
         .filter(|name| !fired.contains(name) && !MADE_UP.contains(name))
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// A recording has the evidence of why the application did not accept, and gives the same cause;
+/// one without the evidence gives none.
+#[test]
+fn the_cause_of_a_stall_is_in_the_recording() {
+    for (name, cause, words) in [
+        ("tracepoint-throttled", Some("throttled"), "of 10 periods"),
+        (
+            "tracepoint-not-polled",
+            Some("not_polled"),
+            "no epoll of its owner has the listener",
+        ),
+        ("tracepoint-descriptors", Some("descriptors"), "EMFILE"),
+        ("tracepoint-accept-stopped", None, ""),
+    ] {
+        let diagnosis = diagnosis(name);
+        let finding = &diagnosis.findings[0];
+        assert_eq!(finding.cause, cause, "{name}: {finding:#?}");
+        assert_eq!(finding.what.contains(" Why: "), cause.is_some());
+        assert!(finding.what.contains(words), "{}", finding.what);
+    }
+}
+
+/// What a recording calls the cause is not believed.
+#[test]
+fn a_cause_follows_from_the_evidence() {
+    let text = std::fs::read_to_string(path("tracepoint-throttled")).unwrap();
+    let lines = text
+        .lines()
+        .filter(|line| line.contains("\"cause\":\"throttled\""));
+    let mut seen = 0;
+    for line in lines {
+        let forged = line.replace("\"cause\":\"throttled\"", "\"cause\":\"stopped\"");
+        let Line::Listener(snapshot) = Line::parse(forged.as_bytes()).unwrap() else {
+            panic!("{line}");
+        };
+        let stall = snapshot.stall.unwrap();
+        assert_eq!(stall.cause.as_deref(), Some("throttled"));
+        seen += 1;
+    }
+    assert!(seen > 2, "{seen}");
 }
 
 /// Each half of the rule about limits says which of the two it was, and whose default.

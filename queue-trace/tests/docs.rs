@@ -13,7 +13,10 @@ use queue_trace::{
         decode::decode,
         plan::{Offers, Plan},
     },
-    listeners::LimitFrom,
+    listeners::{
+        LimitFrom,
+        stall::{PROCESSES, THREADS},
+    },
     model::{
         clients::{Clients, Network},
         event::{Event, Name},
@@ -21,6 +24,7 @@ use queue_trace::{
         lines::{AttachPlan, Counts, End, Header, LossNote, SCHEMA, Total},
         snapshot::{Descriptors, Gauge, Group, Snapshot},
         socket::{Listener, Process},
+        stall::{Doing, Epoll, Files, Memory, Pressure, Quota, Role, Stall, cause::CAUSES},
     },
     options::Attach,
 };
@@ -245,6 +249,32 @@ fn the_rules_of_the_diagnosis_are_documented() {
     assert_eq!(named, known);
 }
 
+/// The causes on the page are those of the registry, in its order, and each says the same.
+#[test]
+fn the_causes_of_a_stall_are_documented() {
+    let page = page("docs/diagnose.md");
+    let (_, after) = page
+        .split_once("\n## Why the application did not accept\n")
+        .unwrap();
+    let (text, _) = after.split_once("\n## ").unwrap();
+    let sections = text.split("\n### ").skip(1).map(|section| {
+        let (heading, text) = section.split_once('\n').unwrap();
+        let words: Vec<_> = text.split_whitespace().collect();
+        (heading.trim_matches('`').to_owned(), words.join(" "))
+    });
+    let sections: Vec<_> = sections.collect();
+    let named: Vec<_> = sections.iter().map(|(name, _)| name.as_str()).collect();
+    let known: Vec<_> = CAUSES.iter().map(|cause| cause.name).collect();
+    assert_eq!(named, known);
+    for (cause, (name, text)) in CAUSES.iter().zip(&sections) {
+        let says = format!("{}.", cause.says);
+        assert!(text.starts_with(&says), "{name}: {says}\n{text}");
+    }
+    let bounds = format!("{PROCESSES} processes and {THREADS} threads");
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains(&bounds), "not said: {bounds}");
+}
+
 /// What a page links to inside the repository is there.
 #[test]
 fn links_between_pages_lead_somewhere() {
@@ -410,9 +440,65 @@ fn full_row(limit_from: LimitFrom) -> Snapshot {
             limit: 1024,
         }),
         listen_time: Some("2026-11-23T09:15:01.000000000Z".to_owned()),
+        stall: Some(Box::new(full_stall())),
         closed: Some(true),
         closed_time: Some("2026-11-23T09:15:02.000000000Z".to_owned()),
         ..Snapshot::default()
+    }
+}
+
+/// The evidence of a stall with every field that it can have.
+fn full_stall() -> Stall {
+    let words = || "x".to_owned();
+    let pressure = Pressure {
+        cpu_us: Some(1),
+        io_us: Some(1),
+        memory_us: Some(1),
+    };
+    Stall {
+        cause: Some(CAUSES[0].name.to_owned()),
+        over_us: Some(1),
+        holders: 1,
+        looked: 1,
+        threads: 1,
+        threads_looked: 1,
+        doing: vec![Doing {
+            count: 1,
+            pid: 1,
+            tid: 1,
+            comm: words(),
+            main: true,
+            state: "S".to_owned(),
+            call: Some("futex".to_owned()),
+            on: Some(words()),
+            role: Some(Role::Takes),
+            kernel: vec![words()],
+            run_us: Some(1),
+            delay_us: Some(1),
+        }],
+        tracer: Some(1),
+        epoll: Some(Epoll::default()),
+        cpu: Some(Quota {
+            file: words(),
+            quota_us: Some(1),
+            period_us: Some(1),
+            periods: Some(1),
+            throttled_periods: Some(1),
+            throttled_us: Some(1),
+        }),
+        memory: Some(Memory {
+            file: words(),
+            current: Some(1),
+            high: Some(1),
+            max: Some(1),
+            high_times: Some(1),
+            max_times: Some(1),
+        }),
+        frozen_by: Some(words()),
+        pressure: Some(pressure),
+        host_pressure: Some(pressure),
+        files: Some(Files::default()),
+        unread: vec![words()],
     }
 }
 

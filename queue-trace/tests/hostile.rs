@@ -99,6 +99,19 @@ fn poisoned(scratch: &Scratch, name: &str) -> PathBuf {
             for field in ["unit", "container", "pod", "cgroup", "default_of"] {
                 line[field] = HOSTILE.into();
             }
+            line["stall"] = serde_json::json!({
+                "cause": HOSTILE,
+                "over_us": u64::MAX,
+                "doing": vec![serde_json::json!({
+                    "count": u32::MAX, "pid": 1, "tid": 1, "comm": HOSTILE, "state": HOSTILE, "call": HOSTILE,
+                    "on": HOSTILE, "role": HOSTILE, "kernel": vec![HOSTILE; 99],
+                    "run_us": u64::MAX, "delay_us": u64::MAX,
+                }); 99],
+                "cpu": {"file": HOSTILE, "periods": u64::MAX, "throttled_periods": u64::MAX, "throttled_us": u64::MAX},
+                "memory": {"file": HOSTILE, "high_times": u64::MAX, "max_times": u64::MAX},
+                "frozen_by": HOSTILE,
+                "unread": vec![HOSTILE; 99],
+            });
             line["threads"] = serde_json::json!({ HOSTILE: 1, "S x\u{1b}[1m": 2 });
             line["processes"] = serde_json::json!([{ "pid": 1, "comm": HOSTILE }]);
             line["accept_queue"]["limit_from"] = HOSTILE.into();

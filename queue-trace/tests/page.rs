@@ -124,6 +124,21 @@ fn it_shows_how_long_connections_waited() {
     }
 }
 
+/// Beside the depth of the queue stands what kept the application from accepting.
+#[test]
+fn it_shows_what_kept_the_application() {
+    let page = words(&page_of("tracepoint-throttled"));
+    let (_, chart) = page
+        .split_once("What kept the application from accepting, in percent of the time")
+        .unwrap();
+    let (sentence, _) = chart.split_once("A table follows").unwrap();
+    for words in ["throttled by its CPU quota at most ", "waited for a CPU"] {
+        assert!(sentence.contains(words), "{sentence}");
+    }
+    let page = words(&page_of("tracepoint-accept-stopped"));
+    assert!(!page.contains("What kept the application"));
+}
+
 /// Listeners in trouble are at hand, the others counted and folded.
 #[test]
 fn those_that_are_well_do_not_stand_in_the_way() {

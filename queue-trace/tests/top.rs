@@ -60,6 +60,24 @@ fn see(screen: &mut Screen, words: &[&str]) {
     });
 }
 
+/// The pane of a listener in trouble says why nobody accepts; before there was any trouble, it says
+/// nothing.
+#[test]
+fn why_the_application_did_not_accept_is_in_the_pane() {
+    let (child, mut screen) = top(&[&recording("tracepoint-throttled")], 200, 60);
+    screen.press(" ");
+    screen.wait_for("PAUSED");
+    screen.press(HOME);
+    let text = screen.wait_for("0/8");
+    assert!(!text.contains("not accepting"), "{text}");
+    screen.press(END);
+    see(
+        &mut screen,
+        &["9/8 FULL", "not accepting: its CPU quota (5.0ms in each"],
+    );
+    quit(child, screen);
+}
+
 #[test]
 fn the_cursor_goes_forth_and_back_and_shows_what_was_known_then() {
     for (columns, rows) in [(80, 24), (200, 60)] {

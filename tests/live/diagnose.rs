@@ -29,7 +29,7 @@ use crate::{
 const COOKIES: &str = "net.ipv4.tcp_syncookies";
 
 /// Records what `play` does in the room, and gives the diagnosis.
-fn diagnosed(name: &str, netns: &Netns, play: impl FnOnce()) -> Value {
+pub fn diagnosed(name: &str, netns: &Netns, play: impl FnOnce()) -> Value {
     // A low rate keeps recordings of floods small; counts are exact all the same.
     diagnosed_in(name, &[netns], "60", play)
 }

@@ -35,8 +35,11 @@ const PATIENCE: Duration = Duration::from_millis(150);
 const EVERY: Duration = Duration::from_millis(300);
 const HTTP: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
 
+/// A server, and what happens there.
+type Play<'a> = (&'a Server, &'a (dyn Fn(&Server) + Sync));
+
 /// The diagnosis of what happens at these servers, each in a thread of its own.
-fn diagnosed(name: &str, plays: &[(&Server, &(dyn Fn(&Server) + Sync))]) -> Value {
+fn diagnosed(name: &str, plays: &[Play<'_>]) -> Value {
     let namespaces: Vec<_> = plays.iter().map(|(server, _)| &server.netns).collect();
     diagnosed_in(name, &namespaces, RATE, || {
         thread::scope(|scope| {

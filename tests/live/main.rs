@@ -44,5 +44,6 @@ mod refused;
 mod scenarios;
 mod servers;
 mod service;
+mod stall;
 mod switches;
 mod top;

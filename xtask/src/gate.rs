@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    beside::Beside, dependencies, lint, lint_table, live, process, setup, tested, vm, vm::Attach,
-    workspace,
+    beside::Beside, dependencies, lint, lint_table, live, peers, process, setup, tested, vm,
+    vm::Attach, workspace,
 };
 
 type Stage = (&'static str, fn(&mut Option<Beside>) -> Result<()>);
@@ -43,6 +43,9 @@ const STAGES: &[Stage] = &[
     ("another system", wait),
     ("programs for other kernels", wait),
     ("laboratory, this kernel", |_| live::laboratory()),
+    ("the agent's real peers", |_| {
+        peers::run(&peers::Args::default())
+    }),
     ("live tests, this kernel", |_| {
         live::run(&live::Args {
             attach: Attach::Tracepoint,

@@ -22,7 +22,7 @@ use crate::{
     process, workspace,
 };
 
-#[derive(clap::Args)]
+#[derive(Default, clap::Args)]
 pub struct Args {
     /// Only what needs no kernel to attach to: rules, dashboards, the unit.
     #[arg(long)]

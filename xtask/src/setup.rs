@@ -47,6 +47,8 @@ const PACKAGES: &[&str] = &[
     "tcpdump",
     // The page of `queue-trace report` in a browser.
     "chromium",
+    // What reads the agent's unit.
+    "systemd",
     // The servers whose queues are looked at.
     "default-jre-headless",
     "haproxy",

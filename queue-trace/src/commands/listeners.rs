@@ -20,7 +20,7 @@ use crate::{
         session::Session,
     },
     listeners::{
-        How, Watch,
+        How, Stalls, Watch,
         cgroup::Folders,
         look,
         pods::{PodNames, name_pods},
@@ -70,6 +70,7 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
         let iterators = iterators();
         let how = How::all(&selection, iterators.as_ref());
         let mut look = look(how, &mut Folders::default());
+        Stalls::default().look(&mut look.rows);
         name_pods(&mut look.rows, &mut PodNames::here());
         keep_members(&mut look.rows, members.as_mut());
         for note in &look.notes {

@@ -50,8 +50,11 @@ pub struct Finding {
     /// Who owns it, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
-    /// What happened, in one sentence.
+    /// What happened, in one sentence, and why the application did not accept.
     pub what: String,
+    /// The name of that cause, where one was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<&'static str>,
     /// What it rests on, a sentence each.
     pub evidence: Vec<String>,
     /// The mechanism.
@@ -131,6 +134,7 @@ impl Finding {
             inode: history.listener.inode,
             owner,
             what,
+            cause: None,
             evidence: Vec::new(),
             why: "",
             remedies: Vec::new(),

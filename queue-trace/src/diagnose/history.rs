@@ -15,6 +15,7 @@ use crate::model::{
     latency::Histogram,
     snapshot::{Latency, Snapshot},
     socket::Listener,
+    stall::{Stall, cause::conclude},
     words::listener_words,
 };
 
@@ -52,6 +53,8 @@ pub struct History {
     pub oldest_waiting_us: Option<u64>,
     /// The most half-open requests at once whose SYN-ACK had been sent again.
     pub unanswered: Option<u32>,
+    /// Why the application did not accept, in the order of time.
+    pub stalls: Vec<Stalled>,
     /// SYNs dropped for a reason that is not told, when the rule of the last quarter of
     /// `tcp_max_syn_backlog` applied.
     pub in_last_quarter: u64,
@@ -72,13 +75,87 @@ pub struct TimeSlot {
     pub waits: Option<Box<Histogram>>,
     /// How long all connections had waited until then, as the latest snapshot has it.
     pub latency_us: Option<Latency>,
+    /// What kept the application from accepting.
+    pub held: Option<Box<Held>>,
 }
+
+/// What kept an application from accepting, in percent of the time between two looks; the most
+/// where there were several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Its CPU quota stopped it, all CPUs together.
+    pub throttled: Option<u64>,
+    /// The thread of it that waited longest for a CPU did so.
+    pub delay: Option<u64>,
+    /// The thread of it that ran longest did so.
+    pub run: Option<u64>,
+    /// Something on the host waited for a CPU.
+    pub cpu: Option<u64>,
+    /// Something on the host waited for a disk.
+    pub io: Option<u64>,
+    /// Something in its cgroup, or else on the host, waited for memory.
+    pub memory: Option<u64>,
+}
+
+impl Held {
+    /// Of a look that was not the first.
+    pub(super) fn of(stall: &Stall) -> Option<Self> {
+        let over = stall.over_us.filter(|over| *over > 0)?;
+        let part = |us: Option<u64>| Some(us?.saturating_mul(100) / over);
+        let (own, host) = (stall.pressure, stall.host_pressure);
+        let memory = own.and_then(|own| own.memory_us);
+        Some(Self {
+            throttled: part(stall.cpu.as_ref().and_then(|cpu| cpu.throttled_us)),
+            delay: part(stall.delay_us()),
+            run: part(stall.doing.iter().filter_map(|one| one.run_us).max()),
+            cpu: part(host.and_then(|host| host.cpu_us)),
+            io: part(host.and_then(|host| host.io_us)),
+            memory: part(memory.or(host.and_then(|host| host.memory_us))),
+        })
+    }
+
+    pub(super) fn worst(self, other: Self) -> Self {
+        Self {
+            throttled: self.throttled.max(other.throttled),
+            delay: self.delay.max(other.delay),
+            run: self.run.max(other.run),
+            cpu: self.cpu.max(other.cpu),
+            io: self.io.max(other.io),
+            memory: self.memory.max(other.memory),
+        }
+    }
+}
+
+/// A time in which looks found the same cause.
+#[derive(Debug, Clone)]
+pub struct Stalled {
+    /// The first look, nanoseconds since 1970.
+    pub from: i128,
+    /// The last.
+    pub to: i128,
+    /// How many looks.
+    pub looks: u64,
+    /// The cause's name; `None`: none was seen.
+    pub cause: Option<&'static str>,
+    /// What the listener was like, with the evidence: of the look that says most.
+    pub snapshot: Snapshot,
+}
+
+/// Times that are kept of a listener.
+const MOST_STALLS: usize = 8;
 
 impl TimeSlot {
     /// How often outcomes of the set were.
     #[must_use]
     pub fn count(&self, set: Set) -> u64 {
         sum(&self.outcomes, set)
+    }
+
+    pub(super) fn hold(&mut self, held: Option<Held>) {
+        if let Some(held) = held {
+            let before = self.held.as_deref().copied().unwrap_or_default();
+            self.held = Some(Box::new(before.worst(held)));
+        }
     }
 
     /// Adds the slot after it.
@@ -90,6 +167,7 @@ impl TimeSlot {
         self.limit = other.limit.or(self.limit);
         self.syn_depth = self.syn_depth.max(other.syn_depth);
         self.latency_us = other.latency_us.or(self.latency_us);
+        self.hold(other.held.as_deref().copied());
         match (&mut self.waits, other.waits) {
             (Some(waits), Some(more)) => waits.merge(&more),
             (waits, more) => *waits = waits.take().or(more),
@@ -118,6 +196,7 @@ impl History {
             closed: None,
             oldest_waiting_us: None,
             unanswered: None,
+            stalls: Vec::new(),
             in_last_quarter: 0,
         }
     }
@@ -242,7 +321,49 @@ impl History {
         {
             self.unanswered = self.unanswered.max(Some(depth.saturating_sub(young)));
         }
+        if let (Some(at), true) = (
+            at,
+            snapshot.stall.is_some() || snapshot.descriptors_used_up().is_some(),
+        ) {
+            self.learn_stall(&snapshot, at);
+        }
         self.snapshot = Some(snapshot);
+    }
+
+    fn learn_stall(&mut self, snapshot: &Snapshot, at: i128) {
+        /// Owners that are named.
+        const OWNERS: usize = 8;
+        let cause = conclude(snapshot).map(|conclusion| conclusion.cause.name);
+        let kept = || {
+            let mut kept = snapshot.clone();
+            (kept.counts, kept.drops, kept.threads) = (None, None, None);
+            kept.processes
+                .iter_mut()
+                .for_each(|all| all.truncate(OWNERS));
+            kept
+        };
+        // Of two looks, the one with the longer time behind it says more.
+        let says = |snapshot: &Snapshot| snapshot.stall.as_ref().and_then(|stall| stall.over_us);
+        if let Some(last) = self.stalls.last_mut().filter(|last| last.cause == cause) {
+            last.to = at.max(last.to);
+            last.looks += 1;
+            if says(snapshot) >= says(&last.snapshot) {
+                last.snapshot = kept();
+            }
+            return;
+        }
+        if self.stalls.len() == MOST_STALLS {
+            // The one that was seen least says least.
+            let least = (0..MOST_STALLS).min_by_key(|at| self.stalls[*at].looks);
+            self.stalls.remove(least.unwrap_or(0));
+        }
+        self.stalls.push(Stalled {
+            from: at,
+            to: at,
+            looks: 1,
+            cause,
+            snapshot: kept(),
+        });
     }
 
     /// Whose it was is not forgotten with the socket.

@@ -8,6 +8,7 @@ mod evidence;
 pub mod flood;
 mod gap;
 mod group;
+mod stall;
 
 use queue_trace_common::outcome::{
     self, QUEUE_DISCARDED, QUEUED, REQUEST_EXPIRED, SYNACK_RETRANSMITTED,

@@ -15,6 +15,7 @@ pub mod look;
 pub mod owners;
 pub mod pods;
 pub mod remembered;
+pub mod stall;
 pub mod stats;
 pub mod table;
 mod takers;
@@ -23,6 +24,7 @@ pub mod watch;
 pub use self::{
     cgroup::Cgroup,
     look::{How, Look, look},
+    stall::Stalls,
     stats::Stats,
     watch::{News, Watch},
 };

@@ -21,6 +21,7 @@ use crate::{
         look::{self, How, Look},
         pods::{PodNames, name_pods},
         remembered::Remembered,
+        stall::Stalls,
         stats::Stats,
     },
     model::{clock::monotonic_now, snapshot::Snapshot},
@@ -36,6 +37,12 @@ pub struct Watch {
     pods: PodNames,
     /// Whose the listeners were.
     remembered: Remembered,
+    /// Why those do not accept that are in trouble.
+    stalls: Stalls,
+    /// The namespaces of those that were in trouble at the latest look.
+    troubled: BTreeSet<u32>,
+    /// When it is time to find out again whose those are.
+    next_owners: Instant,
     reported: HashSet<QueueKey>,
     /// The closed ones that were reported, which the kernel side will be told to forget.
     closed: HashSet<QueueKey>,
@@ -96,6 +103,9 @@ const CROWDED: usize = 2048;
 /// How often at most, as it takes a while.
 const SWEEP: Duration = Duration::from_secs(5);
 
+/// How often at most it is asked whose the listeners in trouble are.
+const OWNERS: Duration = Duration::from_secs(10);
+
 /// A packet that found a listener before it was closed is dealt with within this time.
 const LINGER_NS: u64 = 500_000_000;
 /// A socket that stopped listening and has not begun again within this time will not.
@@ -120,6 +130,9 @@ impl Watch {
             folders: Folders::default(),
             pods: PodNames::here(),
             remembered: Remembered::default(),
+            stalls: Stalls::default(),
+            troubled: BTreeSet::new(),
+            next_owners: Instant::now(),
             reported: HashSet::new(),
             closed: HashSet::new(),
             changes: 0,
@@ -150,14 +163,71 @@ impl Watch {
         Ok(news)
     }
 
-    /// All listeners as they are.
+    /// All listeners as they are, and why those in trouble do not accept.
     pub fn look(&mut self) -> Look {
         let iterators = self.attached.as_ref().map(|(reader, _)| reader.iterators());
         let how = How {
             given_up: Some(&self.given_up),
             ..How::all(&self.selection, iterators.as_ref())
         };
-        look::look(how, &mut self.folders)
+        let mut look = look::look(how, &mut self.folders);
+        self.stalls.look(&mut look.rows);
+        self.note_trouble(&look.rows);
+        look
+    }
+
+    fn note_trouble(&mut self, rows: &[Snapshot]) {
+        let stalled = rows.iter().filter(|row| row.is_stalled());
+        self.troubled = stalled.map(|row| row.netns).collect();
+    }
+
+    /// Whether a listener was in trouble at the latest look.
+    #[must_use]
+    pub fn has_trouble(&self) -> bool {
+        !self.troubled.is_empty()
+    }
+
+    /// The listeners in trouble: in these namespaces, and in those where some were at the latest
+    /// look. And what [`Self::news`] tells.
+    ///
+    /// # Errors
+    /// If what the kernel side keeps cannot be read.
+    pub fn trouble(&mut self, refused_in: &BTreeSet<u32>) -> Result<News> {
+        let mut news = self.news()?;
+        let places: BTreeSet<_> = self.troubled.union(refused_in).copied().collect();
+        let iterators = self.attached.as_ref().map(|(reader, _)| reader.iterators());
+        let how = How {
+            only: Some(&places),
+            given_up: Some(&self.given_up),
+            ..How::all(&self.selection, iterators.as_ref())
+        };
+        // Whose they are takes a look at every process, so that is asked when it may have changed.
+        let known = self.next_owners > Instant::now() && places.is_subset(&self.troubled);
+        let mut look = if known {
+            let mut look = look::gauges(how, &mut self.folders);
+            self.remembered.complete(&mut look.rows);
+            look
+        } else {
+            self.next_owners = Instant::now() + OWNERS;
+            look::look(how, &mut self.folders)
+        };
+        self.stalls.look(&mut look.rows);
+        self.note_trouble(&look.rows);
+        look.rows.retain(Snapshot::is_stalled);
+        if look.rows.is_empty() {
+            return Ok(news);
+        }
+        let stalled: HashSet<_> = look.rows.iter().map(Snapshot::key).collect();
+        let mut more = self.add_to(look)?;
+        // What closed is told once, here or there; of the others only those are wanted.
+        more.rows
+            .retain(|row| row.is_closed() || stalled.contains(&row.key()));
+        news.rows
+            .retain(|row| row.is_closed() || !stalled.contains(&row.key()));
+        news.rows.append(&mut more.rows);
+        news.notes.append(&mut more.notes);
+        news.over.extend(more.over);
+        Ok(news)
     }
 
     /// Whether there may be news: so many listeners were made or closed, or there are closed

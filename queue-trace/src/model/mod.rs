@@ -13,4 +13,5 @@ pub mod runtime;
 pub mod snapshot;
 pub mod socket;
 pub mod space_saving;
+pub mod stall;
 pub mod words;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{
     printable::{Printable, printable},
     socket::{Listener, Process},
+    stall::Stall,
 };
 
 /// A listener at one moment.
@@ -85,6 +86,10 @@ pub struct Snapshot {
     /// When listen() was called, RFC 3339, if that was while attached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen_time: Option<String>,
+    /// What kept its owner from accepting, when its queue was full or its oldest connection had
+    /// waited long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stall: Option<Box<Stall>>,
     /// Whether it was closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed: Option<bool>,
@@ -263,6 +268,15 @@ impl Snapshot {
     pub fn refused(&self) -> u64 {
         let drops = self.drops.iter().flatten();
         drops.fold(0, |sum, (_, count)| sum.saturating_add(*count))
+    }
+
+    /// Whether it needs somebody to look why nobody accepts: its queue is full, or its oldest
+    /// connection has waited long.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        /// Microseconds.
+        const LONG: u64 = 1_000_000;
+        !self.is_closed() && (self.is_full() || self.oldest_waiting_us.is_some_and(|us| us >= LONG))
     }
 
     /// Whether it was closed.

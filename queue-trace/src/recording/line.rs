@@ -19,6 +19,7 @@ use crate::{
         lines::{Counts, End, Header, LossNote, Total},
         printable::printable,
         snapshot::Snapshot,
+        stall::{Stall, cause::conclude},
     },
     sink::Sink,
 };
@@ -266,6 +267,17 @@ fn shorten_snapshot(snapshot: &mut Snapshot) {
         from.into_iter()
             .for_each(|from| shorten_to(from, LONGEST_NAME));
     }
+    if snapshot.stall.is_some() {
+        snapshot
+            .stall
+            .iter_mut()
+            .for_each(|stall| shorten_stall(stall));
+        // A recording gives evidence, never the conclusion.
+        let concluded = conclude(snapshot).map(|conclusion| conclusion.cause.name.to_owned());
+        if let Some(stall) = &mut snapshot.stall {
+            stall.cause = concluded;
+        }
+    }
     if let Some(processes) = &mut snapshot.processes {
         processes.truncate(MOST);
         processes.shrink_to_fit();
@@ -273,6 +285,24 @@ fn shorten_snapshot(snapshot: &mut Snapshot) {
             shorten_to(&mut process.comm, LONGEST_NAME);
         }
     }
+}
+
+fn shorten_stall(stall: &mut Stall) {
+    stall.doing.truncate(Stall::MOST);
+    stall.doing.shrink_to_fit();
+    for one in &mut stall.doing {
+        one.kernel.truncate(Stall::MOST);
+        let words = [&mut one.comm, &mut one.state].into_iter();
+        let words = words.chain(&mut one.call).chain(&mut one.on);
+        words
+            .chain(&mut one.kernel)
+            .for_each(|word| shorten_to(word, LONGEST_NAME));
+    }
+    stall.unread.truncate(Stall::MOST);
+    let files = stall.cpu.iter_mut().map(|cpu| &mut cpu.file);
+    let files = files.chain(stall.memory.iter_mut().map(|memory| &mut memory.file));
+    let words = files.chain(&mut stall.frozen_by).chain(&mut stall.unread);
+    words.for_each(|word| shorten_to(word, 2 * LONGEST_NAME));
 }
 
 /// The line with all its words printable; `None` if they are.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{
     diagnose::{
         Case,
-        case::{History, TimeSlot},
+        case::{Held, History, TimeSlot},
         episode::Trouble,
     },
     model::{clock::NS_PER_SECOND, event::Name, latency::Distribution, words::short_time},
@@ -138,6 +138,7 @@ pub fn charts(case: &Case, history: &History, number: usize) -> Vec<Chart> {
         Kind::Routine,
     ));
     charts.extend(depth(case, history, id("depth")));
+    charts.extend(stall(case, history, id("stall")));
     charts.extend(latency(case, history, id("latency")));
     charts
 }
@@ -251,6 +252,43 @@ fn depth(case: &Case, history: &History, id: String) -> Option<Chart> {
         id,
         title: "Depth of the queues against their limit, the deepest seen".to_owned(),
         unit: "connections",
+        stacked: false,
+        time,
+        series,
+    })
+}
+
+/// What kept the owner from accepting, as it was looked at: to be read beside the depth.
+fn stall(case: &Case, history: &History, id: String) -> Option<Chart> {
+    let time = times(case, &history.slots);
+    let of = |part: fn(&Held) -> Option<u64>| -> Vec<Option<u64>> {
+        let slot = |time: &i64| history.slots.get(&(time / case.width));
+        let value = |time: &i64| part(slot(time)?.held.as_deref()?);
+        time.iter().map(value).collect()
+    };
+    let lines = [
+        ("throttled by its CPU quota", 1, of(|held| held.throttled)),
+        ("waited for a CPU (one thread)", 2, of(|held| held.delay)),
+        ("ran (one thread)", 3, of(|held| held.run)),
+        ("CPU pressure of the host", 0, of(|held| held.cpu)),
+        ("disk pressure of the host", 4, of(|held| held.io)),
+        ("memory pressure", 5, of(|held| held.memory)),
+    ];
+    let told = |values: &[Option<u64>]| values.iter().any(|value| value.is_some_and(|us| us > 0));
+    let series: Vec<_> = lines
+        .into_iter()
+        .filter(|(.., values)| told(values))
+        .map(|(label, colour, values)| Curve {
+            label: label.to_owned(),
+            colour,
+            dashed: false,
+            values,
+        })
+        .collect();
+    (!series.is_empty()).then_some(Chart {
+        id,
+        title: "What kept the application from accepting, in percent of the time".to_owned(),
+        unit: "percent",
         stacked: false,
         time,
         series,

@@ -412,8 +412,10 @@ impl KnownListener {
             drops,
             counts,
             threads,
+            stall,
             ..
         } = &self.told;
+        let stall = stall.as_ref().map_or(0, |stall| stall.weight());
         let entries = self.counts.len()
             + [drops, counts]
                 .into_iter()
@@ -422,7 +424,11 @@ impl KnownListener {
                 .sum::<usize>()
             + threads.as_ref().map_or(0, BTreeMap::len)
             + processes.as_ref().map_or(0, Vec::len);
-        size_of::<Self>() + entries * ENTRY + cgroup.as_ref().map_or(0, String::len) + 2 * ENTRY
+        size_of::<Self>()
+            + stall
+            + entries * ENTRY
+            + cgroup.as_ref().map_or(0, String::len)
+            + 2 * ENTRY
     }
 
     fn event(&mut self, event: &Event, counted: bool) {
@@ -494,6 +500,7 @@ impl KnownListener {
         if age.is_none_or(|age| age > FRESH) {
             snapshot.oldest_waiting_us = None;
             snapshot.threads = None;
+            snapshot.stall = None;
         }
         snapshot.waits = waits.map(|_| self.waits.places);
         snapshot
@@ -587,6 +594,33 @@ mod tests {
         let weight: usize = recorded.checkpoints.iter().map(|one| one.weight).sum();
         assert!(weight <= WEIGHT, "{weight}");
         assert!(recorded.checkpoints.len() > 5, "and not for want of them");
+    }
+
+    /// Events stand before the line that says whose their listener is.
+    #[test]
+    fn a_service_is_shown_alone() {
+        let name = format!("queue-trace-service-{}.jsonl", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let mut text = String::new();
+        for (inode, comm) in [(1, "nginx"), (2, "redis")] {
+            let socket = format!("\"netns\":1,\"listener\":{{\"port\":80,\"inode\":{inode}}}");
+            text.push_str(&format!(
+                "{{\"type\":\"counts\",\"time\":\"2026-11-21T10:00:01Z\",{socket},\
+                 \"outcomes\":{{\"queued\":3}}}}\n\
+                 {{\"type\":\"listener\",\"time\":\"2026-11-21T10:00:02Z\",{socket},\
+                 \"processes\":[{{\"pid\":1,\"comm\":\"{comm}\"}}]}}\n"
+            ));
+        }
+        std::fs::write(&path, text).unwrap();
+        let listeners = ListenerFilters {
+            processes: vec!["nginx".parse().unwrap()],
+            ..ListenerFilters::default()
+        };
+        let files = vec![path.clone()];
+        let recorded = Recorded::open(&files, &listeners, Prefixes::default()).unwrap();
+        std::fs::remove_file(path).unwrap();
+        let inodes: Vec<_> = recorded.scene.listeners.keys().map(|key| key.2).collect();
+        assert_eq!(inodes, [Some(1)]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::{
         event::Name,
         printable::printable,
         snapshot::{Latency, Snapshot},
+        stall::cause::conclude,
         words::short_time,
     },
     top::state::{Sort, Top, name, owner},
@@ -322,6 +323,15 @@ fn fact_lines<'a>(top: &Top, row: &Snapshot, area: Rect) -> Vec<Line<'a>> {
     lines.push(Line::raw(owner(row)));
     if let Some(path) = &snapshot.cgroup {
         lines.push(Line::styled(printable(path).into_owned(), DIM));
+    }
+    if snapshot.is_stalled()
+        && let Some(conclusion) = conclude(snapshot)
+    {
+        let style = coloured(top, Color::Red);
+        lines.push(Line::styled(
+            format!("not accepting: {}", conclusion.words),
+            style,
+        ));
     }
     if let Some(threads) = snapshot.thread_words() {
         lines.push(Line::raw(format!("threads: {threads}")));

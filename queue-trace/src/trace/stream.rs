@@ -1,7 +1,7 @@
 //! The live stream: attach, print what happens until told to stop, close the ledgers.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io::{self, ErrorKind},
     sync::{
         Arc,
@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use queue_trace_common::{
-    outcome::Outcome,
+    outcome::{
+        ACK_DROPPED_ACCEPT_QUEUE_FULL, ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET,
+        COOKIE_DROPPED_ACCEPT_QUEUE_FULL, Outcome, SYN_DROPPED_ACCEPT_QUEUE_FULL,
+    },
     queue::QueueKey,
     settings::{CountKey, Counted},
 };
@@ -91,6 +94,8 @@ pub struct Live {
     held: Withheld,
     /// What was counted when the counts were last printed.
     counted: HashMap<CountKey, u64>,
+    /// The namespaces in which a full accept queue refused something since the latest look.
+    refused_in: BTreeSet<u32>,
     /// What was counted of listeners that are over.
     over: Totals,
     /// Counts of namespaces that were gone at the latest audit.
@@ -166,6 +171,7 @@ impl Live {
             early,
             held: Withheld::default(),
             counted: HashMap::new(),
+            refused_in: BTreeSet::new(),
             over: Totals::default(),
             gone: HashMap::new(),
             signals,
@@ -296,7 +302,10 @@ impl Live {
                     if all {
                         // If somebody is looking for news, a second later.
                         all = !self.watch.begin(Watch::all)?;
-                    } else {
+                        if !all {
+                            self.refused_in.clear();
+                        }
+                    } else if !self.begin_look_at_trouble()? {
                         self.begin_look(1)?;
                     }
                 }
@@ -326,6 +335,18 @@ impl Live {
                 }
             }
         }
+    }
+
+    /// Has somebody look why queues are full, if some are or were a second ago, and nobody is
+    /// looking. Whether it did.
+    fn begin_look_at_trouble(&mut self) -> io::Result<bool> {
+        let trouble = |watch: &mut Watch| watch.has_trouble();
+        let trouble = self.watch.idle().is_some_and(trouble) || !self.refused_in.is_empty();
+        if !trouble || self.watch.is_busy() {
+            return Ok(false);
+        }
+        let refused_in = std::mem::take(&mut self.refused_in);
+        self.watch.begin(move |watch| watch.trouble(&refused_in))
     }
 
     /// Has somebody look for news of listeners, if so many were made or closed, and nobody is
@@ -419,6 +440,9 @@ impl Live {
             let Some(outcome) = Outcome::of(key.outcome) else {
                 continue;
             };
+            if counted.seen > printed && ACCEPT_QUEUE_FULL.contains(&outcome.tag) {
+                self.refused_in.insert(key.netns);
+            }
             if counted.seen > printed && self.plan.observable & outcome.bit() != 0 {
                 let listener = self.listener(key);
                 let whose = (key.netns, listener.port, listener.addr, listener.inode);
@@ -632,6 +656,14 @@ fn socket(key: &CountKey) -> QueueKey {
         inode: key.inode,
     }
 }
+
+/// What a full accept queue refuses.
+const ACCEPT_QUEUE_FULL: [u8; 4] = [
+    SYN_DROPPED_ACCEPT_QUEUE_FULL,
+    ACK_DROPPED_ACCEPT_QUEUE_FULL,
+    ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET,
+    COOKIE_DROPPED_ACCEPT_QUEUE_FULL,
+];
 
 /// Networks of clients in the recording, for each listener.
 const MOST_NETWORKS: usize = 20;

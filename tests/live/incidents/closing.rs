@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     bench::wait_until,
-    diagnose::{diagnosed_in, judges_closing},
+    diagnose::diagnosed_in,
     servers::{Server, freeze, nginx},
 };
 
@@ -93,10 +93,6 @@ fn reloads() {
     drop(successor);
     found(&diagnosis, &passes, &[]);
     found(&diagnosis, &keeps, &[]);
-    if !judges_closing(&diagnosis) {
-        found(&diagnosis, &closes, &[]);
-        return;
-    }
     let findings = found(&diagnosis, &closes, &["listener-closed-on-clients"]);
     let finding = findings[0];
     assert_owner(finding, "haproxy", &[closes.pid()]);
@@ -130,10 +126,6 @@ fn a_restart_that_does_not_wait() {
         }
         wait_for_resets(&clients);
     });
-    if !judges_closing(&diagnosis) {
-        found(&diagnosis, &server, &[]);
-        return;
-    }
     let findings = found(&diagnosis, &server, &["listener-closed-on-clients"]);
     let finding = findings[0];
     assert_owner(finding, "nginx", &all(&server, &[worker]));

@@ -9,7 +9,7 @@ use queue_trace::lab::{
 };
 
 use super::{
-    HTTP, all, assert_owner, clients_come, command, diagnosed, found,
+    HTTP, Play, all, assert_owner, clients_come, command, diagnosed, found,
     programs::{gunicorn, haproxy, node},
     run_there, text,
 };
@@ -101,10 +101,9 @@ def app(environ, start):
     ];
     let during = Duration::from_secs(5);
     let serve = |server: &Server| clients_come(server, Some(HTTP), 5, during);
-    let plays: Vec<(&Server, &(dyn Fn(&Server) + Sync))> = servers
-        .iter()
-        .map(|server| (server, &serve as &(dyn Fn(&Server) + Sync)))
-        .collect();
+    let plays = servers
+        .each_ref()
+        .map(|server| -> Play<'_> { (server, &serve) });
     let diagnosis = diagnosed("well-servers", &plays);
     for server in &servers {
         found(&diagnosis, server, &[]);

@@ -44,7 +44,7 @@ const SERVERS: [&str; 2] = ["/usr/sbin/nginx", "/usr/bin/redis-server"];
 
 /// Tests of servers that are more than a program and its libraries, or too big to travel in
 /// memory: on this machine's own kernel only.
-const HERE_ONLY: [&str; 7] = [
+const HERE_ONLY: [&str; 8] = [
     "defaults",
     "incidents",
     "servers::python",
@@ -52,6 +52,7 @@ const HERE_ONLY: [&str; 7] = [
     "diagnose::a_default_backlog_that_nobody_chose",
     "diagnose::a_backlog_that_somebody_chose",
     "diagnose::a_server_out_of_file_descriptors",
+    "stall::an_interpreter_with_its_lock_held",
 ];
 
 /// One machine to boot.

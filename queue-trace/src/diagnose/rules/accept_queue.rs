@@ -5,7 +5,12 @@ use queue_trace_common::outcome::{
     SYN_DROPPED_ACCEPT_QUEUE_FULL, Set,
 };
 
-use super::{super::rule::Rule, evidence::with_queue, group};
+use super::{
+    super::rule::Rule,
+    evidence::with_queue,
+    group,
+    stall::{DESCRIPTORS, more_threads_help, with_cause},
+};
 use crate::{
     diagnose::{
         case::{ACCEPT_FULL, Case, ENTERED, History, Key, set_of},
@@ -101,7 +106,9 @@ fn lacks_descriptors(history: &History) -> Option<&Descriptors> {
 
 /// The remedies for an owner that is out of file descriptors.
 fn more_descriptors(finding: Finding, history: &History) -> Finding {
-    let Some(used) = lacks_descriptors(history) else {
+    // Where this is the cause, it has them already.
+    let Some(used) = lacks_descriptors(history).filter(|_| finding.cause != Some(DESCRIPTORS))
+    else {
         return finding;
     };
     let wanted = used.limit.saturating_mul(4).max(65_536);
@@ -140,8 +147,9 @@ pub(super) fn stopped(rule: &Rule, case: &Case) -> Vec<Finding> {
             )
             .at(&when)
             .because(format!("for {still}, in which clients were refused, {how}"));
-        let mut finding = with_owner(with_queue(finding, history, Some(worst)), history);
-        finding = more_descriptors(finding, history);
+        let finding = with_owner(with_queue(finding, history, Some(worst)), history);
+        let finding = with_cause(finding, history, &when);
+        let mut finding = more_descriptors(finding, history);
         finding = finding.remedy(
             format!("ss -ltnp 'sport = :{}'", key.port),
             "Names the process. Then see what its threads wait for: cat /proc/PID/task/*/{comm,wchan}, \
@@ -190,9 +198,12 @@ pub(super) fn too_slow(rule: &Rule, case: &Case) -> Vec<Finding> {
             duration(worst.longest_run_ns)
         ));
         let finding = with_descriptors(with_queue(finding, history, Some(worst)), history);
+        let finding = with_cause(finding, history, &when);
         let finding = if lacks_descriptors(history).is_some() {
             // One is taken whenever another ends: more threads would not take more.
             more_descriptors(finding, history)
+        } else if !more_threads_help(&finding) {
+            finding
         } else {
             // Twice as many take twice as much; one more than is needed leaves it room.
             let workers = match left {
@@ -329,7 +340,7 @@ pub(super) fn full(rule: &Rule, case: &Case) -> Vec<Finding> {
         )
         .at(&when);
         let finding = with_queue(finding, history, Some(when.first()));
-        let finding = with_descriptors(finding, history);
+        let finding = with_cause(with_descriptors(finding, history), history, &when);
         findings.push(watch(more_descriptors(finding, history), key.port));
     }
     // Known as a number alone: no line tells when.

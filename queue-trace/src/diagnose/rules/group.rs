@@ -1,6 +1,6 @@
 //! One socket of a `SO_REUSEPORT` group that refuses while its siblings take connections.
 
-use super::{super::rule::Rule, evidence::with_queue};
+use super::{super::rule::Rule, evidence::with_queue, stall::with_cause};
 use crate::{
     diagnose::{
         case::{ACCEPT_FULL, Case, ENTERED, History, Key},
@@ -166,7 +166,8 @@ fn stuck_by_its_queue(rule: &Rule, case: &Case) -> Vec<Finding> {
             )
             .at(&when)
             .because("by tracepoints the socket of a packet is not known within the group, so this is concluded from the queues as they were looked at last");
-        findings.push(remedies(with_threads(finding, stuck), member));
+        let finding = with_cause(with_threads(finding, stuck), stuck, &when);
+        findings.push(remedies(finding, member));
     }
     findings
 }
@@ -234,7 +235,8 @@ pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
             ));
         }
         finding = with_queue(finding, history, Some(when.first()));
-        findings.push(remedies(with_threads(finding, history), key));
+        let finding = with_cause(with_threads(finding, history), history, &when);
+        findings.push(remedies(finding, key));
     }
     findings
 }
