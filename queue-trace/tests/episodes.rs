@@ -1273,5 +1273,9 @@ fn a_scan_is_no_gap() {
         play.nobody(5 * SECOND, 1);
     }
     let diagnosis = play.diagnosis(10 * SECOND);
-    assert_eq!(diagnosis.verdict, Conclusion::NothingFound, "{diagnosis:#?}");
+    assert_eq!(
+        diagnosis.verdict,
+        Conclusion::NothingFound,
+        "{diagnosis:#?}"
+    );
 }

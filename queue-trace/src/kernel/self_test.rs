@@ -44,14 +44,21 @@ pub struct SelfTest {
     is_let_in: bool,
 }
 
-/// What the self-test found: a sentence for each hook that did not do its part; none where it is
-/// not the work of one hook.
+/// What the self-test found.
 #[derive(Debug, Default)]
-pub struct Faults(pub Vec<(Option<&'static Hook>, String)>);
+pub struct Faults {
+    /// A sentence for each hook that did not do its part; none where it is not the work of one hook.
+    pub hooks: Vec<(Option<&'static Hook>, String)>,
+    /// Why the kernel's reasons for freeing a packet cannot be relied on, if they cannot.
+    pub reasons: Option<String>,
+}
 
 /// Programs whose event the self-test does not make: a timer takes a second, an ICMP error says
 /// nothing of a handshake, and no listener is closed on connections that wait.
 const NOT_MADE: [&str; 4] = ["timer", "icmp", "retransmit_synack", "forget"];
+
+/// What the names of the programs begin with that look at the kernel's reasons.
+const REASONS: &str = "packet_refused";
 
 const PORT: u16 = 8080;
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -116,11 +123,21 @@ impl SelfTest {
         for program in &silent {
             let hook = hook_of(program);
             let what = hook.map_or(program.as_str(), |hook| hook.function);
-            faults.add(hook, format!("{what} did not run in the self-test"));
+            let why = format!("{what} did not run in the self-test");
+            if program.starts_with(REASONS) {
+                faults.reasons = Some(why);
+            } else {
+                faults.add(hook, why);
+            }
         }
         if self.is_let_in {
             for expected in read.missing(plan) {
-                faults.add(expected.hook(plan), expected.sentence(plan));
+                let why = expected.sentence(plan);
+                if plan.reasons & OUTCOMES[usize::from(expected.outcome)].bit() != 0 {
+                    faults.reasons = Some(why);
+                } else {
+                    faults.add(expected.hook(plan), why);
+                }
             }
             for hook in read.not_kept(plan) {
                 let why = format!(
@@ -307,15 +324,21 @@ impl SelfTest {
 }
 
 impl Faults {
+    /// Whether all is well.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.hooks.is_empty() && self.reasons.is_none()
+    }
+
     fn add(&mut self, hook: Option<&'static Hook>, why: String) {
         // One sentence is enough for a hook.
         let known = hook.is_some()
             && self
-                .0
+                .hooks
                 .iter()
                 .any(|(other, _)| other.map(|other| other.index) == hook.map(|hook| hook.index));
         if !known {
-            self.0.push((hook, why));
+            self.hooks.push((hook, why));
         }
     }
 }

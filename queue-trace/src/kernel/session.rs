@@ -122,8 +122,12 @@ fn attach(
                     return Ok((probe, plan, Vec::new()));
                 }
                 // A hook that is silent, or reads something else, is as good as refused.
-                Tested::Faulty(Faults(faults)) => {
-                    for (hook, why) in faults {
+                Tested::Faulty(faults) => {
+                    if let Some(why) = faults.reasons {
+                        log::debug!("reasons for freeing a packet: {why}");
+                        offers.reasons = 0;
+                    }
+                    for (hook, why) in faults.hooks {
                         log::debug!("{}: {why}", plan.family.name());
                         offers.refused(plan.family, hook, why);
                     }
@@ -143,6 +147,10 @@ fn attach(
             Err(AttachError::Delivery(why)) => {
                 log::debug!("packets are not seen where they are delivered: {why}");
                 offers.delivery = Err(why);
+            }
+            Err(AttachError::Reasons(why)) => {
+                log::debug!("reasons for freeing a packet: {why}");
+                offers.reasons = 0;
             }
             Err(AttachError::Other(error)) => return Err(error),
         }
@@ -176,14 +184,14 @@ fn self_test(stage: Option<&Result<SelfTest>>, probe: &mut Probe, plan: &Plan) -
         Ok(faults) => faults,
         Err(error) => return Ok(Tested::Unknown(format!("{error:#}"))),
     };
-    if !faults.0.is_empty()
+    if !faults.is_empty()
         // On a machine that is very busy a packet of its own may have been late, or a program
         // kept from running by another: only what is so twice is so.
         && let Ok(again) = stage.run(probe, plan)
     {
         faults = again;
     }
-    if !faults.0.is_empty() {
+    if !faults.is_empty() {
         return Ok(Tested::Faulty(faults));
     }
     let ours = stage.netns.id();

@@ -46,6 +46,9 @@ pub enum AttachError {
     /// Packets cannot be seen right before a socket decides on them; the rest may do.
     #[error("{0}")]
     Delivery(String),
+    /// The kernel's reasons for freeing a packet cannot be looked at; the rest may do.
+    #[error("{0}")]
+    Reasons(String),
     /// Nothing will do.
     #[error(transparent)]
     Other(#[from] anyhow::Error),
@@ -87,7 +90,13 @@ pub(super) fn attach(
             .map_err(|error| refused(Some(hook), reason(&error), &error))?;
     }
     if plan.reasons != 0 {
-        attach_tracepoint_twice(&mut ebpf, "packet_refused", "kfree_skb")?;
+        // Without them the rest is as it was.
+        attach_tracepoint_twice(&mut ebpf, "packet_refused", "kfree_skb").map_err(|error| {
+            match error {
+                AttachError::Refused { why, .. } => AttachError::Reasons(why),
+                other => other,
+            }
+        })?;
     }
     if plan.hooks.iter().any(|hook| hook.index == hook::TIMER) {
         attach_tracepoint(&mut ebpf, "retransmit_synack", "tcp_retransmit_synack")?;
