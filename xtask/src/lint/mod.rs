@@ -1,7 +1,7 @@
 //! `cargo xtask lint`: what the compiler does not check of the layout. No files import each
 //! other in a circle, no folder imports against the flow (`floors`), every file says in its
-//! header what it is for, no live test returns early without a reason (`early`), and imports are
-//! in one style.
+//! header what it is for, no live test returns early without a reason (`early`), imports are in one
+//! style, and the pages' prose wraps at one width.
 
 mod circles;
 mod early;
@@ -10,6 +10,7 @@ mod floors;
 mod headers;
 mod imports;
 mod names;
+pub mod prose;
 mod source;
 
 use std::path::Path;
@@ -36,6 +37,7 @@ pub fn run() -> Result<()> {
     let mut findings = headers::findings(&sources);
     findings.extend(early::findings(&sources)?);
     findings.extend(imports::findings(&sources)?);
+    findings.extend(prose::findings(&root)?);
     let mut edges = 0;
     for (name, floors) in CRATES {
         let imports = Crate::read(&sources, Path::new(name))?.imports();

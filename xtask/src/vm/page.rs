@@ -4,6 +4,7 @@ use super::{
     checked::{Checked, Hook, State},
     kernels::{Attach, Kernel},
 };
+use crate::lint::prose;
 
 /// What was found on one kernel.
 pub struct Found {
@@ -33,15 +34,17 @@ const HEADER: &str = "\
 
 <!-- Written by `cargo xtask vm kernels`; do not edit. -->
 
-What `queue-trace check` finds on the kernels that the tests run on, booted in virtual machines: of x86-64, and of arm64
-where the name says so (`16k`: with pages of 16 KiB). Prototypes are those of the kernel's own type information (BTF),
-without `struct` and `const`, in the order of its arguments; a hook attaches only to a prototype that queue-trace knows,
-and is left out by name otherwise. Tracepoints need no hooks.
+What `queue-trace check` finds on the kernels that the tests run on, booted in virtual machines: of
+x86-64, and of arm64 where the name says so (`16k`: with pages of 16 KiB). Prototypes are those of
+the kernel's own type information (BTF), without `struct` and `const`, in the order of its
+arguments; a hook attaches only to a prototype that queue-trace knows, and is left out by name
+otherwise. Tracepoints need no hooks.
 
-`queue-trace check --btf FILE --release RELEASE` judges any other kernel by its types alone, on any Linux machine. Nothing
-is attached. `--json` writes one object: `modes` has for each way to attach whether it can be used, why not, and which
-outcomes are observable; `hooks` has the state of each function. The types do not tell privileges, lockdown, and what the
-verifier says of the programs. On arm64 fentry takes Linux 6.4 or newer; older ones are watched by kprobes.
+`queue-trace check --btf FILE --release RELEASE` judges any other kernel by its types alone, on any
+Linux machine. Nothing is attached. `--json` writes one object: `modes` has for each way to attach
+whether it can be used, why not, and which outcomes are observable; `hooks` has the state of each
+function. The types do not tell privileges, lockdown, and what the verifier says of the programs. On
+arm64 fentry takes Linux 6.4 or newer; older ones are watched by kprobes.
 
 Verdicts of `check --btf` on kernels outside Debian:
 
@@ -55,8 +58,8 @@ Verdicts of `check --btf` on kernels outside Debian:
 | Ubuntu 24.04, AWS | 7.0.0-1018-aws | 29 of 29 | 29 of 29 | 18 of 29 |
 | Ubuntu 26.04 | 7.0.0-14-generic | 29 of 29 | 29 of 29 | 18 of 29 |
 
-The types of RHEL, Amazon Linux, Container-Optimized OS, Azure Linux and Android were not judged: they were not within reach
-of those who wrote this page. RHEL 8 (Linux 4.18) is too old.
+The types of RHEL, Amazon Linux, Container-Optimized OS, Azure Linux and Android were not judged:
+they were not within reach of those who wrote this page. RHEL 8 (Linux 4.18) is too old.
 
 On the tests' kernels:
 ";
@@ -174,16 +177,30 @@ fn row<'a>(function: &str, states: impl Iterator<Item = &'a State>) -> String {
 fn remarks(attach: Attach, checked: &Checked) -> String {
     let name = attach.name();
     let mut text = match &checked.unobservable[..] {
-        [] => format!("- {name}: every outcome is observable.\n"),
-        missing => format!("- {name}: not observable: `{}`.\n", missing.join("`, `")),
+        [] => item(&format!("{name}: every outcome is observable.")),
+        missing => item(&format!(
+            "{name}: not observable: `{}`.",
+            missing.join("`, `")
+        )),
     };
     for note in &checked.notes {
         // It repeats the list above.
         if !note.starts_with("not observable here") {
-            text += &format!("- {name}: {note}.\n");
+            text += &item(&format!("{name}: {note}."));
         }
     }
     text
+}
+
+/// An item of a list, wrapped between words.
+fn item(text: &str) -> String {
+    let options = textwrap::Options::new(prose::WIDTH)
+        .initial_indent("- ")
+        .subsequent_indent("  ")
+        .break_words(false)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation)
+        .wrap_algorithm(textwrap::WrapAlgorithm::FirstFit);
+    textwrap::fill(text, options) + "\n"
 }
 
 #[cfg(test)]
