@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 
 /// One row of the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kind {
+pub struct LossKind {
     /// The name in JSON.
     pub name: &'static str,
     /// What is counted, in a few words.
@@ -25,8 +25,8 @@ macro_rules! losses {
         }
 
         /// Every loss, in the order of the members of [`Loss`].
-        pub static LOSSES: [Kind; COUNT] = [
-            $(Kind { name: stringify!($name), says: $says },)*
+        pub static LOSSES: [LossKind; COUNT] = [
+            $(LossKind { name: stringify!($name), says: $says },)*
         ];
     };
 }

@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use queue_trace::{
-    agent::registry::{BOUNDS, FROM_ZERO, Kind, METRICS, Metric, Scope},
+    agent::registry::{BOUNDS, FROM_ZERO, METRICS, Metric, MetricKind, Scope},
     model::event::Name,
 };
 use queue_trace_common::outcome::Outcome;
@@ -101,7 +101,7 @@ fn known() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for metric in &METRICS {
         let name = metric.name();
-        if metric.kind == Kind::Histogram {
+        if metric.kind == MetricKind::Histogram {
             names.extend(["_bucket", "_sum", "_count"].map(|part| format!("{name}{part}")));
         }
         names.insert(name);

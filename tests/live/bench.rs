@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use live_tests::{Recording, Sums, Total};
 use queue_trace::lab::{
     Listen, Netns,
-    raw::{Peer, Wire},
+    raw::{RawPeer, Wire},
 };
 use rustix::{
     fs::fstat,
@@ -23,9 +23,13 @@ use rustix::{
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Peers that have sent their SYN and heard its answer.
-pub(crate) fn half_open(wire: &mut Wire, listener: SocketAddr, count: usize) -> Result<Vec<Peer>> {
+pub(crate) fn half_open(
+    wire: &mut Wire,
+    listener: SocketAddr,
+    count: usize,
+) -> Result<Vec<RawPeer>> {
     let begin = |_| {
-        let mut peer = Peer::new(wire, listener)?;
+        let mut peer = RawPeer::new(wire, listener)?;
         peer.syn(wire)?;
         peer.syn_ack(wire, PATIENCE)?.context("no SYN-ACK")?;
         Ok(peer)
@@ -34,7 +38,7 @@ pub(crate) fn half_open(wire: &mut Wire, listener: SocketAddr, count: usize) -> 
 }
 
 /// Peers that have finished their handshakes.
-pub(crate) fn let_in(wire: &mut Wire, listener: SocketAddr, count: usize) -> Result<Vec<Peer>> {
+pub(crate) fn let_in(wire: &mut Wire, listener: SocketAddr, count: usize) -> Result<Vec<RawPeer>> {
     let peers = half_open(wire, listener, count)?;
     for peer in &peers {
         peer.ack(wire)?;
@@ -46,7 +50,7 @@ pub(crate) fn let_in(wire: &mut Wire, listener: SocketAddr, count: usize) -> Res
 /// SYNs of new peers, of which nothing more comes.
 pub(crate) fn syns(wire: &mut Wire, listener: SocketAddr, count: usize) -> Result<()> {
     for _ in 0..count {
-        Peer::new(wire, listener)?.syn(wire)?;
+        RawPeer::new(wire, listener)?.syn(wire)?;
     }
     wire.settle()
 }

@@ -15,7 +15,7 @@ use anyhow::Result;
 use live_tests::{Attach, Counters, Launch, Recording, Room, Shown, Sums, attach, expected};
 use queue_trace::lab::{
     Family, Listen,
-    raw::{Flood, Peer, Wire, flood},
+    raw::{Flood, RawPeer, Wire, flood},
 };
 use queue_trace_common::outcome;
 
@@ -68,14 +68,14 @@ fn syns(to: SocketAddr, thread: u32) -> Result<()> {
 }
 
 /// Sends `EACH` ACKs in turn of peers.
-fn acks(peers: &[Peer], family: Family) -> Result<()> {
+fn acks(peers: &[RawPeer], family: Family) -> Result<()> {
     let wire = Wire::open(family)?;
     let mut turns = peers.iter().cycle().take(EACH as usize);
     turns.try_for_each(|peer| peer.ack(&wire))
 }
 
 /// A room whose listener has a full accept queue and late peers.
-fn crowded(family: Family, cookies: u32) -> (Room, Vec<Peer>) {
+fn crowded(family: Family, cookies: u32) -> (Room, Vec<RawPeer>) {
     let room = Room::new(family, BACKLOG, &[(COOKIES, cookies), MAX_SYN_BACKLOG]);
     let crowd = || {
         let mut wire = Wire::open(family)?;
@@ -154,7 +154,7 @@ fn mixed(launch: impl Fn() -> Launch) {
             // The first addresses are those of the peers above.
             let known = 3 + COOKIE_PEERS;
             for number in 0..known + FORGED {
-                let peer = Peer::new(&mut wire, cookies)?;
+                let peer = RawPeer::new(&mut wire, cookies)?;
                 if number >= known {
                     peer.bogus_ack(&wire)?;
                 }
@@ -427,7 +427,7 @@ fn the_same_syn_on_two_cpus() {
             pin(cpus[me]);
             let mut wire = Wire::open(family)?;
             for pair in 1..=PAIRS {
-                let peer = Peer::new(&mut wire, room.address)?;
+                let peer = RawPeer::new(&mut wire, room.address)?;
                 turn[me].store(pair, Ordering::SeqCst);
                 while turn[1 - me].load(Ordering::SeqCst) < pair {
                     std::hint::spin_loop();

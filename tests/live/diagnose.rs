@@ -16,7 +16,7 @@ use std::{
 use live_tests::{ALL, Attach, Launch, Recording, Room, Scratch, attach, unproven};
 use queue_trace::lab::{
     Family, Listen, Netns, Pace, connect_each,
-    raw::{Answer, Flood, Peer, Wire},
+    raw::{Flood, PeerAnswer, RawPeer, Wire},
 };
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
@@ -289,7 +289,7 @@ fn cookies_that_were_never_sent() {
             // Without one that it sent the kernel would not take them for cookies.
             half_open(&mut wire, room.address, 1)?;
             for _ in 0..12 {
-                Peer::new(&mut wire, room.address)?.bogus_ack(&wire)?;
+                RawPeer::new(&mut wire, room.address)?.bogus_ack(&wire)?;
             }
             wire.settle()
         };
@@ -399,10 +399,10 @@ fn a_gap_between_two_listeners() {
         let knock = || {
             let mut wire = Wire::open(room.family)?;
             for _ in 0..CLIENTS {
-                let mut peer = Peer::new(&mut wire, room.address)?;
+                let mut peer = RawPeer::new(&mut wire, room.address)?;
                 for _ in 0..SYNS {
                     peer.syn(&wire)?;
-                    assert_eq!(peer.answer(&mut wire, REPLY)?, Some(Answer::Reset));
+                    assert_eq!(peer.answer(&mut wire, REPLY)?, Some(PeerAnswer::Reset));
                 }
             }
             wire.settle()

@@ -10,7 +10,7 @@ use libc::{BPF_K, BPF_RET};
 use live_tests::{Launch, Room, SecurityModule, Shown, expected};
 use queue_trace::lab::{
     Netns,
-    raw::{Answer, Peer, Wire},
+    raw::{PeerAnswer, RawPeer, Wire},
 };
 use queue_trace_common::outcome;
 use socket2::{SockFilter, SockRef};
@@ -108,7 +108,7 @@ fn no_memory_for_connections() {
         for room in &rooms {
             let mut wire = room.netns.run(|| Wire::open(room.family)).unwrap();
             let mut peers = half_open(&mut wire, room.address, REFUSED).unwrap();
-            let acks = |wire: &mut Wire, peers: &[Peer]| {
+            let acks = |wire: &mut Wire, peers: &[RawPeer]| {
                 for peer in peers {
                     peer.ack(wire).unwrap();
                 }
@@ -123,7 +123,7 @@ fn no_memory_for_connections() {
             }
             for peer in &mut peers {
                 let answer = peer.answer(&mut wire, PATIENCE).unwrap();
-                assert_eq!(answer, Some(Answer::Reset));
+                assert_eq!(answer, Some(PeerAnswer::Reset));
             }
         }
         let recording = tracer.stop();

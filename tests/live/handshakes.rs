@@ -6,7 +6,7 @@ use std::time::Duration;
 use live_tests::{ALL, Launch, Room, Shown, expected, unproven};
 use queue_trace::lab::{
     Family,
-    raw::{Answer, Peer, Wire},
+    raw::{PeerAnswer, RawPeer, Wire},
 };
 use queue_trace_common::outcome;
 
@@ -87,11 +87,11 @@ fn a_silent_client_is_asked_again() {
         let tracer = Launch::showing(Shown::All).on(&room.netns).start();
         let ask = || {
             let mut wire = Wire::open(family)?;
-            let mut peer = Peer::new(&mut wire, room.address)?;
+            let mut peer = RawPeer::new(&mut wire, room.address)?;
             peer.syn(&wire)?;
             for _ in 0..2 {
                 let answer = peer.answer(&mut wire, Duration::from_secs(10))?;
-                assert!(matches!(answer, Some(Answer::SynAck(_))), "{answer:?}");
+                assert!(matches!(answer, Some(PeerAnswer::SynAck(_))), "{answer:?}");
             }
             wire.settle()
         };

@@ -15,7 +15,7 @@ use queue_trace::{
     lab,
     lab::{
         Connect, Ending, Family, Listen, Netns, Pace, connect_each,
-        raw::{Peer, Wire},
+        raw::{RawPeer, Wire},
     },
 };
 use queue_trace_common::outcome;
@@ -76,7 +76,7 @@ fn ipv4_at_a_dual_stack_listener() {
                 }
                 syns(&mut wire, to(port), 6)?;
                 for _ in 0..forged {
-                    Peer::new(&mut wire, to(port))?.bogus_ack(&wire)?;
+                    RawPeer::new(&mut wire, to(port))?.bogus_ack(&wire)?;
                 }
                 wire.settle()
             })
@@ -240,7 +240,7 @@ fn one_full_listener_of_a_group() {
             let mut wire = Wire::open(family)?;
             let mut refused = 0;
             for _ in 0..PEERS {
-                let mut peer = Peer::new(&mut wire, address)?;
+                let mut peer = RawPeer::new(&mut wire, address)?;
                 peer.syn(&wire)?;
                 wire.settle()?;
                 // All that there was to hear has been heard.
@@ -478,7 +478,7 @@ fn a_thousand_listeners() {
         let play = || {
             let mut wire = Wire::open(family)?;
             let peers: Vec<_> = (0..LISTENERS)
-                .map(|_| Peer::new(&mut wire, address))
+                .map(|_| RawPeer::new(&mut wire, address))
                 .collect::<anyhow::Result<_>>()?;
             let began = Instant::now();
             let mut inodes = BTreeSet::new();

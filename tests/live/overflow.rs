@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use live_tests::{Launch, Room, Shown, expected};
-use queue_trace::lab::raw::{Answer, Peer, Wire};
+use queue_trace::lab::raw::{PeerAnswer, RawPeer, Wire};
 use queue_trace_common::outcome;
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ fn overflow(abort: u32, refusal: u8) {
             wire.settle()?;
             if abort == 1 {
                 for peer in &mut late[1..] {
-                    assert_eq!(peer.answer(&mut wire, PATIENCE)?, Some(Answer::Reset));
+                    assert_eq!(peer.answer(&mut wire, PATIENCE)?, Some(PeerAnswer::Reset));
                 }
             }
             Ok(())
@@ -62,9 +62,9 @@ fn overflow(abort: u32, refusal: u8) {
 }
 
 /// Clients that have sent their SYN and heard its answer.
-fn half_open(wire: &mut Wire, room: &Room, count: usize) -> Vec<Peer> {
+fn half_open(wire: &mut Wire, room: &Room, count: usize) -> Vec<RawPeer> {
     let mut begin = || {
-        let mut peer = Peer::new(wire, room.address).unwrap();
+        let mut peer = RawPeer::new(wire, room.address).unwrap();
         peer.syn(wire).unwrap();
         assert!(peer.syn_ack(wire, PATIENCE).unwrap().is_some());
         peer

@@ -19,7 +19,7 @@ use queue_trace::{
     lab,
     lab::{
         Family, Listen, connect_fast,
-        raw::{Answer, Flags, Peer, Segment, Wire},
+        raw::{Flags, PeerAnswer, RawPeer, Segment, Wire},
     },
 };
 use queue_trace_common::outcome;
@@ -68,7 +68,7 @@ fn a_client_to_which_no_route_leads() {
                 let mut wire = Wire::open(room.family)?;
                 for port in 0..20 {
                     let client = SocketAddr::new(unreachable(room.family), 61_000 + port);
-                    Peer::at(client, room.address).syn(&wire)?;
+                    RawPeer::at(client, room.address).syn(&wire)?;
                 }
                 wire.settle()
             };
@@ -93,7 +93,7 @@ fn a_syn_to_many() {
             let mut syn = |to: IpAddr| {
                 let to = SocketAddr::new(to, 8081);
                 anyhow::Ok(Segment {
-                    source: Peer::new(&mut wire, to)?.address(),
+                    source: RawPeer::new(&mut wire, to)?.address(),
                     destination: to,
                     sequence: 1,
                     acknowledgment: 0,
@@ -170,9 +170,9 @@ fn a_forged_cookie() {
         let play = || {
             let mut wire = Wire::open(room.family)?;
             let forge = |wire: &mut Wire| {
-                let mut peer = Peer::new(wire, room.address)?;
+                let mut peer = RawPeer::new(wire, room.address)?;
                 peer.bogus_ack(wire)?;
-                assert_eq!(peer.answer(wire, PATIENCE)?, Some(Answer::Reset));
+                assert_eq!(peer.answer(wire, PATIENCE)?, Some(PeerAnswer::Reset));
                 anyhow::Ok(())
             };
             for _ in 0..3 {
@@ -211,7 +211,7 @@ fn a_cookie_for_options_that_are_off() {
             let mut wire = Wire::open(room.family)?;
             for mut peer in half_open(&mut wire, room.address, 4)? {
                 peer.ack_with_timestamp(&wire, SACK)?;
-                assert_eq!(peer.answer(&mut wire, PATIENCE)?, Some(Answer::Reset));
+                assert_eq!(peer.answer(&mut wire, PATIENCE)?, Some(PeerAnswer::Reset));
             }
             wire.settle()
         };
@@ -293,7 +293,7 @@ fn the_server_is_killed() {
             server.kill()?;
             server.wait()?;
             for peer in &mut peers {
-                assert_eq!(peer.answer(&mut wire, PATIENCE)?, Some(Answer::Reset));
+                assert_eq!(peer.answer(&mut wire, PATIENCE)?, Some(PeerAnswer::Reset));
             }
             Ok(())
         };
@@ -371,15 +371,15 @@ fn what_decides_nothing_is_no_verdict() {
             for peer in &mut again {
                 peer.syn(&wire)?;
                 let answer = peer.answer(&mut wire, PATIENCE)?;
-                assert!(matches!(answer, Some(Answer::SynAck(_))), "{answer:?}");
+                assert!(matches!(answer, Some(PeerAnswer::SynAck(_))), "{answer:?}");
             }
             for peer in half_open(&mut wire, room.address, 8)? {
                 peer.rst(&wire)?;
             }
             for _ in 0..8 {
-                let mut stray = Peer::new(&mut wire, room.address)?;
+                let mut stray = RawPeer::new(&mut wire, room.address)?;
                 stray.bogus_ack(&wire)?;
-                assert_eq!(stray.answer(&mut wire, PATIENCE)?, Some(Answer::Reset));
+                assert_eq!(stray.answer(&mut wire, PATIENCE)?, Some(PeerAnswer::Reset));
             }
             wire.settle()
         };

@@ -12,7 +12,7 @@ use std::{
 use live_tests::{ALL, Counters, Launch, Recording, Room, Row, Scratch, Shown, expected, unproven};
 use queue_trace::lab::{
     Family, Netns,
-    raw::{Answer, Peer, Wire},
+    raw::{PeerAnswer, RawPeer, Wire},
 };
 use queue_trace_common::outcome;
 use rustix::process::Pid;
@@ -38,9 +38,9 @@ fn refused(netns: &Netns, to: SocketAddr, clients: usize) -> BTreeSet<SocketAddr
         let mut wire = Wire::open(Family::of(to))?;
         let mut addresses = BTreeSet::new();
         for _ in 0..clients {
-            let mut peer = Peer::new(&mut wire, to)?;
+            let mut peer = RawPeer::new(&mut wire, to)?;
             peer.syn(&wire)?;
-            assert_eq!(peer.answer(&mut wire, PATIENCE)?, Some(Answer::Reset));
+            assert_eq!(peer.answer(&mut wire, PATIENCE)?, Some(PeerAnswer::Reset));
             addresses.insert(peer.address());
         }
         wire.settle()?;
@@ -162,10 +162,10 @@ fn a_stray_ack_is_no_syn() {
     let resets = tcp_counter(&room.netns, "OutRsts");
     let play = || {
         let mut wire = Wire::open(Family::V4)?;
-        let mut peer = Peer::new(&mut wire, room.address)?;
+        let mut peer = RawPeer::new(&mut wire, room.address)?;
         peer.syn(&wire)?;
         peer.syn_ack(&mut wire, PATIENCE)?;
-        let stray = Peer::at(peer.address(), other);
+        let stray = RawPeer::at(peer.address(), other);
         stray.bogus_ack(&wire)?;
         peer.rst(&wire)?;
         wire.settle()

@@ -17,7 +17,7 @@ use crate::model::{
 
 /// The state.
 #[derive(Debug)]
-pub struct State {
+pub struct BoardState {
     /// The series of listeners.
     pub fleet: Fleet,
     /// The machine and the agent.
@@ -31,7 +31,7 @@ pub struct State {
 /// The state, shared.
 #[derive(Debug)]
 pub struct Board {
-    state: Mutex<State>,
+    state: Mutex<BoardState>,
     /// When the loop turned last, by the monotonic clock, nanoseconds.
     turned: AtomicU64,
     /// Since when it counts, nanoseconds since 1970.
@@ -44,7 +44,7 @@ const HANGS: Duration = Duration::from_secs(10);
 impl Board {
     /// Counts from now on.
     #[must_use]
-    pub fn new(state: State) -> Self {
+    pub fn new(state: BoardState) -> Self {
         Self {
             state: Mutex::new(state),
             turned: AtomicU64::new(monotonic_now()),
@@ -53,7 +53,7 @@ impl Board {
     }
 
     /// The state, for reading and writing. Whoever holds it waits for nothing.
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub fn state(&self) -> MutexGuard<'_, BoardState> {
         // A panic elsewhere left counts that are right, or will be told as they are.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,7 +4,7 @@
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// Only grows, from when the agent attached.
     Counter,
     /// A value of a moment.
@@ -17,7 +17,7 @@ pub enum Kind {
     Info,
 }
 
-impl Kind {
+impl MetricKind {
     /// The type as Prometheus names it.
     #[must_use]
     pub const fn prometheus(self) -> &'static str {
@@ -50,7 +50,7 @@ pub struct Metric {
     /// The name in OpenTelemetry; empty: it is not sent.
     pub otel: &'static str,
     /// What it is.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// The unit as OpenTelemetry writes it.
     pub unit: &'static str,
     /// What its series stand for.
@@ -81,9 +81,9 @@ impl Metric {
             name.push_str(unit);
         }
         match self.kind {
-            Kind::Counter => name.push_str("_total"),
-            Kind::Info => name.push_str("_info"),
-            Kind::Gauge | Kind::UpDown | Kind::Histogram => {}
+            MetricKind::Counter => name.push_str("_total"),
+            MetricKind::Info => name.push_str("_info"),
+            MetricKind::Gauge | MetricKind::UpDown | MetricKind::Histogram => {}
         }
         name
     }
@@ -101,7 +101,7 @@ macro_rules! metrics {
                 index: Index::$konst as usize,
                 base: $base,
                 otel: $otel,
-                kind: Kind::$kind,
+                kind: MetricKind::$kind,
                 unit: $unit,
                 scope: Scope::$scope,
                 labels: &[$($label),*],
@@ -235,7 +235,7 @@ mod tests {
             {
                 translated = format!("{translated}_{unit}");
             }
-            if metric.kind == Kind::Counter {
+            if metric.kind == MetricKind::Counter {
                 translated.push_str("_total");
             }
             assert_eq!(translated, metric.name());

@@ -49,11 +49,11 @@ const STAYS: Duration = Duration::from_secs(300);
 const HALF: Duration = Duration::from_secs(30);
 
 /// What tells a socket from others.
-pub type SocketKey = (u32, u16, Option<u64>);
+pub type SeriesKey = (u32, u16, Option<u64>);
 
 /// The key of a listener.
 #[must_use]
-pub fn key_of(netns: u32, listener: &Listener) -> SocketKey {
+pub fn key_of(netns: u32, listener: &Listener) -> SeriesKey {
     (netns, listener.port, listener.inode)
 }
 
@@ -150,7 +150,7 @@ struct Readings {
 
 /// Counts of a listener that was not looked at yet.
 #[derive(Debug, Clone)]
-struct Pending {
+struct PendingOutcomes {
     since: Duration,
     outcomes: BTreeMap<u8, u64>,
 }
@@ -163,10 +163,10 @@ const WAITS_FOR_LOOK: Duration = Duration::from_secs(3);
 pub struct Fleet {
     limits: Limits,
     pods: PodNames,
-    sockets: HashMap<SocketKey, Socket>,
+    sockets: HashMap<SeriesKey, Socket>,
     series: BTreeMap<Arc<Whose>, Series>,
     overflow: Series,
-    pending: HashMap<SocketKey, Pending>,
+    pending: HashMap<SeriesKey, PendingOutcomes>,
     look: u64,
     /// Whether the listeners that come now were there before.
     attaching: bool,
@@ -373,7 +373,7 @@ impl Fleet {
             }
             self.add(key, outcomes.clone());
         } else {
-            let pending = self.pending.entry(key).or_insert(Pending {
+            let pending = self.pending.entry(key).or_insert(PendingOutcomes {
                 since: now,
                 outcomes: BTreeMap::new(),
             });
@@ -391,7 +391,7 @@ impl Fleet {
     }
 
     /// The socket on a port, if all sockets on it have the same labels.
-    fn only_one(&self, netns: u32, port: u16) -> Option<SocketKey> {
+    fn only_one(&self, netns: u32, port: u16) -> Option<SeriesKey> {
         let mut found = self
             .sockets
             .iter()
@@ -402,7 +402,7 @@ impl Fleet {
             .then_some(*key)
     }
 
-    fn add(&mut self, key: SocketKey, outcomes: BTreeMap<u8, u64>) {
+    fn add(&mut self, key: SeriesKey, outcomes: BTreeMap<u8, u64>) {
         let socket = self.sockets.get(&key).filter(|socket| socket.placed);
         let series = socket.and_then(|socket| self.series.get_mut(&socket.whose));
         let series = series.unwrap_or(&mut self.overflow);
@@ -485,7 +485,7 @@ impl Fleet {
     }
 
     /// What the diagnosis finds now: the rules by listener.
-    pub fn findings(&mut self, found: &[(SocketKey, &'static str)]) {
+    pub fn findings(&mut self, found: &[(SeriesKey, &'static str)]) {
         for series in self.series.values_mut() {
             series.findings.values_mut().for_each(|on| *on = false);
         }
@@ -505,7 +505,7 @@ impl Fleet {
 
     /// The words of a listener's owner, for a line of text.
     #[must_use]
-    pub fn owner(&self, key: &SocketKey) -> Option<&Owner> {
+    pub fn owner(&self, key: &SeriesKey) -> Option<&Owner> {
         self.sockets.get(key).map(|socket| &socket.whose.owner)
     }
 

@@ -15,7 +15,7 @@ use prometheus_client::{
 
 use super::{
     exposition::{Exposition, Point, Value},
-    registry::{Kind, METRICS, Metric},
+    registry::{METRICS, Metric, MetricKind},
 };
 
 /// A form of text.
@@ -98,10 +98,10 @@ impl Collector for ExpositionCollector {
             }
             let unit = metric.unit_word().map(|word| Unit::Other(word.to_owned()));
             let kind = match metric.kind {
-                Kind::Counter => MetricType::Counter,
-                Kind::Gauge | Kind::UpDown => MetricType::Gauge,
-                Kind::Histogram => MetricType::Histogram,
-                Kind::Info => MetricType::Info,
+                MetricKind::Counter => MetricType::Counter,
+                MetricKind::Gauge | MetricKind::UpDown => MetricType::Gauge,
+                MetricKind::Histogram => MetricType::Histogram,
+                MetricKind::Info => MetricType::Info,
             };
             let mut family =
                 encoder.encode_descriptor(metric.base, metric.help, unit.as_ref(), kind)?;
@@ -115,14 +115,14 @@ impl Collector for ExpositionCollector {
 
 fn encode(family: &mut MetricEncoder<'_>, metric: &Metric, point: &Point) -> fmt::Result {
     let labels = Labels(point);
-    if metric.kind == Kind::Info {
+    if metric.kind == MetricKind::Info {
         return family.encode_info(&labels);
     }
     let none: Option<&Exemplar<NoLabelSet, f64>> = None;
     let mut series = family.encode_family(&labels)?;
     match (&point.value, metric.kind) {
-        (Value::Count(count), Kind::Counter) => series.encode_counter(count, none),
-        (Value::Measure(measure), Kind::Counter) => series.encode_counter(measure, none),
+        (Value::Count(count), MetricKind::Counter) => series.encode_counter(count, none),
+        (Value::Measure(measure), MetricKind::Counter) => series.encode_counter(measure, none),
         (Value::Count(count), _) => series.encode_gauge(count),
         (Value::Measure(measure), _) => series.encode_gauge(measure),
         (Value::Times { buckets, sum }, _) => {

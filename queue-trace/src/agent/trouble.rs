@@ -3,7 +3,7 @@
 use queue_trace_common::outcome::Set;
 use serde_json::{Map, Value};
 
-use super::series::{SocketKey, key_of};
+use super::series::{SeriesKey, key_of};
 use crate::{
     diagnose::{
         detector::{Change, Episodes, Key},
@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 pub struct Troubled {
     /// Which.
-    pub key: SocketKey,
+    pub key: SeriesKey,
     /// Its namespace.
     pub netns: u32,
     /// The listener.

@@ -15,8 +15,8 @@ use queue_trace_common::outcome::Kind;
 use super::{
     board::Board,
     otlp::{Refusal, RefusalQueue},
-    recorder::{self, Finished, LeftOut, Recorder},
-    series::{SocketKey, key_of},
+    recorder::{self, Finished, NotWritten, Recorder},
+    series::{SeriesKey, key_of},
     settings::Settings,
     systemd::Watchdog,
     trouble::{TroubleChange, Troubles},
@@ -132,7 +132,7 @@ impl Watcher {
     }
 
     /// What the diagnosis finds now: the rules by listener.
-    fn find(&mut self) -> Vec<(SocketKey, &'static str)> {
+    fn find(&mut self) -> Vec<(SeriesKey, &'static str)> {
         let Some(case) = &self.case else {
             return Vec::new();
         };
@@ -182,8 +182,8 @@ impl Watcher {
         let result = match &begun {
             Ok(Ok(_)) if was_open => return begun.ok().and_then(Result::ok),
             Ok(Ok(_)) => "begun",
-            Ok(Err(LeftOut::NoFolder)) => return None,
-            Ok(Err(LeftOut::Limited)) => "limited",
+            Ok(Err(NotWritten::NoFolder)) => return None,
+            Ok(Err(NotWritten::Limited)) => "limited",
             Err(error) => {
                 self.told.cannot_record(error);
                 "failed"

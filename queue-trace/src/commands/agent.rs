@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     agent::{
-        board::{Board, State},
+        board::{Board, BoardState},
         host::{Attached, HostSeries},
         labels::{Allowed, Ephemeral},
         otlp::{self, Endpoint, RefusalQueue},
@@ -181,7 +181,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         ..Selection::default()
     };
     let live = Live::begin_until(&args.kernel, selection, signals)?;
-    let board = Arc::new(Board::new(State {
+    let board = Arc::new(Board::new(BoardState {
         fleet: Fleet::new(settings.limits.clone(), PodNames::new("/var/log".as_ref())),
         host: HostSeries::new(attached(live.plan(), live.host(), args)),
         listeners: Arc::new([]),

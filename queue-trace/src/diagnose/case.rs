@@ -11,7 +11,7 @@ use queue_trace_common::outcome::{Kind, Outcome, Set, of_kind};
 pub use super::{
     detector::Key,
     episode::{ACCEPT_FULL, ENTERED, SYN_FULL, set_of},
-    history::{Held, History, Stalled, TimeSlot},
+    history::{HeldUp, History, Stalled, TimeSlot},
 };
 use super::{
     detector::Observed,
@@ -302,7 +302,7 @@ impl Sink for Case {
             slot.depth = slot.depth.max(accept.and_then(|queue| queue.depth));
             slot.limit = accept.and_then(|queue| queue.limit).or(slot.limit);
             slot.latency_us = snapshot.accept_latency_us.or(slot.latency_us);
-            slot.hold(snapshot.stall.as_deref().and_then(Held::of));
+            slot.hold(snapshot.stall.as_deref().and_then(HeldUp::of));
         }
         for (name, count) in snapshot.counts.iter().flatten() {
             if let Some(outcome) = outcome_named(name) {

@@ -10,7 +10,7 @@ use queue_trace_common::outcome::{self, Outcome, Set};
 
 use super::{
     distinct::{Distinct, Estimate},
-    episode::{ENTERED, Episode, Pattern, Sums, Trouble, add, set_of},
+    episode::{ENTERED, Episode, OutcomeSums, Pattern, Trouble, add, set_of},
 };
 use crate::model::{
     clock::NS_PER_SECOND,
@@ -522,10 +522,10 @@ impl Key {
 /// gives what only the counts tell.
 #[derive(Debug, Clone, Default)]
 pub struct Excess {
-    streamed: Sums,
-    counted: Sums,
+    streamed: OutcomeSums,
+    counted: OutcomeSums,
     /// What was given and may still come as events.
-    ahead: Sums,
+    ahead: OutcomeSums,
 }
 
 impl Excess {

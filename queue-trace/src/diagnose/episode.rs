@@ -18,7 +18,7 @@ use crate::model::{
 };
 
 /// Counts by the tag of the outcome.
-pub type Sums = BTreeMap<u8, u64>;
+pub type OutcomeSums = BTreeMap<u8, u64>;
 
 /// The outcomes of a set of tags.
 #[must_use]
@@ -148,7 +148,7 @@ pub struct Episode {
     pub ongoing: bool,
     /// How often each outcome was at the listener, from the first refusal on.
     #[serde(serialize_with = "by_name")]
-    pub outcomes: Sums,
+    pub outcomes: OutcomeSums,
     /// Packets that make the trouble: dropped, or answered with a cookie.
     pub packets: u64,
     /// Packets among them whose client is not known, as they were rate-limited.
@@ -267,7 +267,7 @@ impl Episode {
             begin_ns: at,
             end_ns: at,
             ongoing: true,
-            outcomes: Sums::new(),
+            outcomes: OutcomeSums::new(),
             packets: 0,
             unnamed: 0,
             seconds: 0,
@@ -361,7 +361,7 @@ impl Episode {
 }
 
 /// Adds up those of a set.
-pub(super) fn sum(sums: &Sums, set: Set) -> u64 {
+pub(super) fn sum(sums: &OutcomeSums, set: Set) -> u64 {
     let in_set = sums.iter().filter(|(tag, _)| set >> **tag & 1 == 1);
     in_set.fold(0, |sum, (_, count)| sum.saturating_add(*count))
 }
@@ -387,7 +387,7 @@ fn as_seconds<S: Serializer>(ns: &i128, serializer: S) -> Result<S::Ok, S::Error
     serializer.serialize_f64((*ns / 1_000_000) as f64 / 1e3)
 }
 
-fn by_name<S: Serializer>(sums: &Sums, serializer: S) -> Result<S::Ok, S::Error> {
+fn by_name<S: Serializer>(sums: &OutcomeSums, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(sums.iter().filter_map(|(tag, count)| {
         let outcome = outcome::Outcome::of(*tag)?;
         let name = crate::model::event::Name(outcome).to_string();

@@ -8,7 +8,7 @@ use queue_trace_common::outcome::{
 
 use super::{
     detector::{Detector, Excess},
-    episode::{Sums, add, sum},
+    episode::{OutcomeSums, add, sum},
 };
 use crate::model::{
     event::{AcceptQueue, Event, SynQueue, Sysctls},
@@ -27,8 +27,8 @@ pub struct History {
     /// How often each outcome was, by events and counts; by the totals; by the snapshots. Each
     /// may have seen only a part.
     pub(super) excess: Excess,
-    pub(super) totalled: Sums,
-    pub(super) reported: Sums,
+    pub(super) totalled: OutcomeSums,
+    pub(super) reported: OutcomeSums,
     /// The episodes.
     pub detector: Detector,
     /// The course of time.
@@ -64,7 +64,7 @@ pub struct History {
 #[derive(Debug, Clone, Default)]
 pub struct TimeSlot {
     /// How often each outcome was, by tag.
-    pub outcomes: Sums,
+    pub outcomes: OutcomeSums,
     /// Depth of the accept queue, at most.
     pub depth: Option<u32>,
     /// Its limit, as it was last in it.
@@ -76,13 +76,13 @@ pub struct TimeSlot {
     /// How long all connections had waited until then, as the latest snapshot has it.
     pub latency_us: Option<Latency>,
     /// What kept the application from accepting.
-    pub held: Option<Box<Held>>,
+    pub held: Option<Box<HeldUp>>,
 }
 
 /// What kept an application from accepting, in percent of the time between two looks; the most
 /// where there were several.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldUp {
     /// Its CPU quota stopped it, all CPUs together.
     pub throttled: Option<u64>,
     /// The thread of it that waited longest for a CPU did so.
@@ -97,7 +97,7 @@ pub struct Held {
     pub memory: Option<u64>,
 }
 
-impl Held {
+impl HeldUp {
     /// Of a look that was not the first.
     pub(super) fn of(stall: &Stall) -> Option<Self> {
         let over = stall.over_us.filter(|over| *over > 0)?;
@@ -151,7 +151,7 @@ impl TimeSlot {
         sum(&self.outcomes, set)
     }
 
-    pub(super) fn hold(&mut self, held: Option<Held>) {
+    pub(super) fn hold(&mut self, held: Option<HeldUp>) {
         if let Some(held) = held {
             let before = self.held.as_deref().copied().unwrap_or_default();
             self.held = Some(Box::new(before.worst(held)));
@@ -182,8 +182,8 @@ impl History {
         Self {
             listener: Listener::default(),
             excess: Excess::default(),
-            totalled: Sums::new(),
-            reported: Sums::new(),
+            totalled: OutcomeSums::new(),
+            reported: OutcomeSums::new(),
             detector: Detector::new(told),
             slots: BTreeMap::new(),
             times: BTreeMap::new(),
@@ -204,7 +204,7 @@ impl History {
     /// How often an outcome was.
     #[must_use]
     pub fn count_of(&self, tag: u8) -> u64 {
-        let of = |sums: &Sums| sums.get(&tag).copied().unwrap_or(0);
+        let of = |sums: &OutcomeSums| sums.get(&tag).copied().unwrap_or(0);
         // Each of them can only have missed some.
         (self.excess.counted(tag))
             .max(self.excess.streamed(tag))

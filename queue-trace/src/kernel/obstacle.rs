@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 /// What was looked at.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Facts {
+struct Surroundings {
     /// `/proc/self/uid_map`, where there is one.
     users: Option<String>,
     /// Whether `/proc` and `/sys` are there.
@@ -19,7 +19,7 @@ struct Facts {
 /// What keeps from attaching, if it is known.
 #[must_use]
 pub fn find() -> Option<&'static str> {
-    Facts {
+    Surroundings {
         users: fs::read_to_string("/proc/self/uid_map").ok(),
         proc: Path::new("/proc/self/ns").exists(),
         sys: Path::new("/sys/kernel").exists(),
@@ -28,7 +28,7 @@ pub fn find() -> Option<&'static str> {
     .obstacle()
 }
 
-impl Facts {
+impl Surroundings {
     fn obstacle(&self) -> Option<&'static str> {
         if !self.proc {
             return Some(
@@ -66,8 +66,8 @@ fn is_initial(map: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn fine() -> Facts {
-        Facts {
+    fn fine() -> Surroundings {
+        Surroundings {
             users: Some("         0          0 4294967295\n".to_owned()),
             proc: true,
             sys: true,
@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn each_obstacle_is_named() {
         assert_eq!(fine().obstacle(), None);
-        let bare = Facts {
+        let bare = Surroundings {
             users: None,
             lockdown: None,
             ..fine()
@@ -87,28 +87,28 @@ mod tests {
         let rootless = "         0       1000          1\n         1     100000      65536\n";
         for (facts, says) in [
             (
-                Facts {
+                Surroundings {
                     users: Some(rootless.to_owned()),
                     ..fine()
                 },
                 "user namespace",
             ),
             (
-                Facts {
+                Surroundings {
                     proc: false,
                     ..fine()
                 },
                 "/proc is not mounted",
             ),
             (
-                Facts {
+                Surroundings {
                     sys: false,
                     ..fine()
                 },
                 "/sys is not mounted",
             ),
             (
-                Facts {
+                Surroundings {
                     lockdown: Some("none integrity [confidentiality]\n".to_owned()),
                     ..fine()
                 },

@@ -29,7 +29,7 @@ use crate::{
     },
     lab::{
         Ending, Family, Listen, Netns, Pace, add_address, connect_each,
-        raw::{Answer, Peer, Wire},
+        raw::{PeerAnswer, RawPeer, Wire},
     },
     model::event::Name,
 };
@@ -226,7 +226,7 @@ impl SelfTest {
         self.netns.run(|| {
             let listener = Listen::default().on(address)?;
             let mut wire = Wire::open(family)?;
-            let mut peer = Peer::new(&mut wire, address)?;
+            let mut peer = RawPeer::new(&mut wire, address)?;
             peer.syn(&wire)?;
             let cookie = peer.syn_ack(&mut wire, PATIENCE)?;
             ensure!(cookie.is_some(), "a SYN had no answer over {family}");
@@ -244,11 +244,11 @@ impl SelfTest {
         let address = self.listener(family);
         self.netns.run(|| {
             let mut wire = Wire::open(family)?;
-            let mut peer = Peer::new(&mut wire, address)?;
+            let mut peer = RawPeer::new(&mut wire, address)?;
             peer.syn(&wire)?;
             let answer = peer.answer(&mut wire, PATIENCE)?;
             ensure!(
-                answer == Some(Answer::Reset),
+                answer == Some(PeerAnswer::Reset),
                 "a SYN for nobody had no reset over {family}"
             );
             wire.settle()
@@ -270,7 +270,7 @@ impl SelfTest {
             let mut wire = Wire::open(Family::V4)?;
             let mut peers = Vec::new();
             for number in 0..BACKLOG + 2 {
-                let mut peer = Peer::new(&mut wire, address)?;
+                let mut peer = RawPeer::new(&mut wire, address)?;
                 peer.syn(&wire)?;
                 let answer = peer.syn_ack(&mut wire, PATIENCE)?;
                 ensure!(answer.is_some(), "a SYN had no answer");
@@ -307,7 +307,7 @@ impl SelfTest {
             let mut wire = Wire::open(Family::V4)?;
             let mut peers = Vec::new();
             for _ in 0..=LIMIT {
-                let peer = Peer::new(&mut wire, address)?;
+                let peer = RawPeer::new(&mut wire, address)?;
                 peer.syn(&wire)?;
                 peers.push(peer);
             }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::lab::{
-    raw::{Answer, Flood, Flooded, Peer, Wire, flood},
+    raw::{Flood, Flooded, PeerAnswer, RawPeer, Wire, flood},
     *,
 };
 
@@ -165,7 +165,7 @@ fn a_peer_owns_every_step_of_its_handshake() {
                 let mut wire = Wire::open(family)?;
                 let mut peers = Vec::new();
                 for _ in 0..3 {
-                    let mut peer = Peer::new(&mut wire, to)?;
+                    let mut peer = RawPeer::new(&mut wire, to)?;
                     peer.syn(&wire)?;
                     assert!(peer.syn_ack(&mut wire, PATIENCE)?.is_some());
                     peers.push(peer);
@@ -176,7 +176,7 @@ fn a_peer_owns_every_step_of_its_handshake() {
                 let first = peers[0].clone();
                 peers[0].syn(&wire)?;
                 let again = peers[0].answer(&mut wire, PATIENCE)?;
-                assert!(matches!(again, Some(Answer::SynAck(_))));
+                assert!(matches!(again, Some(PeerAnswer::SynAck(_))));
                 peers[0].ack_with_data(&wire, b"hello")?;
                 wire.settle()?;
                 assert_eq!(half_open(to)?, 2);
@@ -196,10 +196,13 @@ fn a_peer_owns_every_step_of_its_handshake() {
                 assert!(asked.is_some());
                 assert_eq!(half_open(to)?, 1);
 
-                let mut stranger = Peer::new(&mut wire, to)?;
+                let mut stranger = RawPeer::new(&mut wire, to)?;
                 assert!(stranger.ack(&wire).is_err());
                 stranger.bogus_ack(&wire)?;
-                assert_eq!(stranger.answer(&mut wire, PATIENCE)?, Some(Answer::Reset));
+                assert_eq!(
+                    stranger.answer(&mut wire, PATIENCE)?,
+                    Some(PeerAnswer::Reset)
+                );
                 Ok(())
             })
             .unwrap();

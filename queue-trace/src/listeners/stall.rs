@@ -22,7 +22,7 @@ use std::{
 use self::{
     groups::{Cgroups, Levels, Reading},
     polled::Polled,
-    threads::{Clock, Seen},
+    threads::{ThreadClock, ThreadsSeen},
 };
 use crate::{
     listeners::owners,
@@ -47,7 +47,7 @@ pub struct Stalls {
     proc: PathBuf,
     cgroups: Cgroups,
     /// Of each thread, how long it has run and waited.
-    clocks: HashMap<(u32, u64), Clock>,
+    clocks: HashMap<(u32, u64), ThreadClock>,
     /// Of each process, what its cgroups and the host counted.
     readings: HashMap<u32, Reading>,
     read_at: Option<Instant>,
@@ -66,15 +66,15 @@ impl Default for Stalls {
 }
 
 /// What is left of the bounds of a look.
-struct Room {
+struct Bounds {
     processes: usize,
     threads: usize,
 }
 
 /// What was read of a process in this look.
 #[derive(Debug)]
-struct Process {
-    seen: Seen,
+struct Holder {
+    seen: ThreadsSeen,
     polled: Polled,
     levels: Levels,
     reading: Reading,
@@ -100,7 +100,7 @@ impl Stalls {
             self.clocks.clear();
             self.readings.clear();
         }
-        let mut room = Room {
+        let mut room = Bounds {
             processes: PROCESSES,
             threads: THREADS,
         };
@@ -112,7 +112,7 @@ impl Stalls {
                 .saturating_sub(row.limit().unwrap_or(0));
             std::cmp::Reverse((row.is_full(), waits, row.oldest_waiting_us))
         });
-        let mut found: HashMap<u32, Result<Process, String>> = HashMap::new();
+        let mut found: HashMap<u32, Result<Holder, String>> = HashMap::new();
         for row in stalled {
             self.one(row, over_us, &mut room, &mut found);
         }
@@ -131,8 +131,8 @@ impl Stalls {
         &mut self,
         row: &mut Snapshot,
         over_us: Option<u64>,
-        room: &mut Room,
-        found: &mut HashMap<u32, Result<Process, String>>,
+        room: &mut Bounds,
+        found: &mut HashMap<u32, Result<Holder, String>>,
     ) {
         let Some(inode) = row.listener.inode else {
             return;
@@ -197,17 +197,17 @@ impl Stalls {
     }
 
     /// Reads all of a process.
-    fn process(&mut self, pid: u32, room: &mut Room) -> Result<Process, String> {
+    fn process(&mut self, pid: u32, room: &mut Bounds) -> Result<Holder, String> {
         room.processes -= 1;
         let folder = self.proc.join(pid.to_string());
         let polled = Polled::read(&folder)
             .map_err(|error| format!("the open files of process {pid} cannot be read: {error}"))?;
-        let seen = Seen::read(&folder, pid, room.threads)
+        let seen = ThreadsSeen::read(&folder, pid, room.threads)
             .map_err(|error| format!("the threads of process {pid} cannot be read: {error}"))?;
         room.threads -= seen.threads.len().min(room.threads);
         let levels = self.cgroups.of_process(&folder);
         let reading = Reading::read(&levels, &self.proc);
-        Ok(Process {
+        Ok(Holder {
             seen,
             polled,
             levels,
@@ -221,10 +221,10 @@ impl Stalls {
         stall: &mut Stall,
         evidence: &mut Evidence,
         pid: u32,
-        process: &Process,
+        process: &Holder,
         inode: u64,
     ) {
-        let Process {
+        let Holder {
             seen,
             polled,
             levels,
@@ -235,7 +235,7 @@ impl Stalls {
         for thread in &seen.threads {
             let before = self.clocks.get(&(thread.tid, thread.started));
             // A thread that came meanwhile has run since then only.
-            let began = self.readings.contains_key(&pid).then(Clock::default);
+            let began = self.readings.contains_key(&pid).then(ThreadClock::default);
             let before = before.copied().or(began);
             evidence
                 .doing
@@ -264,7 +264,7 @@ impl Stalls {
     fn host(
         &self,
         over_us: Option<u64>,
-        found: &HashMap<u32, Result<Process, String>>,
+        found: &HashMap<u32, Result<Holder, String>>,
     ) -> (
         Option<crate::model::stall::Files>,
         Option<crate::model::stall::Pressure>,
@@ -290,7 +290,7 @@ struct Evidence {
     epoll: Option<Epoll>,
 }
 
-fn clocks(found: &HashMap<u32, Result<Process, String>>) -> HashMap<(u32, u64), Clock> {
+fn clocks(found: &HashMap<u32, Result<Holder, String>>) -> HashMap<(u32, u64), ThreadClock> {
     let processes = found.values().filter_map(|process| process.as_ref().ok());
     let threads = processes.flat_map(|process| &process.seen.threads);
     threads

@@ -12,5 +12,5 @@ pub use self::{
     line::{Fault, Line},
     members::{Belongs, Members},
     narrowed::Narrowed,
-    reader::{Entry, Place, Reader},
+    reader::{Entry, Reader, ReaderPlace},
 };

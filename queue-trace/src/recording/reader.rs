@@ -36,7 +36,7 @@ pub struct Entry<'a> {
 
 /// A place between two lines, from which can be read on: see [`Reader::open_at`].
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Place {
+pub struct ReaderPlace {
     /// Which of the files.
     file: usize,
     /// Where in its text, bytes.
@@ -105,7 +105,7 @@ impl Reader {
     ///
     /// # Errors
     /// If the file cannot be read any more.
-    pub fn open_at(files: &[PathBuf], place: Place) -> Result<Self> {
+    pub fn open_at(files: &[PathBuf], place: ReaderPlace) -> Result<Self> {
         let left = files.iter().skip(place.file).cloned();
         let mut left: VecDeque<_> = left.map(Input::File).collect();
         let file = match left.pop_front() {
@@ -126,8 +126,8 @@ impl Reader {
 
     /// Where it is: before the line that comes next.
     #[must_use]
-    pub fn place(&self) -> Place {
-        Place {
+    pub fn place(&self) -> ReaderPlace {
+        ReaderPlace {
             file: self.done,
             offset: self.file.as_ref().map_or(0, |file| file.offset),
             understood: self.understood,

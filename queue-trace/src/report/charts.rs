@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{
     diagnose::{
         Case,
-        case::{Held, History, TimeSlot},
+        case::{HeldUp, History, TimeSlot},
         episode::Trouble,
     },
     model::{clock::NS_PER_SECOND, event::Name, latency::Distribution, words::short_time},
@@ -261,7 +261,7 @@ fn depth(case: &Case, history: &History, id: String) -> Option<Chart> {
 /// What kept the owner from accepting, as it was looked at: to be read beside the depth.
 fn stall(case: &Case, history: &History, id: String) -> Option<Chart> {
     let time = times(case, &history.slots);
-    let of = |part: fn(&Held) -> Option<u64>| -> Vec<Option<u64>> {
+    let of = |part: fn(&HeldUp) -> Option<u64>| -> Vec<Option<u64>> {
         let slot = |time: &i64| history.slots.get(&(time / case.width));
         let value = |time: &i64| part(slot(time)?.held.as_deref()?);
         time.iter().map(value).collect()

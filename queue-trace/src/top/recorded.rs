@@ -25,7 +25,7 @@ use crate::{
         socket::Listener,
     },
     options::ListenerFilters,
-    recording::{Input, Line, Place, Reader, select::Only},
+    recording::{Input, Line, Reader, ReaderPlace, select::Only},
     top::{
         Source,
         seen::{PAST, Seen, key_of},
@@ -61,7 +61,7 @@ pub struct Recorded {
 
 /// What was known before the lines from here on.
 struct Checkpoint {
-    place: Place,
+    place: ReaderPlace,
     scene: Scene,
     /// About how much memory it takes, bytes.
     weight: usize,

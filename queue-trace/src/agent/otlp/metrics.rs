@@ -15,7 +15,7 @@ use super::attributes::{number, resource, scope, text};
 use crate::agent::{
     exposition::{Exposition, Point, Value},
     labels::Owner,
-    registry::{self, Kind, METRICS},
+    registry::{self, METRICS, MetricKind},
 };
 
 /// The request.
@@ -73,15 +73,15 @@ fn data(metric: &registry::Metric, points: &[&Point], exposition: &Exposition) -
         points.collect()
     };
     match metric.kind {
-        Kind::Counter | Kind::UpDown => Data::Sum(Sum {
+        MetricKind::Counter | MetricKind::UpDown => Data::Sum(Sum {
             data_points: numbers(),
             aggregation_temporality: cumulative,
-            is_monotonic: metric.kind == Kind::Counter,
+            is_monotonic: metric.kind == MetricKind::Counter,
         }),
-        Kind::Gauge | Kind::Info => Data::Gauge(Gauge {
+        MetricKind::Gauge | MetricKind::Info => Data::Gauge(Gauge {
             data_points: numbers(),
         }),
-        Kind::Histogram => Data::Histogram(Histogram {
+        MetricKind::Histogram => Data::Histogram(Histogram {
             data_points: points
                 .iter()
                 .filter_map(|point| histogram(point, time, since))

@@ -56,7 +56,7 @@ pub struct Bounds {
 
 /// Why there is no recording of an episode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeftOut {
+pub enum NotWritten {
     /// There is no folder.
     NoFolder,
     /// The listener had enough of them today.
@@ -220,17 +220,17 @@ impl Recorder {
         port: u16,
         now: Duration,
         wall: Timestamp,
-    ) -> io::Result<Result<PathBuf, LeftOut>> {
+    ) -> io::Result<Result<PathBuf, NotWritten>> {
         self.turn(now)?;
         if let Some(incident) = &mut self.incident {
             incident.calm = None;
             return Ok(Ok(incident.path.clone()));
         }
         let Some(folder) = self.folder.clone() else {
-            return Ok(Err(LeftOut::NoFolder));
+            return Ok(Err(NotWritten::NoFolder));
         };
         if !self.may_begin(who, wall) {
-            return Ok(Err(LeftOut::Limited));
+            return Ok(Err(NotWritten::Limited));
         }
         let (path, file) = folder.begin(wall, port)?;
         let mut incident = Incident {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use queue_trace_common::queue::BUCKETS;
 
 use crate::{
-    agent::series::{SocketKey, key_of},
+    agent::series::{SeriesKey, key_of},
     model::{
         ledger::{CounterLine, Ledger},
         snapshot::{Latency, Snapshot},
@@ -16,7 +16,7 @@ use crate::{
 /// What had been counted when a recording begins.
 #[derive(Debug, Clone, Default)]
 pub struct Base {
-    listeners: HashMap<SocketKey, SinceBase>,
+    listeners: HashMap<SeriesKey, SinceBase>,
     /// The ledger of each namespace.
     pub ledgers: BTreeMap<u32, Ledger>,
 }

@@ -9,7 +9,7 @@ use crate::{
     },
     model::{
         clock::NS_PER_SECOND,
-        stall::cause::{CAUSES, Reason, conclude},
+        stall::cause::{CAUSES, StallReason, conclude},
     },
 };
 
@@ -30,7 +30,7 @@ pub(super) fn more_threads_help(finding: &Finding) -> bool {
 
 /// The cause that most looks found in the worst episode, or in all if there was none in that, and
 /// how many of how many found it.
-fn found(history: &History, when: &When) -> Option<(Reason, u64, u64)> {
+fn found(history: &History, when: &When) -> Option<(StallReason, u64, u64)> {
     let worst = when.first();
     let in_span = |from: i128, to: i128| {
         let inside = move |one: &&Stalled| one.from <= to + AFTER_NS && one.to >= from;
@@ -65,7 +65,7 @@ fn found(history: &History, when: &When) -> Option<(Reason, u64, u64)> {
 pub(super) fn with_cause(finding: Finding, history: &History, when: &When) -> Finding {
     let mut finding = finding;
     if let Some((conclusion, of_it, looks)) = found(history, when) {
-        let Reason {
+        let StallReason {
             cause,
             words,
             remedies,

@@ -18,7 +18,7 @@ mod wire;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub use flood::{Flood, Flooded, flood};
-pub use peer::{Answer, Peer};
+pub use peer::{PeerAnswer, RawPeer};
 pub use segment::{Flags, Segment};
 pub use wire::Wire;
 

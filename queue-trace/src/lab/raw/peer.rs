@@ -14,7 +14,7 @@ use crate::lab::{
 
 /// What a listener answered to a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum PeerAnswer {
     /// A SYN-ACK, with the listener's initial sequence number (or cookie).
     SynAck(u32),
     /// A reset.
@@ -23,14 +23,14 @@ pub enum Answer {
 
 /// A client of one listener. It answers nothing by itself.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub struct RawPeer {
     address: SocketAddr,
     listener: SocketAddr,
     isn: u32,
     listener_isn: Option<u32>,
 }
 
-impl Peer {
+impl RawPeer {
     /// A client with an address of its own on the test range.
     pub fn new(wire: &mut Wire, listener: SocketAddr) -> Result<Self> {
         ensure!(
@@ -72,12 +72,12 @@ impl Peer {
     }
 
     /// Waits for a SYN-ACK or a reset.
-    pub fn answer(&mut self, wire: &mut Wire, timeout: Duration) -> Result<Option<Answer>> {
+    pub fn answer(&mut self, wire: &mut Wire, timeout: Duration) -> Result<Option<PeerAnswer>> {
         let wanted = |f: Flags| f.rst || (f.syn && f.ack);
         let heard = wire.receive(self.listener, self.address, wanted, timeout)?;
         Ok(heard.map(|segment| match segment.flags.rst {
-            true => Answer::Reset,
-            false => Answer::SynAck(*self.listener_isn.insert(segment.sequence)),
+            true => PeerAnswer::Reset,
+            false => PeerAnswer::SynAck(*self.listener_isn.insert(segment.sequence)),
         }))
     }
 

@@ -12,7 +12,7 @@ use queue_trace_common::outcome;
 
 use crate::lab::{
     Ending, Pace,
-    raw::Peer,
+    raw::RawPeer,
     scenario::{stage::Scenario, traffic::Traffic},
 };
 
@@ -138,7 +138,7 @@ fn abort_on_overflow(traffic: &mut Traffic) -> Result<String> {
 /// the SYN queue of any kernel: the first round leaves one place in the accept
 /// queue, all of the second are let into the SYN queue for it, one gets it.
 /// Returns how many got in, and the peers who still have to send their ACK.
-fn overflow_between_syn_and_ack(traffic: &mut Traffic) -> Result<(u32, Vec<Peer>)> {
+fn overflow_between_syn_and_ack(traffic: &mut Traffic) -> Result<(u32, Vec<RawPeer>)> {
     let round = traffic.backlog;
     let first = traffic.peers_with_syn_ack(round)?;
     traffic.finish_handshakes(&first, DATA)?;

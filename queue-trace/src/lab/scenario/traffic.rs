@@ -7,7 +7,7 @@ use queue_trace_common::outcome::OUTCOMES;
 
 use crate::lab::{
     Connect, Ending, Family, Pace, connect_each, half_open,
-    raw::{Answer, Flood, Peer, Wire, flood},
+    raw::{Flood, PeerAnswer, RawPeer, Wire, flood},
     scenario::report::{Imposed, Report},
 };
 
@@ -76,10 +76,10 @@ impl Traffic {
     }
 
     /// Peers that have each sent a SYN and heard its SYN-ACK.
-    pub(super) fn peers_with_syn_ack(&mut self, count: u32) -> Result<Vec<Peer>> {
+    pub(super) fn peers_with_syn_ack(&mut self, count: u32) -> Result<Vec<RawPeer>> {
         let mut peers = Vec::new();
         for _ in 0..count {
-            let mut peer = Peer::new(&mut self.wire, self.listener)?;
+            let mut peer = RawPeer::new(&mut self.wire, self.listener)?;
             peer.syn(&self.wire)?;
             self.attempted += 1;
             let heard = peer.syn_ack(&mut self.wire, ANSWER)?;
@@ -91,7 +91,7 @@ impl Traffic {
 
     /// Lets each peer finish its handshake, with data or bare. They believe that
     /// they are connected, as nobody tells them otherwise.
-    pub(super) fn finish_handshakes(&mut self, peers: &[Peer], data: &[u8]) -> Result<()> {
+    pub(super) fn finish_handshakes(&mut self, peers: &[RawPeer], data: &[u8]) -> Result<()> {
         for peer in peers {
             peer.ack_with_data(&self.wire, data)?;
             self.ended(Ending::Connected);
@@ -100,7 +100,7 @@ impl Traffic {
     }
 
     /// Lets each peer finish its handshake with data, and hear a reset for it.
-    pub(super) fn finish_and_be_reset(&mut self, peers: &mut [Peer], data: &[u8]) -> Result<()> {
+    pub(super) fn finish_and_be_reset(&mut self, peers: &mut [RawPeer], data: &[u8]) -> Result<()> {
         for peer in peers {
             peer.ack_with_data(&self.wire, data)?;
             self.expect_reset(peer)?;
@@ -112,18 +112,18 @@ impl Traffic {
     /// New peers that acknowledge what was never sent, and are reset for it.
     pub(super) fn bogus_acks(&mut self, count: u32) -> Result<()> {
         for _ in 0..count {
-            let mut peer = Peer::new(&mut self.wire, self.listener)?;
+            let mut peer = RawPeer::new(&mut self.wire, self.listener)?;
             peer.bogus_ack(&self.wire)?;
             self.expect_reset(&mut peer)?;
         }
         self.wire.settle()
     }
 
-    fn expect_reset(&mut self, peer: &mut Peer) -> Result<()> {
+    fn expect_reset(&mut self, peer: &mut RawPeer) -> Result<()> {
         let answer = peer.answer(&mut self.wire, ANSWER)?;
         let address = peer.address();
         ensure!(
-            answer == Some(Answer::Reset),
+            answer == Some(PeerAnswer::Reset),
             "{address} was to be reset, and heard {answer:?}"
         );
         Ok(())

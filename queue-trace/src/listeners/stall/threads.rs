@@ -16,7 +16,7 @@ const FUNCTIONS: usize = 4;
 
 /// The threads of a process.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct ThreadsSeen {
     /// How many there are.
     pub all: u32,
     /// Those that were looked at.
@@ -35,17 +35,17 @@ pub struct Thread {
     /// When it started, in ticks since boot: tells it from an earlier one of its number.
     pub started: u64,
     /// How long it has run.
-    pub clock: Option<Clock>,
+    pub clock: Option<ThreadClock>,
     main: bool,
     comm: String,
     state: String,
-    call: Option<Call>,
+    call: Option<ThreadCall>,
     kernel: Vec<String>,
 }
 
 /// How long a thread has run, and has waited for a CPU, nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Clock {
+pub struct ThreadClock {
     run_ns: u64,
     delay_ns: u64,
     /// How often it was put on a CPU.
@@ -56,12 +56,12 @@ pub struct Clock {
 
 /// A system call and its first argument.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Call {
+struct ThreadCall {
     name: String,
     first: u64,
 }
 
-impl Seen {
+impl ThreadsSeen {
     /// Of the process whose folder in /proc this is; so many threads at most.
     ///
     /// # Errors
@@ -113,7 +113,7 @@ impl Thread {
         (thread.tid, thread.main) = (tid, main);
         thread.clock = text(&folder.join("schedstat"))
             .ok()
-            .and_then(|text| Clock::of(&text));
+            .and_then(|text| ThreadClock::of(&text));
         if let Some(clock) = &mut thread.clock {
             clock.runnable = thread.state == "R";
         }
@@ -122,7 +122,7 @@ impl Thread {
         }
         if named {
             match text(&folder.join("syscall")) {
-                Ok(call) => thread.call = Call::of(&call),
+                Ok(call) => thread.call = ThreadCall::of(&call),
                 // No such file: a kernel without it; no such process: it ended.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     *refused = Some(error);
@@ -152,7 +152,7 @@ impl Thread {
     pub fn doing(
         &self,
         pid: u32,
-        (before, over_us): (Option<Clock>, Option<u64>),
+        (before, over_us): (Option<ThreadClock>, Option<u64>),
         polled: &Polled,
         inode: u64,
     ) -> Doing {
@@ -181,7 +181,7 @@ impl Thread {
     }
 }
 
-impl Clock {
+impl ThreadClock {
     /// The text of `schedstat`.
     fn of(text: &str) -> Option<Self> {
         let mut words = text.split_whitespace();
@@ -204,7 +204,7 @@ impl Clock {
     }
 }
 
-impl Call {
+impl ThreadCall {
     /// The text of `syscall`: number and arguments; `running`, or -1 outside of a call.
     fn of(text: &str) -> Option<Self> {
         let mut words = text.split_whitespace();
@@ -220,7 +220,7 @@ impl Call {
 /// -1, as the first argument of wait4(), of which 32 bits count.
 const ANY_CHILD: u64 = 0xffff_ffff;
 
-fn role(call: &Call, fd: Option<u32>, polled: &Polled, inode: u64) -> Option<Role> {
+fn role(call: &ThreadCall, fd: Option<u32>, polled: &Polled, inode: u64) -> Option<Role> {
     let takes = |yes| Some(if yes { Role::Takes } else { Role::Elsewhere });
     match call.name.as_str() {
         "accept" | "accept4" => {
@@ -293,7 +293,7 @@ fn is_32_bit(folder: &Path) -> bool {
 
 /// In what threads of a group are alike.
 #[derive(PartialEq, Eq, Hash)]
-struct Kind {
+struct Alike {
     state: String,
     call: Option<String>,
     on: Option<String>,
@@ -306,11 +306,11 @@ struct Kind {
 /// Those that do the same together, those that say most first. One that was on the CPU for long
 /// stands alone.
 pub fn grouped(all: Vec<Doing>, over_us: Option<u64>) -> Vec<Doing> {
-    let mut groups: HashMap<Kind, Doing> = HashMap::new();
+    let mut groups: HashMap<Alike, Doing> = HashMap::new();
     for one in all {
         let wanted = one.run_us.unwrap_or(0) + one.delay_us.unwrap_or(0);
         let alone = over_us.is_some_and(|over| wanted >= over / 4);
-        let key = Kind {
+        let key = Alike {
             state: one.state.clone(),
             call: one.call.clone(),
             on: one.on.clone(),
@@ -376,15 +376,15 @@ mod tests {
         );
         assert_eq!(thread.started, 4711);
         assert!(Thread::of_stat("7 (x) S 1").is_none());
-        let at = |run_ns, delay_ns, turns| Clock {
+        let at = |run_ns, delay_ns, turns| ThreadClock {
             run_ns,
             delay_ns,
             turns,
             runnable: true,
         };
-        let read = Clock::of("5000 7000 3\n").unwrap();
+        let read = ThreadClock::of("5000 7000 3\n").unwrap();
         assert_eq!(
-            Clock {
+            ThreadClock {
                 runnable: true,
                 ..read
             },
@@ -394,7 +394,7 @@ mod tests {
         // It got no turn, and still waits for one.
         assert_eq!(at(9000, 9000, 3).since(at(9000, 9000, 3), 100), (0, 100));
         // It slept, or got a turn.
-        let asleep = Clock {
+        let asleep = ThreadClock {
             runnable: false,
             ..at(9000, 9000, 3)
         };
@@ -407,10 +407,10 @@ mod tests {
     #[test]
     fn a_call_and_a_stack() {
         let futex = format!("{} 0x7f00 0x80 0x7ffd 0x7f93\n", libc::SYS_futex);
-        let call = Call::of(&futex).unwrap();
+        let call = ThreadCall::of(&futex).unwrap();
         assert_eq!((call.name.as_str(), call.first), ("futex", 0x7f00));
-        assert_eq!(Call::of("running\n"), None);
-        assert_eq!(Call::of("-1 0x7ffd 0x7f93\n"), None);
+        assert_eq!(ThreadCall::of("running\n"), None);
+        assert_eq!(ThreadCall::of("-1 0x7ffd 0x7f93\n"), None);
         let stack = "[<0>] io_schedule+0x46/0x80\n[<0>] folio_wait_bit_common+0x13d/0x350\n\
                      [<0>] filemap_fault+0x1/0x2\n[<0>] do_syscall_64+0x71/0x280\n";
         assert_eq!(functions(stack), ["folio_wait_bit_common", "filemap_fault"]);
@@ -426,7 +426,7 @@ mod tests {
             ..Polled::default()
         };
         let role = |name: &str, first: u64| {
-            let call = Call {
+            let call = ThreadCall {
                 name: name.to_owned(),
                 first,
             };
@@ -461,7 +461,7 @@ mod tests {
     #[test]
     fn our_own_threads() {
         let pid = std::process::id();
-        let read = || Seen::read(Path::new("/proc/self"), pid, 64).unwrap();
+        let read = || ThreadsSeen::read(Path::new("/proc/self"), pid, 64).unwrap();
         let seen = read();
         assert!(seen.all >= 1);
         assert!(
@@ -469,11 +469,11 @@ mod tests {
             "{seen:?}"
         );
         assert!(
-            Seen::read(Path::new("/proc/self"), pid, 0)
+            ThreadsSeen::read(Path::new("/proc/self"), pid, 0)
                 .unwrap()
                 .threads
                 .is_empty()
         );
-        assert!(Seen::read(Path::new("/proc/0"), 0, 64).is_err());
+        assert!(ThreadsSeen::read(Path::new("/proc/0"), 0, 64).is_err());
     }
 }

@@ -34,7 +34,7 @@ pub struct Facts<'a> {
 
 /// A conclusion.
 #[derive(Debug, Clone)]
-pub struct Reason {
+pub struct StallReason {
     /// The cause.
     pub cause: &'static Cause,
     /// What the case is, with its numbers.
@@ -127,7 +127,7 @@ pub static CAUSES: [Cause; 13] = [
 
 /// What kept the owner of a listener from calling accept(); `None` if nothing that was seen did.
 #[must_use]
-pub fn conclude(snapshot: &Snapshot) -> Option<Reason> {
+pub fn conclude(snapshot: &Snapshot) -> Option<StallReason> {
     let nothing = Stall::default();
     let facts = Facts {
         snapshot,
@@ -140,7 +140,7 @@ pub fn conclude(snapshot: &Snapshot) -> Option<Reason> {
             let command = printable(&command).into_owned();
             (command, printable(&caveat).into_owned())
         });
-        Some(Reason {
+        Some(StallReason {
             cause,
             words,
             remedies: remedies.collect(),

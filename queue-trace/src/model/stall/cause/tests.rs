@@ -75,7 +75,7 @@ fn with(mut snapshot: Snapshot, change: impl FnOnce(&mut Stall)) -> Snapshot {
 }
 
 #[track_caller]
-fn assert_is(snapshot: &Snapshot, cause: &str, words: &[&str]) -> Reason {
+fn assert_is(snapshot: &Snapshot, cause: &str, words: &[&str]) -> StallReason {
     let conclusion = conclude(snapshot).unwrap_or_else(|| panic!("none, not {cause}"));
     assert_eq!(conclusion.cause.name, cause, "{}", conclusion.words);
     for word in words {
