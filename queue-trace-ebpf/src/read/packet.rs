@@ -163,8 +163,9 @@ pub fn is_tcp(skb: u64) -> bool {
     let ip = head + u64::from(memory::value::<u16>(skb, field::SKB_NETWORK));
     match u16::from_be(memory::value(skb, field::SKB_PROTOCOL)) {
         ETH_P_IP => memory::read::<u8>(ip + 9) == Some(TCP),
-        ETH_P_IPV6 => memory::read::<u8>(ip + 6)
-            .is_some_and(|next| next == TCP || EXTENSIONS.contains(&next)),
+        ETH_P_IPV6 => {
+            memory::read::<u8>(ip + 6).is_some_and(|next| next == TCP || EXTENSIONS.contains(&next))
+        }
         _ => false,
     }
 }

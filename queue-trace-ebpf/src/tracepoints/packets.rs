@@ -40,12 +40,7 @@ use crate::{
         packet::{self, Packet, Peer, flag},
         socket::{self, Identity},
     },
-    state::{
-        config,
-        maps::BASELINES,
-        tally,
-        types::Counters,
-    },
+    state::{config, maps::BASELINES, tally, types::Counters},
     steps::{close, syn},
 };
 
