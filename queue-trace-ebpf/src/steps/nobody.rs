@@ -47,12 +47,13 @@ fn port_of(listener: &Identity) -> Port {
 /// A packet that no socket was found for is answered with a reset.
 #[inline(always)]
 pub fn no_listener(skb: u64) {
+    // First, as much else is answered with a reset: what belongs to no connection any more.
+    if packet::flags(skb) & (flag::SYN | flag::ACK | flag::RST) != flag::SYN {
+        return;
+    }
     let Some(packet) = Packet::of(skb) else {
         return;
     };
-    if packet.flags & (flag::SYN | flag::ACK | flag::RST) != flag::SYN {
-        return;
-    }
     let route = memory::value::<u64>(skb, field::SKB_DST) & packet::ROUTE;
     if route == 0 {
         return;
