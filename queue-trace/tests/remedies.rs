@@ -27,14 +27,17 @@ use queue_trace::{
 use queue_trace_common::outcome::{OUTCOMES, Outcome};
 
 /// How advice begins that no program takes.
-const ADVICE: [&str; 7] = [
+const ADVICE: [&str; 10] = [
     "accept in ",
+    "drain first: ",
     "hand the listening socket over ",
     "let workers share ",
     "limit new connections ",
     "make the accept queue drain",
     "restart the application",
     "set the application's backlog ",
+    "start the new process before the old one ends",
+    "systemd socket activation: ",
 ];
 
 const NETNS: u32 = 4_026_531_840;
