@@ -231,10 +231,13 @@ fn nginx_restarts() {
     assert_eq!(refused, 40);
     assert_eq!(recording.counted(&server.netns)[NO_LISTENER], 40);
     recording.assert_reconciled(&server.netns, &before);
-    let closed = recording.rows().find(|row| row.closed).unwrap();
+    let rows: Vec<_> = recording.rows().collect();
+    let closed = rows.iter().find(|row| row.closed);
+    let closed = closed.unwrap_or_else(|| panic!("nothing was closed: {rows:#?}"));
     let pids = |row: &Row| row.processes.iter().map(|p| p.pid).collect::<Vec<_>>();
     let of = |pid: Pid| pid.as_raw_nonzero().get() as u32;
     assert!(pids(closed).contains(&of(first)), "{closed:?}");
-    let made = recording.rows().filter(|row| !row.closed).last().unwrap();
+    let made = rows.iter().rfind(|row| !row.closed);
+    let made = made.unwrap_or_else(|| panic!("nothing was made: {rows:#?}"));
     assert!(pids(made).contains(&of(second)), "{made:?}");
 }

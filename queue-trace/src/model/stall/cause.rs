@@ -446,10 +446,13 @@ fn raise_quota(facts: &Facts<'_>) -> Vec<(String, String)> {
     )]
 }
 
+/// Where a thread waits because its cgroup is over `memory.high` (mm/memcontrol.c; newer kernels
+/// have underscores in front of it).
+const OVER_HIGH: &str = "mem_cgroup_handle_over_high";
+
 /// Kernel functions in which a thread reclaims memory or is made to wait for its limit.
-const RECLAIM: [&str; 7] = [
-    "mem_cgroup_handle_over_high",
-    "__mem_cgroup_handle_over_high",
+const RECLAIM: [&str; 6] = [
+    OVER_HIGH,
     "try_charge_memcg",
     "try_to_free_mem_cgroup_pages",
     "try_to_free_pages",
@@ -458,9 +461,15 @@ const RECLAIM: [&str; 7] = [
 ];
 
 fn reclaims(one: &Doing) -> bool {
-    one.kernel
-        .iter()
-        .any(|name| RECLAIM.contains(&name.as_str()))
+    let names = &mut one.kernel.iter();
+    names.any(|name| RECLAIM.contains(&name.trim_start_matches('_')))
+}
+
+/// Whether the kernel makes a thread wait for its cgroup's `memory.high`. It does so for up to two
+/// seconds each time, in one of which the limit may not have been passed anew.
+fn is_over_high(one: &Doing) -> bool {
+    let names = &mut one.kernel.iter();
+    names.any(|name| name.trim_start_matches('_') == OVER_HIGH)
 }
 
 fn memory(facts: &Facts<'_>) -> Option<String> {
@@ -477,7 +486,8 @@ fn memory(facts: &Facts<'_>) -> Option<String> {
             .unwrap_or(0)
             .saturating_add(memory.max_times.unwrap_or(0))
     });
-    if times == 0 || !(pressed || at_work.is_some()) {
+    let over_high = stall.doing.iter().any(is_over_high);
+    if times == 0 && !over_high || !(pressed || at_work.is_some()) {
         return None;
     }
     let memory = memory?;
@@ -485,6 +495,7 @@ fn memory(facts: &Facts<'_>) -> Option<String> {
         memory.high_times.unwrap_or(0),
         memory.max_times.unwrap_or(0),
     ) {
+        (0, 0) => "it is over memory.high, which makes it wait".to_owned(),
         (0, max) => format!("it came to its limit of memory {max} times"),
         (high, _) => format!("it passed memory.high {high} times, which makes it wait"),
     };

@@ -334,6 +334,19 @@ fn reclaiming_memory() {
         "memory",
         &["reclaims now"],
     );
+    // It waits for having passed it in the second before.
+    assert_is(
+        &memory_of(
+            0,
+            900_000,
+            &["__mem_cgroup_handle_over_high", "irqentry_exit"],
+        ),
+        "memory",
+        &[
+            "over memory.high, which makes it wait",
+            "1000 bytes, 1100 in use",
+        ],
+    );
     // The limit was passed, and what it waits for is a disk.
     assert_is(
         &memory_of(1, 1000, &["folio_wait_bit_common"]),
