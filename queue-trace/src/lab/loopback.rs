@@ -237,7 +237,10 @@ const BEHIND: u32 = 400;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Waits until no CPU is far behind with the packets that it received.
-pub(super) fn wait_for_backlogs() -> Result<()> {
+///
+/// # Errors
+/// If the kernel does not say how far they are.
+pub fn wait_for_backlogs() -> Result<()> {
     let begun = Instant::now();
     while longest_backlog()? > BEHIND && begun.elapsed() < PATIENCE {
         thread::sleep(Duration::from_millis(1));

@@ -21,6 +21,6 @@ mod tests;
 pub use connect::{Connect, Ending, Pace, connect_each, connect_fast};
 pub use family::Family;
 pub use listen::{Listen, listen};
-pub use loopback::{add_address, scope};
+pub use loopback::{add_address, scope, wait_for_backlogs};
 pub use netns::Netns;
 pub use socket_table::half_open;
