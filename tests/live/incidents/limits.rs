@@ -63,7 +63,7 @@ fn bursts_against_a_small_backlog() {
             what.contains("The backlog of 4 ") && what.contains("in 2 bursts"),
             "{what}"
         );
-        assert!(what.contains("needed a backlog of 19"), "{what}");
+        assert!(says_needed(what, 19), "{what}");
         // It was frozen, which no limit of the machine made worse.
         let commands = commands(finding);
         assert_eq!(
@@ -72,6 +72,15 @@ fn bursts_against_a_small_backlog() {
         );
         assert_says(finding, "remedies", setting);
     }
+}
+
+/// Whether a backlog is said to be needed; on a busy machine the rate may have left some clients
+/// without a name, and then it is the least.
+fn says_needed(what: &str, backlog: u32) -> bool {
+    ["", "at least "].iter().any(|least| {
+        let needed = format!("needed a backlog of {least}{backlog}");
+        what.contains(&needed)
+    })
 }
 
 /// `net.core.somaxconn` was raised, and the servers not restarted.
@@ -169,11 +178,12 @@ fn somaxconn_that_cuts() {
         );
         assert_says(finding, "remedies", "the restart alone is enough");
         let what = text(finding, "what");
-        let says = match text(finding, "rule") {
-            "backlog-too-small-for-bursts" => "needed a backlog of 19",
-            _ => "cut to 4 by net.core.somaxconn=4: the application asked for as much or more",
+        let cut = "cut to 4 by net.core.somaxconn=4: the application asked for as much or more";
+        let is_told = match text(finding, "rule") {
+            "backlog-too-small-for-bursts" => says_needed(what, 19),
+            _ => what.contains(cut),
         };
-        assert!(what.contains(says), "{what}");
+        assert!(is_told, "{what}");
     }
     drop(server);
     let cured = go("cured-go", 32);
