@@ -551,7 +551,7 @@ impl Live {
         most: Option<u64>,
         ended: Ended,
     ) -> io::Result<()> {
-        let (audited, look) = self.last_looks(ended).await?;
+        let (audited, look, told) = self.last_looks(ended).await?;
         self.note_loss(sink)?;
         // From here on nothing more comes, and what is counted is what is printed.
         self.probe.detach();
@@ -559,6 +559,7 @@ impl Live {
             while self.print_records(sink, most)? && !self.enough(most) {}
             self.print_counts(sink)?;
         }
+        print_rows(sink, &told)?;
         if let Some(watch) = self.watch.idle() {
             let news = watch.add_to(look).map_err(io::Error::other)?;
             print_rows(sink, &news.rows)?;
@@ -575,10 +576,12 @@ impl Live {
     }
 
     /// Closes the ledgers, and looks at the listeners once more. A signal makes it short: a
-    /// difference is not looked at again, and listeners may be left out.
-    async fn last_looks(&mut self, ended: Ended) -> io::Result<(Audited, Look)> {
-        // What is under way is of no interest any more.
+    /// difference is not looked at again, and listeners may be left out. Also the listeners whose
+    /// end was found by a look that was under way: each end is told once.
+    async fn last_looks(&mut self, ended: Ended) -> io::Result<(Audited, Look, Vec<Snapshot>)> {
+        // What else is under way is of no interest any more.
         self.give_up(true);
+        let mut told = Vec::new();
         let (patience, wait) = match ended {
             Ended::Enough => (PATIENCE, PATIENCE),
             Ended::BySignal => (SHORT_PATIENCE, 4 * SHORT_PATIENCE),
@@ -587,7 +590,10 @@ impl Live {
         while self.audit.is_busy() || self.watch.is_busy() {
             tokio::select! {
                 audited = self.audit.done() => drop(audited?),
-                news = self.watch.done() => drop(news?),
+                news = self.watch.done() => {
+                    let rows = news?.map(|news| news.rows).unwrap_or_default();
+                    told.extend(rows.into_iter().filter(Snapshot::is_closed));
+                }
                 () = tokio::time::sleep_until(until) => break,
             }
         }
@@ -628,6 +634,7 @@ impl Live {
         Ok((
             audited.unwrap_or_default(),
             look.map(Look::from).unwrap_or_default(),
+            told,
         ))
     }
 
