@@ -16,6 +16,7 @@ use queue_trace::{
         lines::{AttachPlan, Counts, Header, Total},
         snapshot::{Descriptors, Gauge, Snapshot},
         socket::{Client, Listener, Process},
+        stall::{Doing, Stall},
     },
     sink::Sink,
 };
@@ -170,31 +171,18 @@ impl Play {
 
     /// Nobody listens: the event has no listener but its port.
     fn nobody(&mut self, ms: u64, client: u32) {
-        let ns = ms * 1_000_000;
         let event = Event {
-            mono_ns: 5_000_000_000_000 + ns,
-            wall_ns: START + i128::from(ns) + self.wall_ahead_ns,
-            outcome: Outcome::of(SYN_REFUSED_NO_LISTENER).unwrap(),
-            count: 1,
-            netns: NETNS,
             listener: Listener {
                 port: self.port,
                 ..Listener::default()
             },
-            local: None,
             client: Some(Client {
                 addr: IpAddr::from((0xcb00_0000 + client).to_be_bytes()),
                 port: 1024,
             }),
             accept_queue: None,
             syn_queue: None,
-            sysctls: Some(self.sysctls),
-            retransmits: None,
-            waited_us: None,
-            process: None,
-            moved: 0,
-            cpu: Some(0),
-            sk: 0,
+            ..self.made(ms, SYN_REFUSED_NO_LISTENER, client, 0, 0)
         };
         self.case.event(&event).unwrap();
     }
@@ -1133,6 +1121,59 @@ fn a_flood_that_was_mostly_rate_limited() {
         ),
         "{finding:#?}"
     );
+}
+
+/// What one look of nine found is evidence, and what most found is the cause.
+#[test]
+fn a_cause_is_what_many_looks_found() {
+    for (found, cause) in [(1, None), (8, Some("lock"))] {
+        let mut play = Play::new(Fentry, 8);
+        play.healthy(0, 60 * SECOND);
+        for second in 60..69u64 {
+            for client in 0..5 {
+                let ms = second * SECOND + u64::from(client);
+                play.event(ms, SYN_DROPPED_ACCEPT_QUEUE_FULL, client, 9);
+            }
+            let mut doing = Doing {
+                count: 1,
+                pid: 5,
+                tid: 5,
+                main: true,
+                state: "R".to_owned(),
+                ..Doing::default()
+            };
+            if second < 60 + found {
+                doing.state = "S".to_owned();
+                doing.call = Some("flock".to_owned());
+            }
+            let snapshot = Snapshot {
+                time: Some(rfc3339(START + i128::from(second) * 1_000_000_000)),
+                netns: NETNS,
+                listener: play.listener(),
+                accept_queue: Some(Gauge {
+                    depth: Some(9),
+                    limit: Some(8),
+                    ..Gauge::default()
+                }),
+                stall: Some(Box::new(Stall {
+                    holders: 1,
+                    looked: 1,
+                    threads: 1,
+                    threads_looked: 1,
+                    doing: vec![doing],
+                    ..Stall::default()
+                })),
+                ..Snapshot::default()
+            };
+            play.case.listener(&snapshot).unwrap();
+        }
+        let diagnosis = play.diagnosis(70 * SECOND);
+        let finding = only(&diagnosis, "accept-stopped");
+        assert_eq!(finding.cause, cause, "{finding:#?}");
+        assert_eq!(finding.what.contains("Why: "), cause.is_some());
+        let says = format!("so found {found} of 9 looks");
+        assert!(has(finding, &says), "{finding:#?}");
+    }
 }
 
 /// What is printed for nft is what nft takes; `setup` installs it.
