@@ -128,6 +128,7 @@ fn case_of(outcome: &'static Outcome, address: &str, count: u32, many: bool) -> 
     let ledger = Ledger {
         netns: NETNS,
         counters: BTreeMap::new(),
+        in_front: BTreeMap::new(),
         lost: 0,
         unexplained: Some(0),
         other_drops: None,

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::ErrorKind,
     mem,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     time::Duration,
 };
 
@@ -52,7 +52,7 @@ fn refused(netns: &Netns, to: SocketAddr, clients: usize) -> BTreeSet<SocketAddr
 /// The room's namespace and where it listened, and nobody listens any more.
 fn leave(room: &mut Room) -> Netns {
     let netns = mem::replace(&mut room.netns, Netns::new().unwrap());
-    let silent = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     drop(mem::replace(&mut room.listener, silent));
     netns
 }
