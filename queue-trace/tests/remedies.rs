@@ -246,7 +246,7 @@ fn take(command: &str, sleeper: u32) -> Result<(), String> {
         }
         // `setup` does not install them.
         "perf" | "gdb" | "systemctl" => return well_formed(command),
-        "cat" | "conntrack" | "grep" | "ip" | "journalctl" | "ls" | "ss" => {}
+        "cat" | "conntrack" | "grep" | "ip" | "journalctl" | "ls" | "nstat" | "ss" => {}
         other => return Err(format!("nobody says how {other} is looked at")),
     }
     // The logs of this machine are not asked, only whether what looks through them is well-formed.

@@ -164,6 +164,12 @@ pub const UNPROVEN: &[Unproven] = &[
         why: "this kernel gives no reason for freeing a packet; `check` lists it as not observable",
     },
     Unproven {
+        test: "refused::a_syn_to_a_group_is_not_answered",
+        part: ALL,
+        place: Place::Before(Attach::Tracepoint, (5, 17)),
+        why: "this kernel gives no reason for freeing a packet; `check` lists it as not observable",
+    },
+    Unproven {
         test: "refused::a_scan_of_many_ports",
         part: ALL,
         place: Place::Before(Attach::Tracepoint, (5, 17)),

@@ -175,23 +175,23 @@ const OTHERS: [(u8, &str, &str); 15] = [
     ),
     (
         SYN_DROPPED_MD5,
-        "dmesg | grep -i md5",
-        "The listener asks for TCP MD5 signatures, or has none for this client: compare the keys and addresses of both sides.",
+        "nstat -az 'TcpExtTCPMD5*'",
+        "NotFound: the client sends no signature. Unexpected: the listener has no key for the client. Failure: the keys differ. Compare the keys and addresses of both sides.",
     ),
     (
         SYN_DROPPED_AO,
-        "dmesg | grep -i tcp",
-        "The listener asks for the TCP Authentication Option, or has no such key: compare keys, ids and addresses of both sides.",
+        "nstat -az 'TcpExtTCPAO*'",
+        "Required: the client sends no TCP Authentication Option. KeyNotFound: the listener has no such key. Bad: the keys differ. Compare keys, ids and addresses of both sides.",
     ),
     (
         SYN_DROPPED_MIN_TTL,
-        "tcpdump -nnv 'tcp[tcpflags] & tcp-syn != 0'",
+        "tcpdump -nni any -v 'tcp[tcpflags] & tcp-syn != 0'",
         "Shows the TTL that SYNs arrive with. The listener drops those below its IP_MINTTL (ttl-security): the client is farther away, or sends with a lower TTL than 255.",
     ),
     (
         SYN_DROPPED_SOCKET_FILTER,
-        "ss -ltnbp; bpftool cgroup tree",
-        "A BPF filter of the socket or of its cgroup drops these SYNs, such as that of systemd's IPAddressDeny=.",
+        "ss -ltnbp",
+        "Shows the BPF filters of listeners. A filter of the cgroup drops SYNs as well, such as that of systemd's IPAddressDeny= (bpftool cgroup tree).",
     ),
     (
         SYN_DROPPED_POLICY,
@@ -200,8 +200,8 @@ const OTHERS: [(u8, &str, &str); 15] = [
     ),
     (
         SYN_DROPPED_CHECKSUM,
-        "nstat -az TcpInCsumErrors; ethtool -S DEVICE",
-        "Packets are damaged on the way, often by a network card, a driver or a tunnel.",
+        "nstat -az TcpInCsumErrors",
+        "Packets are damaged on the way, often by a network card, a driver or a tunnel: ethtool -S DEVICE has their counters.",
     ),
     (
         SYN_DROPPED_OTHER,
