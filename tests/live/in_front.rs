@@ -19,6 +19,8 @@ use queue_trace_common::outcome::{
     SYN_DROPPED_POLICY, SYN_DROPPED_SOCKET_FILTER,
 };
 
+use crate::diagnose::{assert_found, diagnosed};
+
 const SYNS: u64 = 7;
 /// The part of a test that needs the kernel's reasons for freeing a packet.
 const VERDICTS: &str = "the verdicts";
@@ -267,6 +269,30 @@ fn a_filter_leaves_other_listeners_alone() {
         };
         assert_eq!(event.listener.port, port, "{event:?}");
     }
+}
+
+/// The finding names the cause and how to look at it.
+#[test]
+fn a_filter_is_diagnosed() {
+    if unproven("in_front::a_filter_is_diagnosed", ALL) {
+        return;
+    }
+    let room = Room::new(Family::V4, 8, &[]);
+    filter(&room.listener).unwrap();
+    let diagnosis = diagnosed("socket-filter", &room.netns, || {
+        let play = || {
+            let mut wire = Wire::open(Family::V4)?;
+            for _ in 0..12 {
+                RawPeer::new(&mut wire, room.address)?.syn(&wire)?;
+            }
+            wire.settle()
+        };
+        room.netns.run(play).unwrap();
+    });
+    assert_found(&diagnosis, &["refused-otherwise"]);
+    let finding = &diagnosis["findings"][0];
+    assert_eq!(finding["count"], 12, "{diagnosis:#}");
+    assert_eq!(finding["remedies"][0]["command"], "ss -ltnbp");
 }
 
 #[test]

@@ -116,6 +116,12 @@ pub const UNPROVEN: &[Unproven] = &[
         why: "this kernel gives no reason for freeing a packet; `check` lists it as not observable",
     },
     Unproven {
+        test: "in_front::a_filter_is_diagnosed",
+        part: ALL,
+        place: Place::Older((5, 17)),
+        why: "this kernel gives no reason for freeing a packet; `check` lists it as not observable",
+    },
+    Unproven {
         test: "in_front::a_syn_that_is_damaged",
         part: "the verdicts",
         place: Place::Older((5, 17)),
