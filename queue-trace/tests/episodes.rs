@@ -783,7 +783,7 @@ fn a_limit_that_was_raised_later() {
     let mut play = Play::new(Fentry, 3);
     play.event(SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, 1, 10);
     play.limit = 511;
-    play.event(4 * SECOND, QUEUED, 2, 10);
+    play.event(4 * SECOND, QUEUED, 2, 13);
     let diagnosis = play.diagnosis(10 * SECOND);
     let finding = only(&diagnosis, "accept-queue-full");
     assert!(

@@ -228,7 +228,8 @@ pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
         if let Some(group) = place {
             finding = finding.because(format!(
                 "it is number {} of a group of {}",
-                group.index, group.size
+                group.index.saturating_add(1),
+                group.size
             ));
         }
         finding = with_queue(finding, history, Some(when.first()));
