@@ -52,9 +52,8 @@ impl Listener {
     #[must_use]
     pub fn serves(&self, addr: IpAddr) -> bool {
         match self.addr {
-            None => true,
+            None | Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) => true,
             Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => addr.is_ipv4(),
-            Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) => true,
             Some(own) => own == addr,
         }
     }
