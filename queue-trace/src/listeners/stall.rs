@@ -179,6 +179,9 @@ impl Stalls {
         stall.doing = threads::grouped(evidence.doing, over_us);
         stall.epoll = evidence.epoll;
         (stall.files, stall.host_pressure) = self.host(over_us, found);
+        if let Some(files) = &mut stall.files {
+            files.exempt = stall.looked > 0 && !evidence.bound;
+        }
         if row.threads.is_none() && stall.looked > 0 && row.is_full() {
             row.threads = Some(threads::told(&stall.doing));
         }
@@ -247,7 +250,10 @@ impl Stalls {
             sum.armed += here.armed;
             sum.edge += here.edge;
         }
-        stall.tracer = stall.tracer.or(seen.tracer);
+        if stall.tracer.is_none() {
+            stall.tracer.clone_from(&seen.tracer);
+        }
+        evidence.bound |= !seen.exempt;
         let notes = seen
             .unread
             .iter()
@@ -288,6 +294,8 @@ impl Stalls {
 struct Evidence {
     doing: Vec<Doing>,
     epoll: Option<Epoll>,
+    /// Whether the host's limit of open files holds for one of them.
+    bound: bool,
 }
 
 fn clocks(found: &HashMap<u32, Result<Holder, String>>) -> HashMap<(u32, u64), ThreadClock> {

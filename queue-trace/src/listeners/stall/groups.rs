@@ -397,6 +397,7 @@ pub fn files(proc: &Path) -> Option<Files> {
     Some(Files {
         open: words.next()?.parse().ok()?,
         limit: words.nth(1)?.parse().ok()?,
+        exempt: false,
     })
 }
 
