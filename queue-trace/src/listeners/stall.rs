@@ -15,13 +15,15 @@ mod threads;
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    io,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use self::{
     groups::{Cgroups, Levels, Reading},
     polled::Polled,
+    text::text,
     threads::{ThreadClock, ThreadsSeen},
 };
 use crate::{
@@ -203,10 +205,10 @@ impl Stalls {
     fn process(&mut self, pid: u32, room: &mut Bounds) -> Result<Holder, String> {
         room.processes -= 1;
         let folder = self.proc.join(pid.to_string());
-        let polled = Polled::read(&folder)
-            .map_err(|error| format!("the open files of process {pid} cannot be read: {error}"))?;
+        let polled =
+            Polled::read(&folder).map_err(|error| unreadable("open files", pid, &error))?;
         let seen = ThreadsSeen::read(&folder, pid, room.threads)
-            .map_err(|error| format!("the threads of process {pid} cannot be read: {error}"))?;
+            .map_err(|error| unreadable("threads", pid, &error))?;
         room.threads -= seen.threads.len().min(room.threads);
         let levels = self.cgroups.of_process(&folder);
         let reading = Reading::read(&levels, &self.proc);
@@ -306,6 +308,35 @@ fn clocks(found: &HashMap<u32, Result<Holder, String>>) -> HashMap<(u32, u64), T
         .collect()
 }
 
+/// Why something of a process cannot be read, as a sentence.
+fn unreadable(what: &str, pid: u32, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::NotFound {
+        return format!("the {what} of process {pid} cannot be read: {error}");
+    }
+    let mounts = text(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    let why = if hides_processes(&mounts) {
+        "/proc hides the processes of others (hidepid), or it has ended"
+    } else {
+        "it has ended, or it is of another PID namespace"
+    };
+    format!("process {pid} cannot be looked at: {why}")
+}
+
+/// Whether /proc shows only processes that its reader may trace, from the text of mountinfo.
+fn hides_processes(mountinfo: &str) -> bool {
+    const HIDING: [&str; 4] = [
+        "hidepid=2",
+        "hidepid=4",
+        "hidepid=invisible",
+        "hidepid=ptraceable",
+    ];
+    // The mount that was put on top of others is the last one.
+    let of_proc = |line: &&str| line.split(' ').nth(4) == Some("/proc");
+    let options = mountinfo.lines().rfind(of_proc);
+    let options = options.and_then(|line| line.rsplit(' ').next());
+    options.is_some_and(|options| options.split(',').any(|one| HIDING.contains(&one)))
+}
+
 /// Once, and no more than are kept.
 fn push(notes: &mut Vec<String>, note: String) {
     if notes.len() < Stall::MOST && !notes.contains(&note) {
@@ -393,6 +424,21 @@ mod tests {
     }
 
     #[test]
+    fn a_proc_that_hides_processes() {
+        let before = "22 28 0:20 / /proc rw,nosuid - proc proc rw\n";
+        let hides = |options: &str| {
+            let over = format!("{before}90 22 0:60 / /proc rw,relatime - proc proc {options}\n");
+            hides_processes(&over)
+        };
+        assert!(hides("rw,hidepid=invisible") && hides("rw,gid=4,hidepid=2"));
+        assert!(!hides("rw") && !hides("rw,hidepid=noaccess"));
+        assert!(!hides_processes(before) && !hides_processes(""));
+        let denied = io::ErrorKind::PermissionDenied.into();
+        let words = unreadable("threads", 7, &denied);
+        assert!(words.starts_with("the threads of process 7 cannot be read: "));
+    }
+
+    #[test]
     fn what_cannot_be_looked_at_is_said() {
         let mut stalls = Stalls::default();
         let nobody = stall(&mut stalls, &full(1, &[]));
@@ -408,7 +454,7 @@ mod tests {
             "{other:?}"
         );
         let gone = stall(&mut stalls, &full(1, &[u32::MAX]));
-        assert!(gone.unread[0].contains("cannot be read"), "{gone:?}");
+        assert!(gone.unread[0].contains("it has ended"), "{gone:?}");
         // No more than the bound.
         let mut many = Stalls::default();
         let all: Vec<_> = (0..20).map(|pid| u32::MAX - pid).collect();

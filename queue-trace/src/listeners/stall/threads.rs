@@ -455,7 +455,9 @@ mod tests {
         assert_eq!(number(status, "TracerPid"), Some(12));
         assert_eq!(number("TracerPid:\t0\n", "TracerPid"), None);
         assert!(is_admin("CapPrm:\t0\nCapEff:\t000001ffffffffff\n"));
-        assert!(!is_admin("CapPrm:\t000001ffffffffff\nCapEff:\t000001ffffdfffff\n"));
+        assert!(!is_admin(
+            "CapPrm:\t000001ffffffffff\nCapEff:\t000001ffffdfffff\n"
+        ));
         assert!(!is_admin("Name:\tCapEff\n"));
     }
 
