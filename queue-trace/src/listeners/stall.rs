@@ -180,6 +180,9 @@ impl Stalls {
         }
         stall.doing = threads::grouped(evidence.doing, over_us);
         stall.epoll = evidence.epoll;
+        if evidence.thawed {
+            stall.frozen_by = None;
+        }
         (stall.files, stall.host_pressure) = self.host(over_us, found);
         if let Some(files) = &mut stall.files {
             files.exempt = stall.looked > 0 && !evidence.bound;
@@ -264,6 +267,7 @@ impl Stalls {
         for note in notes.chain(&reading.unread) {
             push(&mut stall.unread, note.clone());
         }
+        evidence.thawed |= !reading.is_frozen();
         let before = self.readings.get(&pid);
         reading.add_to(before, stall);
     }
@@ -296,6 +300,8 @@ impl Stalls {
 struct Evidence {
     doing: Vec<Doing>,
     epoll: Option<Epoll>,
+    /// Whether one of them is in no cgroup that is frozen.
+    thawed: bool,
     /// Whether the host's limit of open files holds for one of them.
     bound: bool,
 }

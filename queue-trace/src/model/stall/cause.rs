@@ -298,6 +298,8 @@ fn not_the_server(facts: &Facts<'_>) -> Option<String> {
         .iter()
         .all(|process| is_socket_activator(&process.comm))
         && facts.stall.looked > 0
+        // With Accept=yes, and before the first connection, it waits for the listener itself.
+        && facts.stall.epoll.is_none_or(|epoll| epoll.armed == 0)
     {
         return Some(format!(
             "only {}[{}] holds the socket, which it does for a service that is not running",

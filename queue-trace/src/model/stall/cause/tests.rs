@@ -527,6 +527,15 @@ fn not_the_one_that_should_accept() {
     assert_eq!(found.remedies[0].0, format!("systemctl {sockets}"));
     let found = assert_is(&held_by(42, "systemd"), "not_the_server", &["systemd[42]"]);
     assert_eq!(found.remedies[0].0, format!("systemctl --user {sockets}"));
+    // It is systemd itself that accepts (Accept=yes).
+    assert_none(&with(held_by(1, "systemd"), |stall| {
+        stall.doing[0].role = Some(Role::Takes);
+        stall.epoll = Some(Epoll {
+            registered: 1,
+            armed: 1,
+            edge: 0,
+        });
+    }));
     assert_is(&held_by(42, "server"), "not_polled", &[]);
     // The first process of a container.
     assert_is(&held_by(1, "server"), "not_polled", &[]);
