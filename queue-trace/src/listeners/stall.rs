@@ -15,7 +15,7 @@ mod threads;
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -175,7 +175,7 @@ impl Stalls {
         if pids.is_empty() {
             push(
                 &mut stall.unread,
-                "no process is known that holds the socket".to_owned(),
+                nobody(is_first_pid_namespace()).to_owned(),
             );
         }
         threads::find_masters(&mut evidence.doing, &evidence.parents);
@@ -318,6 +318,22 @@ fn clocks(found: &HashMap<u32, Result<Holder, String>>) -> HashMap<(u32, u64), T
         .collect()
 }
 
+/// Whether the processes of the whole host are in our PID namespace.
+fn is_first_pid_namespace() -> bool {
+    /// `PROC_PID_INIT_INO` (include/linux/proc_ns.h).
+    const FIRST: &str = "pid:[4026531836]";
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == FIRST)
+}
+
+/// That no process is known which holds the socket, as a sentence.
+fn nobody(all_seen: bool) -> &'static str {
+    if all_seen {
+        "no process is known that holds the socket"
+    } else {
+        "no process is known that holds the socket, and only those of this PID namespace can be (run queue-trace in that of the host)"
+    }
+}
+
 /// Why something of a process cannot be read, as a sentence.
 fn unreadable(what: &str, pid: u32, error: &io::Error) -> String {
     if error.kind() != io::ErrorKind::NotFound {
@@ -357,7 +373,6 @@ fn push(notes: &mut Vec<String>, note: String) {
 #[cfg(test)]
 mod tests {
     use std::{
-        fs,
         net::TcpListener,
         os::{fd::AsRawFd, unix::fs::MetadataExt},
         thread,
