@@ -1,8 +1,11 @@
 //! `cargo xtask package`: the static program with its manual pages, completions and licences as
-//! a tarball, a Debian package or a container image. The same source gives the same bytes.
+//! a tarball, a Debian package, an RPM package or a container image. The same source gives the
+//! same bytes.
 
 mod deb;
 mod image;
+mod release;
+mod rpm;
 mod tree;
 
 use std::{
@@ -12,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use release::{NAME, Release};
 
 use crate::{
     architecture::Architecture,
@@ -40,6 +44,8 @@ pub enum Form {
     Tarball,
     /// A Debian package.
     Deb,
+    /// An RPM package.
+    Rpm,
     /// A container image, in the layout of the Open Container Initiative.
     Image,
 }
@@ -50,12 +56,18 @@ pub fn run(args: &Args) -> Result<()> {
         None => workspace::target().join("package"),
     };
     tree::make_folder(&folder)?;
+    let release = Release::here()?;
     let mut made = Vec::new();
     for form in &args.form {
         made.push(match form {
-            Form::Tarball => tarball(args.target, &folder)?,
-            Form::Deb => deb(args.target, &folder)?,
-            Form::Image => image(&folder)?,
+            Form::Tarball => tarball(args.target, &release, &folder)?,
+            Form::Deb => laid_out(args.target, &folder, |root| {
+                deb::pack(root, args.target, &release, &folder)
+            })?,
+            Form::Rpm => laid_out(args.target, &folder, |root| {
+                rpm::pack(root, args.target, &release, &folder)
+            })?,
+            Form::Image => image(&release, &folder)?,
         });
     }
     sums(&folder, &made)?;
@@ -65,8 +77,12 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds the program and packs it as a Debian package.
-fn deb(architecture: Architecture, folder: &Path) -> Result<PathBuf> {
+/// Builds the program, lays its files out and packs them.
+fn laid_out(
+    architecture: Architecture,
+    folder: &Path,
+    pack: impl FnOnce(&Path) -> Result<PathBuf>,
+) -> Result<PathBuf> {
     let program = artifacts::program(For::Guest(architecture))?;
     is_static(&program)?;
     let here = if architecture == Architecture::HERE {
@@ -76,20 +92,20 @@ fn deb(architecture: Architecture, folder: &Path) -> Result<PathBuf> {
     };
     let root = folder.join("tree");
     tree::lay_out(&root, &program, &here)?;
-    let deb = deb::pack(&root, architecture, &version()?, folder)?;
+    let packed = pack(&root)?;
     fs::remove_dir_all(root)?;
-    Ok(deb)
+    Ok(packed)
 }
 
 /// Builds the program for every architecture and packs it as an image.
-fn image(folder: &Path) -> Result<PathBuf> {
+fn image(release: &Release, folder: &Path) -> Result<PathBuf> {
     let mut programs = Vec::new();
     for architecture in Architecture::ALL {
         let program = artifacts::program(For::Guest(architecture))?;
         is_static(&program)?;
         programs.push((architecture, program));
     }
-    image::pack(&programs, &version()?, folder)
+    image::pack(&programs, release, folder)
 }
 
 /// The checksums of what was made, in the form of sha256sum.
@@ -109,10 +125,10 @@ const ALONG: [&str; 5] = [
 ];
 
 /// Builds the program and packs it.
-pub fn tarball(architecture: Architecture, folder: &Path) -> Result<PathBuf> {
+fn tarball(architecture: Architecture, release: &Release, folder: &Path) -> Result<PathBuf> {
     let program = artifacts::program(For::Guest(architecture))?;
     is_static(&program)?;
-    let name = format!("queue-trace-{}-{}", version()?, architecture.target());
+    let name = format!("{NAME}-{}-{}", release.version, architecture.target());
     let content = folder.join(&name);
     workspace::fresh_dir(&content)?;
     copy(&program, &content.join("queue-trace"))?;
@@ -122,21 +138,10 @@ pub fn tarball(architecture: Architecture, folder: &Path) -> Result<PathBuf> {
             copy(&from, &content.join(file))?;
         }
     }
-    let tarball = folder.join(format!("{name}.tar.gz"));
-    // Nothing of this machine and of now: not times, owners, or the order of a listing.
-    let mut tar = Command::new("tar");
-    tar.current_dir(folder)
-        .args(["--create", "--sort=name", "--mtime=@0", "--format=ustar"])
-        .args(["--owner=0", "--group=0", "--numeric-owner"])
-        .args([
-            "--mode=go=rX,u+rw,a-s",
-            "--use-compress-program=gzip --no-name -9",
-        ])
-        .arg("--file")
-        .args([&tarball, Path::new(&name)]);
-    process::run(&mut tar)?;
+    let tarball = folder.join(format!("{name}.tar"));
+    tree::tar(folder, &name, release.date, &tarball)?;
     fs::remove_dir_all(&content).with_context(|| format!("cannot remove {}", content.display()))?;
-    Ok(tarball)
+    tree::gzip(&tarball)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -157,28 +162,4 @@ fn is_static(program: &Path) -> Result<()> {
         bail!("{} is not static", program.display());
     }
     Ok(())
-}
-
-/// The workspace's.
-fn version() -> Result<String> {
-    let manifest = workspace::root().join("Cargo.toml");
-    let text = fs::read_to_string(&manifest)
-        .with_context(|| format!("cannot read {}", manifest.display()))?;
-    let manifest: toml::Table = text.parse()?;
-    let version = manifest
-        .get("workspace")
-        .and_then(|workspace| workspace.get("package")?.get("version")?.as_str());
-    Ok(version
-        .context("the workspace's Cargo.toml has no version")?
-        .to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_version_is_the_workspaces() {
-        assert_eq!(version().unwrap(), env!("CARGO_PKG_VERSION"));
-    }
 }

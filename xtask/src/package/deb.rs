@@ -9,31 +9,29 @@ use std::{
 
 use anyhow::Result;
 
-use super::tree::{self, SETTINGS};
+use super::{
+    release::{DESCRIPTION, MAINTAINER, NAME, Release, SUMMARY},
+    tree::{self, SETTINGS},
+};
 use crate::{architecture::Architecture, process, workspace};
-
-const NAME: &str = "queue-trace";
-const SUMMARY: &str = "tells which TCP listener refuses connections, and why";
-const DESCRIPTION: &str = " queue-trace watches the kernel's TCP SYN queue and accept queue with eBPF. It\n \
-    says which listener refuses connections, what the kernel did to each packet,\n \
-    why, and what to change. Its agent serves metrics to Prometheus and\n \
-    OpenTelemetry, and records each incident with the minute before it.\n \
-    .\n \
-    The service queue-trace.service is not enabled when it is installed.\n";
 
 /// Packs a tree that [`tree::lay_out`] made.
 pub fn pack(
     root: &Path,
     architecture: Architecture,
-    version: &str,
+    release: &Release,
     folder: &Path,
 ) -> Result<PathBuf> {
     let debian = root.join("DEBIAN");
     let installed = tree::size(root)?.div_ceil(1024);
+    let version = &release.version;
+    let description =
+        DESCRIPTION.map(|line| format!(" {}\n", if line.is_empty() { "." } else { line }));
     let control = format!(
-        "Package: {NAME}\nVersion: {version}\nArchitecture: {}\nMaintainer: queue-trace developers <queue-trace@localhost>\n\
-         Section: net\nPriority: optional\nInstalled-Size: {installed}\nDescription: {SUMMARY}\n{DESCRIPTION}",
-        architecture.debian()
+        "Package: {NAME}\nVersion: {version}\nArchitecture: {}\nMaintainer: {MAINTAINER}\n\
+         Section: net\nPriority: optional\nInstalled-Size: {installed}\nDescription: {SUMMARY}\n{}",
+        architecture.debian(),
+        description.concat()
     );
     tree::write(&debian.join("control"), &control)?;
     tree::write(
@@ -52,11 +50,7 @@ pub fn pack(
         &documents.join("changelog"),
         0o644,
     )?;
-    process::run(
-        Command::new("gzip")
-            .args(["--force", "--no-name", "-9"])
-            .arg(documents.join("changelog")),
-    )?;
+    tree::gzip(&documents.join("changelog"))?;
     let overrides = root.join("usr/share/lintian/overrides").join(NAME);
     tree::write(
         &overrides,
@@ -67,7 +61,7 @@ pub fn pack(
     process::run(
         Command::new("dpkg-deb")
             // The same files give the same bytes.
-            .env("SOURCE_DATE_EPOCH", "0")
+            .env("SOURCE_DATE_EPOCH", release.date.to_string())
             .args(["--root-owner-group", "-Zxz", "--build"])
             .args([root, &deb]),
     )?;
@@ -112,15 +106,13 @@ mod tests {
     fn a_package_holds_the_service_and_its_settings() {
         let folder = std::env::temp_dir().join(format!("queue-trace-deb-{}", std::process::id()));
         workspace::fresh_dir(&folder).unwrap();
-        let program = folder.join("program");
-        let script =
-            "#!/bin/sh\ncase $1 in man) echo page > $2/queue-trace.1;; *) echo script;; esac\n";
-        tree::write(&program, script).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let root = folder.join("tree");
+        let release = Release {
+            version: "1.2.3".into(),
+            date: 1_700_000_000,
+        };
         let packed = || {
-            tree::lay_out(&root, &program, &program).unwrap();
-            let deb = pack(&root, Architecture::Aarch64, "1.2.3", &folder).unwrap();
+            let root = tree::example(&folder);
+            let deb = pack(&root, Architecture::Aarch64, &release, &folder).unwrap();
             (fs::read(&deb).unwrap(), deb)
         };
         let (first, deb) = packed();
