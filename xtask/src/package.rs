@@ -6,6 +6,7 @@ mod deb;
 mod image;
 mod release;
 mod rpm;
+mod sbom;
 mod tree;
 
 use std::{
@@ -48,6 +49,8 @@ pub enum Form {
     Rpm,
     /// A container image, in the layout of the Open Container Initiative.
     Image,
+    /// The list of what is linked into the program, in CycloneDX's JSON.
+    Sbom,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -68,9 +71,10 @@ pub fn run(args: &Args) -> Result<()> {
                 rpm::pack(root, args.target, &release, &folder)
             })?,
             Form::Image => image(&release, &folder)?,
+            Form::Sbom => sbom::write(args.target, &release, &folder)?,
         });
     }
-    sums(&folder, &made)?;
+    sums(&release, &folder)?;
     for path in made {
         println!("{}", path.display());
     }
@@ -108,9 +112,15 @@ fn image(release: &Release, folder: &Path) -> Result<PathBuf> {
     image::pack(&programs, release, folder)
 }
 
-/// The checksums of what was made, in the form of sha256sum.
-fn sums(folder: &Path, made: &[PathBuf]) -> Result<()> {
-    let names = made.iter().filter_map(|path| path.file_name());
+/// The checksums of all that was made of this version, by this run or by those before it for
+/// another architecture, in the form of sha256sum.
+fn sums(release: &Release, folder: &Path) -> Result<()> {
+    let mut names: Vec<_> = tree::files(folder)?
+        .iter()
+        .filter_map(|path| Some(path.strip_prefix(folder).ok()?.to_str()?.to_owned()))
+        .filter(|name| name.starts_with(NAME) && name.contains(&release.version))
+        .collect();
+    names.sort();
     let sums = process::stdout(Command::new("sha256sum").current_dir(folder).args(names))?;
     tree::write(&folder.join("SHA256SUMS"), &sums)
 }
