@@ -33,9 +33,24 @@ pub struct Args {
     /// What to make of it. An image is of both architectures.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "tarball")]
     pub form: Vec<Form>,
+    /// This static program of the target instead of one that is built for it.
+    #[arg(long, value_name = "FILE")]
+    pub program: Option<PathBuf>,
     /// Where it goes; target/package by default.
     #[arg(long, value_name = "FOLDER")]
     pub output: Option<PathBuf>,
+}
+
+impl Args {
+    /// The one that was given, or else is built.
+    fn program(&self, architecture: Architecture) -> Result<PathBuf> {
+        let program = match &self.program {
+            Some(program) if architecture == self.target => program.clone(),
+            _ => artifacts::program(For::Guest(architecture))?,
+        };
+        is_static(&program)?;
+        Ok(program)
+    }
 }
 
 /// What a program is packed as.
@@ -63,14 +78,14 @@ pub fn run(args: &Args) -> Result<()> {
     let mut made = Vec::new();
     for form in &args.form {
         made.push(match form {
-            Form::Tarball => tarball(args.target, &release, &folder)?,
-            Form::Deb => laid_out(args.target, &folder, |root| {
+            Form::Tarball => tarball(args, &release, &folder)?,
+            Form::Deb => laid_out(args, &folder, |root| {
                 deb::pack(root, args.target, &release, &folder)
             })?,
-            Form::Rpm => laid_out(args.target, &folder, |root| {
+            Form::Rpm => laid_out(args, &folder, |root| {
                 rpm::pack(root, args.target, &release, &folder)
             })?,
-            Form::Image => image(&release, &folder)?,
+            Form::Image => image(args, &release, &folder)?,
             Form::Sbom => sbom::write(args.target, &release, &folder)?,
         });
     }
@@ -83,13 +98,12 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Builds the program, lays its files out and packs them.
 fn laid_out(
-    architecture: Architecture,
+    args: &Args,
     folder: &Path,
     pack: impl FnOnce(&Path) -> Result<PathBuf>,
 ) -> Result<PathBuf> {
-    let program = artifacts::program(For::Guest(architecture))?;
-    is_static(&program)?;
-    let here = if architecture == Architecture::HERE {
+    let program = args.program(args.target)?;
+    let here = if args.target == Architecture::HERE {
         program.clone()
     } else {
         artifacts::program(For::Here)?
@@ -102,12 +116,10 @@ fn laid_out(
 }
 
 /// Builds the program for every architecture and packs it as an image.
-fn image(release: &Release, folder: &Path) -> Result<PathBuf> {
+fn image(args: &Args, release: &Release, folder: &Path) -> Result<PathBuf> {
     let mut programs = Vec::new();
     for architecture in Architecture::ALL {
-        let program = artifacts::program(For::Guest(architecture))?;
-        is_static(&program)?;
-        programs.push((architecture, program));
+        programs.push((architecture, args.program(architecture)?));
     }
     image::pack(&programs, release, folder)
 }
@@ -135,10 +147,9 @@ const ALONG: [&str; 5] = [
 ];
 
 /// Builds the program and packs it.
-fn tarball(architecture: Architecture, release: &Release, folder: &Path) -> Result<PathBuf> {
-    let program = artifacts::program(For::Guest(architecture))?;
-    is_static(&program)?;
-    let name = format!("{NAME}-{}-{}", release.version, architecture.target());
+fn tarball(args: &Args, release: &Release, folder: &Path) -> Result<PathBuf> {
+    let program = args.program(args.target)?;
+    let name = format!("{NAME}-{}-{}", release.version, args.target.target());
     let content = folder.join(&name);
     workspace::fresh_dir(&content)?;
     copy(&program, &content.join("queue-trace"))?;

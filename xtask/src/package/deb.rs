@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -38,25 +37,18 @@ pub fn pack(
         &debian.join("conffiles"),
         &format!("{}\n", SETTINGS.join("\n")),
     )?;
-    for (name, script) in [("postinst", POSTINST), ("prerm", PRERM), ("postrm", POSTRM)] {
-        let path = debian.join(name);
-        tree::write(&path, script)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    let own = workspace::root().join("packaging/deb");
+    for script in ["postinst", "prerm", "postrm"] {
+        tree::put(&own.join(script), &debian.join(script), 0o755)?;
     }
     let documents = root.join("usr/share/doc").join(NAME);
     tree::write(&documents.join("copyright"), &copyright()?)?;
-    tree::put(
-        &workspace::root().join("CHANGELOG.md"),
-        &documents.join("changelog"),
-        0o644,
-    )?;
-    tree::gzip(&documents.join("changelog"))?;
+    let changes = documents.join("changelog");
+    tree::write(&changes, &changelog(release)?)?;
+    tree::gzip(&changes)?;
     let overrides = root.join("usr/share/lintian/overrides").join(NAME);
-    tree::write(
-        &overrides,
-        "# It must run on every release, whatever libraries there are.\nqueue-trace: statically-linked-binary [usr/bin/queue-trace]\n\
-         # It is no part of Debian, so there is no bug that it closes.\nqueue-trace: initial-upload-closes-no-bugs *\n",
-    )?;
+    tree::put(&own.join("lintian-overrides"), &overrides, 0o644)?;
+    tree::write(&debian.join("md5sums"), &md5sums(root)?)?;
     let deb = folder.join(format!("{NAME}_{version}_{}.deb", architecture.debian()));
     process::run(
         Command::new("dpkg-deb")
@@ -67,6 +59,28 @@ pub fn pack(
     )?;
     fs::remove_dir_all(debian)?;
     Ok(deb)
+}
+
+/// In Debian's form: what changed is in CHANGELOG.md, beside it.
+fn changelog(release: &Release) -> Result<String> {
+    let date = jiff::Timestamp::from_second(release.date.into())?;
+    Ok(format!(
+        "{NAME} ({}) unstable; urgency=medium\n\n  * CHANGELOG.md lists what changed.\n\n -- {MAINTAINER}  {}\n",
+        release.version,
+        date.strftime("%a, %d %b %Y %H:%M:%S +0000")
+    ))
+}
+
+/// What `dpkg --verify` compares files with.
+fn md5sums(root: &Path) -> Result<String> {
+    let mut files = Vec::new();
+    for file in tree::files(root)? {
+        let file = file.strip_prefix(root)?.to_owned();
+        if !file.starts_with("DEBIAN") && !SETTINGS.contains(&&*format!("/{}", file.display())) {
+            files.push(file);
+        }
+    }
+    process::stdout(Command::new("md5sum").current_dir(root).args(files))
 }
 
 fn copyright() -> Result<String> {
@@ -80,21 +94,11 @@ fn copyright() -> Result<String> {
     });
     Ok(format!(
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: queue-trace\n\n\
-         Files: *\nCopyright: the queue-trace developers\nLicense: MIT or Apache-2.0\n\n\
+         Files: *\nCopyright: 2026 the queue-trace developers\nLicense: MIT or Apache-2.0\n\n\
          License: MIT\n{}\n\nLicense: Apache-2.0\n On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.\n",
         indented.collect::<Vec<_>>().join("\n")
     ))
 }
-
-const POSTINST: &str = "#!/bin/sh\nset -e\nif [ \"$1\" = configure ] && [ -d /run/systemd/system ]; then\n    \
-    systemctl --system daemon-reload || true\n    \
-    # Only where somebody started it: the new program takes over.\n    \
-    if [ -n \"$2\" ]; then systemctl try-restart queue-trace.service || true; fi\nfi\n";
-const PRERM: &str = "#!/bin/sh\nset -e\nif [ \"$1\" = remove ] && [ -d /run/systemd/system ]; then\n    \
-    systemctl stop queue-trace.service || true\nfi\n";
-const POSTRM: &str = "#!/bin/sh\nset -e\nif [ \"$1\" = remove ] && [ -d /run/systemd/system ]; then\n    \
-    systemctl --system daemon-reload || true\nfi\nif [ \"$1\" = purge ]; then\n    \
-    rm -rf /var/lib/private/queue-trace /var/lib/queue-trace\nfi\n";
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,10 @@
 //! The RPM package, in the format that Enterprise Linux 8 and all later ones read. It requires
 //! nothing but a shell for its scripts, as the program is static.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use rpm::{BuildConfig, CompressionType, FileOptions, PackageBuilder};
@@ -23,6 +26,7 @@ const FOLDERS: [&str; 3] = [
     "/usr/share/doc/queue-trace",
     "/usr/share/licenses/queue-trace",
 ];
+const DOCUMENTATION: [&str; 2] = ["/usr/share/doc/", "/usr/share/man/"];
 const LICENSES: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
 
 /// Packs a tree that [`tree::lay_out`] made.
@@ -32,12 +36,18 @@ pub fn pack(
     release: &Release,
     folder: &Path,
 ) -> Result<PathBuf> {
+    let script = |name| {
+        let path = workspace::root().join("packaging/rpm").join(name);
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    // Sentences begin with a capital letter there.
+    let summary = SUMMARY.replacen("tells", "Tells", 1);
     let mut builder = PackageBuilder::new(
         NAME,
         &release.version,
         LICENSE,
         architecture.name(),
-        SUMMARY,
+        &summary,
     );
     builder
         .using_config(
@@ -46,6 +56,7 @@ pub fn pack(
                 .source_date(release.date),
         )
         .release("1")
+        .group("System/Monitoring")
         .description(DESCRIPTION.join("\n"))
         .packager(MAINTAINER)
         .build_host("localhost")
@@ -54,9 +65,9 @@ pub fn pack(
             "- CHANGELOG.md in the documentation lists what changed.",
             release.date,
         )
-        .post_install_script(POST)
-        .pre_uninstall_script(PREUN)
-        .post_uninstall_script(POSTUN);
+        .post_install_script(script("post")?)
+        .pre_uninstall_script(script("preun")?)
+        .post_uninstall_script(script("postun")?);
     for folder in FOLDERS {
         builder.with_dir_entry(FileOptions::dir(folder))?;
     }
@@ -65,16 +76,13 @@ pub fn pack(
         let options = options.permissions(0o644).license();
         builder.with_file(workspace::root().join(file), options)?;
     }
-    let changes = FileOptions::new(format!("/usr/share/doc/{NAME}/CHANGELOG.md"));
-    let changes = changes.permissions(0o644).doc();
-    builder.with_file(workspace::root().join("CHANGELOG.md"), changes)?;
     for file in tree::files(root)? {
         let place = format!("/{}", file.strip_prefix(root)?.display());
         let place = place.replace(MOVED.0, MOVED.1);
         let mut options = FileOptions::new(&place);
         if SETTINGS.contains(&place.as_str()) {
             options = options.config().noreplace();
-        } else if place.starts_with("/usr/share/doc/") {
+        } else if DOCUMENTATION.iter().any(|folder| place.starts_with(folder)) {
             options = options.doc();
         }
         builder
@@ -87,19 +95,8 @@ pub fn pack(
         .with_context(|| format!("cannot write to {}", folder.display()))
 }
 
-// `$1` is the number of this package's versions that are there afterwards.
-const POST: &str = "if [ -d /run/systemd/system ]; then systemctl daemon-reload || :; fi\n";
-const PREUN: &str = "if [ \"$1\" -eq 0 ] && [ -x /usr/bin/systemctl ]; then\n    \
-    systemctl --no-reload disable queue-trace.service >/dev/null 2>&1 || :\n    \
-    if [ -d /run/systemd/system ]; then systemctl stop queue-trace.service || :; fi\nfi\n";
-const POSTUN: &str = "if [ -d /run/systemd/system ]; then\n    systemctl daemon-reload || :\n    \
-    # Only where somebody started it: the new program takes over.\n    \
-    if [ \"$1\" -ge 1 ]; then systemctl try-restart queue-trace.service || :; fi\nfi\n";
-
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{process, workspace};
 pub const SETTINGS: [&str; 2] = ["/etc/default/queue-trace", "/etc/queue-trace/agent.toml"];
 
 /// Files of the checkout and where they go.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 10] = [
     (
         "packaging/systemd/queue-trace.service",
         "usr/lib/systemd/system/queue-trace.service",
@@ -31,6 +31,7 @@ const FILES: [(&str, &str); 9] = [
         "usr/share/doc/queue-trace/queue-trace.rules.yml",
     ),
     ("README.md", "usr/share/doc/queue-trace/README.md"),
+    ("CHANGELOG.md", "usr/share/doc/queue-trace/CHANGELOG.md"),
     ("docs/agent.md", "usr/share/doc/queue-trace/agent.md"),
     ("docs/metrics.md", "usr/share/doc/queue-trace/metrics.md"),
     ("docs/verdicts.md", "usr/share/doc/queue-trace/verdicts.md"),
