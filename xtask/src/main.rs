@@ -8,6 +8,7 @@ mod artifacts;
 mod bench;
 mod beside;
 mod bpf;
+mod clean_root;
 mod cross;
 mod dependencies;
 mod fuzz;

@@ -2,12 +2,14 @@
 //! a tarball, a Debian package, an RPM package or a container image. The same source gives the
 //! same bytes.
 
+mod check;
 mod deb;
 mod image;
 mod release;
 mod rpm;
 mod sbom;
 mod tree;
+mod unit;
 
 use std::{
     fs,
@@ -36,12 +38,44 @@ pub struct Args {
     /// This static program of the target instead of one that is built for it.
     #[arg(long, value_name = "FILE")]
     pub program: Option<PathBuf>,
+    /// Also let the distributions' checkers read what was made, and install, start, upgrade and
+    /// remove it in a clean root of Debian. The target must be this machine's.
+    #[arg(long)]
+    pub check: bool,
+    /// Also install the Debian package in a virtual machine with this kernel (`cargo xtask vm
+    /// list`) and systemd, and start, reload, stall and stop its service.
+    #[arg(long, value_name = "KERNEL")]
+    pub boot: Option<String>,
     /// Where it goes; target/package by default.
     #[arg(long, value_name = "FOLDER")]
     pub output: Option<PathBuf>,
 }
 
 impl Args {
+    /// What was asked for of what was made.
+    fn check(&self, release: &Release, made: &[PathBuf], folder: &Path) -> Result<()> {
+        let of = |form| {
+            let mut all = self.form.iter().zip(made);
+            all.find_map(|(other, path)| (*other == form).then_some(path))
+        };
+        if (self.check || self.boot.is_some()) && self.target != Architecture::HERE {
+            bail!("only packages for this machine can be started on it");
+        }
+        if self.check {
+            if of(Form::Deb).or(of(Form::Rpm)).is_some() {
+                check::packages(self, release, made, folder)?;
+            }
+            if let Some(image) = of(Form::Image) {
+                check::image(image, folder)?;
+            }
+        }
+        if let Some(kernel) = &self.boot {
+            let package = of(Form::Deb).context("--boot needs --form deb")?;
+            unit::boot(package, kernel, folder)?;
+        }
+        Ok(())
+    }
+
     /// The one that was given, or else is built.
     fn program(&self, architecture: Architecture) -> Result<PathBuf> {
         let program = match &self.program {
@@ -90,9 +124,10 @@ pub fn run(args: &Args) -> Result<()> {
         });
     }
     sums(&release, &folder)?;
-    for path in made {
+    for path in &made {
         println!("{}", path.display());
     }
+    args.check(&release, &made, &folder)?;
     Ok(())
 }
 

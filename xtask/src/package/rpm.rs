@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rpm::{BuildConfig, CompressionType, FileOptions, PackageBuilder};
+use rpm::{BuildConfig, CompressionWithLevel, FileOptions, PackageBuilder};
 
 use super::{
     release::{DESCRIPTION, LICENSE, MAINTAINER, NAME, Release, SUMMARY},
@@ -52,7 +52,7 @@ pub fn pack(
     builder
         .using_config(
             BuildConfig::v4()
-                .compression(CompressionType::Zstd)
+                .compression(CompressionWithLevel::Zstd(10))
                 .source_date(release.date),
         )
         .release("1")
