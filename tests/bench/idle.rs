@@ -48,6 +48,11 @@ pub fn run(program: &Path, attach: &str, node_exporter: Option<&Path>, time: Dur
         ours.answer.contains("queue_trace_listeners"),
         "the agent serves no metrics"
     );
+    let refused = ours.refused.1 - ours.refused.0;
+    if refused > 0 {
+        // It looks every second while something is refused, wherever that is.
+        println!("not at rest: {refused} refusals on this machine meanwhile");
+    }
     if let Some(node_exporter) = node_exporter {
         let address = free_address();
         let mut exporter = Command::new(node_exporter);
@@ -83,6 +88,8 @@ struct Taken {
     cpu: Duration,
     resident: Option<u64>,
     answer: String,
+    /// By the first answer and by the last.
+    refused: (u64, u64),
 }
 
 fn row(what: &str, time: Duration, taken: &Taken) {
@@ -111,7 +118,8 @@ fn scraped(command: &mut Command, address: SocketAddr, time: Duration) -> Taken 
     }
     thread::sleep(SETTLING);
     let (began, before) = (Instant::now(), cpu(&child));
-    let mut answer = String::new();
+    let mut answer = scrape(address).unwrap();
+    let first = refused(&answer);
     while began.elapsed() < time {
         answer = scrape(address).unwrap();
         thread::sleep(SCRAPES.min(time.saturating_sub(began.elapsed())));
@@ -123,6 +131,7 @@ fn scraped(command: &mut Command, address: SocketAddr, time: Duration) -> Taken 
     Taken {
         cpu,
         resident,
+        refused: (first, refused(&answer)),
         answer,
     }
 }
@@ -144,6 +153,7 @@ fn polled(crowd: &[&Netns], time: Duration, by: impl Fn(&Netns) -> Command) -> T
         cpu: children().saturating_sub(before),
         resident: None,
         answer: String::new(),
+        refused: (0, 0),
     }
 }
 
@@ -154,6 +164,15 @@ fn scrape(address: SocketAddr) -> Option<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     Some(answer)
+}
+
+/// What the agent has seen refused.
+fn refused(answer: &str) -> u64 {
+    let series = answer.lines().filter(|line| {
+        line.starts_with("queue_trace_host_outcomes_total{") && line.contains("_dropped")
+    });
+    let counts = series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    counts.map(|count| count as u64).sum()
 }
 
 fn free_address() -> SocketAddr {

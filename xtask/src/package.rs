@@ -35,9 +35,10 @@ pub struct Args {
     /// What to make of it. An image is of both architectures.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "tarball")]
     pub form: Vec<Form>,
-    /// This static program of the target instead of one that is built for it.
-    #[arg(long, value_name = "FILE")]
-    pub program: Option<PathBuf>,
+    /// A static program instead of one that is built, for the architecture that it is for. May be
+    /// repeated.
+    #[arg(long = "program", value_name = "FILE")]
+    pub programs: Vec<PathBuf>,
     /// Also let the distributions' checkers read what was made, and install, start, upgrade and
     /// remove it in a clean root of Debian. The target must be this machine's.
     #[arg(long)]
@@ -78,10 +79,13 @@ impl Args {
 
     /// The one that was given, or else is built.
     fn program(&self, architecture: Architecture) -> Result<PathBuf> {
-        let program = match &self.program {
-            Some(program) if architecture == self.target => program.clone(),
-            _ => artifacts::program(For::Guest(architecture))?,
-        };
+        for given in &self.programs {
+            if is_for(given, architecture)? {
+                is_static(given)?;
+                return Ok(given.clone());
+            }
+        }
+        let program = artifacts::program(For::Guest(architecture))?;
         is_static(&program)?;
         Ok(program)
     }
@@ -204,6 +208,24 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to)
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     Ok(())
+}
+
+/// Whether its header says so.
+fn is_for(program: &Path, architecture: Architecture) -> Result<bool> {
+    let header = process::stdout(
+        Command::new("readelf")
+            .arg("--file-header")
+            .arg(program)
+            .env("LC_ALL", "C"),
+    )?;
+    let machine = header
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Machine:"));
+    let machine = machine.context("the program has no machine")?;
+    Ok(machine
+        .to_lowercase()
+        .replace('-', "_")
+        .contains(architecture.name()))
 }
 
 /// It must run wherever it is put, whatever libraries are there.

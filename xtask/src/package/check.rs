@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::{
-    Args, deb, laid_out,
+    Args, deb, is_for, laid_out,
     release::{NAME, Release},
     rpm, tree,
 };
@@ -108,17 +108,7 @@ pub fn image(image: &Path, folder: &Path) -> Result<()> {
             .as_str()
             .context("no entrypoint")?;
         let program = root.join(entry.trim_start_matches('/'));
-        let header = process::stdout(
-            Command::new("readelf")
-                .args(["--file-header"])
-                .arg(&program)
-                .env("LC_ALL", "C"),
-        )?;
-        if !header
-            .to_lowercase()
-            .replace('-', "_")
-            .contains(architecture.name())
-        {
+        if !is_for(&program, architecture)? {
             bail!(
                 "{entry} of {} is for another machine",
                 architecture.debian()
@@ -152,4 +142,5 @@ const ENTER: &str = r#"
 mount --bind "$1" "$1"
 mount -t proc proc "$1/proc"
 mount --rbind /sys "$1/sys"
-exec env -i PATH=/usr/bin chroot "$1" "$2" agent --once 1s"#;
+chroot=$(PATH=$PATH:/usr/sbin:/sbin command -v chroot)
+exec env -i PATH=/usr/bin "$chroot" "$1" "$2" agent --once 1s"#;

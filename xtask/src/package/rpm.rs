@@ -20,9 +20,16 @@ const MOVED: (&str, &str) = (
     "/usr/share/zsh/vendor-completions/",
     "/usr/share/zsh/site-functions/",
 );
-/// Folders that are the package's own.
-const FOLDERS: [&str; 3] = [
+/// Folders that are the package's own, or that no package needs to own where the shell that looks
+/// there is not installed.
+const FOLDERS: [&str; 9] = [
     "/etc/queue-trace",
+    "/usr/share/bash-completion",
+    "/usr/share/bash-completion/completions",
+    "/usr/share/fish",
+    "/usr/share/fish/vendor_completions.d",
+    "/usr/share/zsh",
+    "/usr/share/zsh/site-functions",
     "/usr/share/doc/queue-trace",
     "/usr/share/licenses/queue-trace",
 ];

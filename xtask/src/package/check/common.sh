@@ -3,7 +3,7 @@ cd /given
 fail() { echo "error: $*" >&2; exit 1; }
 # Everything that is there, but what package managers and the manual's index write about it.
 everything() {
-    find / -xdev \( -path /given -o -path /proc -o -path /sys -o -path /dev -o -path /tmp \
+    find / -xdev \( -path /given -o -path /run -o -path /proc -o -path /sys -o -path /dev -o -path /tmp \
         -o -path /var/lib/dpkg -o -path /var/lib/rpm -o -path /usr/lib/sysimage -o -path /root \
         -o -path /var/cache -o -path /var/log \) -prune -o -print | sort
 }

@@ -15,4 +15,6 @@ systemctl enable --quiet queue-trace
 rpm --force-debian --erase queue-trace
 # As rpm keeps settings that were changed, and those that an upgrade did not put in their place.
 rm --recursive /etc/queue-trace
+# Every system of rpm's has this folder from its base.
+rmdir /usr/share/licenses
 nothing_is_left
