@@ -13,7 +13,7 @@ use std::{
 
 use queue_trace::lab::Netns;
 
-use crate::scale::{children, inhabit};
+use crate::scale::{allow_files, children, inhabit};
 
 const NAMESPACES: usize = 100;
 /// In each of them.
@@ -25,6 +25,7 @@ const SETTLING: Duration = Duration::from_secs(15);
 
 /// Prints a table of what each takes in so much time.
 pub fn run(program: &Path, attach: &str, node_exporter: Option<&Path>, time: Duration) {
+    allow_files();
     let crowd: Vec<_> = (0..NAMESPACES).map(|_| inhabit(LISTENERS)).collect();
     println!(
         "{} listeners in {NAMESPACES} network namespaces, {} s each",

