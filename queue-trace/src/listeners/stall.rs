@@ -14,7 +14,7 @@ mod text;
 mod threads;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -176,6 +176,7 @@ impl Stalls {
                 "no process is known that holds the socket".to_owned(),
             );
         }
+        threads::find_masters(&mut evidence.doing, &evidence.parents);
         stall.doing = threads::grouped(evidence.doing, over_us);
         stall.epoll = evidence.epoll;
         (stall.files, stall.host_pressure) = self.host(over_us, found);
@@ -230,6 +231,7 @@ impl Stalls {
             levels,
             reading,
         } = process;
+        evidence.parents.extend(seen.parent);
         stall.threads = stall.threads.saturating_add(seen.all);
         stall.threads_looked += u32::try_from(seen.threads.len()).unwrap_or(u32::MAX);
         for thread in &seen.threads {
@@ -287,6 +289,8 @@ impl Stalls {
 #[derive(Default)]
 struct Evidence {
     doing: Vec<Doing>,
+    /// Who started them.
+    parents: HashSet<u32>,
     epoll: Option<Epoll>,
 }
 

@@ -2,7 +2,7 @@
 //! kernel functions that they wait in, how long they ran and how long they waited for a CPU.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs, io,
     io::Read,
     path::Path,
@@ -21,6 +21,8 @@ pub struct ThreadsSeen {
     pub all: u32,
     /// Those that were looked at.
     pub threads: Vec<Thread>,
+    /// The process that started it.
+    pub parent: Option<u32>,
     /// Who traces it.
     pub tracer: Option<u32>,
     /// What could not be read, a sentence each.
@@ -34,6 +36,7 @@ pub struct Thread {
     pub tid: u32,
     /// When it started, in ticks since boot: tells it from an earlier one of its number.
     pub started: u64,
+    parent: u32,
     /// How long it has run.
     pub clock: Option<ThreadClock>,
     main: bool,
@@ -85,6 +88,7 @@ impl ThreadsSeen {
             };
             // What ended meanwhile does nothing.
             if let Some(thread) = Thread::read(&task.path(), tid, tid == pid, named, &mut refused) {
+                seen.parent = seen.parent.or(Some(thread.parent));
                 seen.threads.push(thread);
             }
         }
@@ -143,7 +147,8 @@ impl Thread {
         Some(Self {
             comm: front.split_once(" (")?.1.to_owned(),
             state: fields.next()?.to_owned(),
-            started: fields.nth(18)?.parse().ok()?,
+            parent: fields.next()?.parse().ok()?,
+            started: fields.nth(17)?.parse().ok()?,
             ..Self::default()
         })
     }
@@ -237,6 +242,21 @@ fn role(call: &ThreadCall, fd: Option<u32>, polled: &Polled, inode: u64) -> Opti
         "wait4" if call.first & ANY_CHILD == ANY_CHILD => Some(Role::Master),
         "waitid" if call.first == 0 => Some(Role::Master),
         _ => None,
+    }
+}
+
+/// Calls in which the master of a server waits for what its workers tell it. Which files these are
+/// about cannot be known without reading its memory.
+const WAITS_FOR_FILES: [&str; 4] = ["select", "pselect6", "poll", "ppoll"];
+
+/// Gives those the role of a master that wait for files while a process that they started holds the
+/// socket as well: it is that one's work to accept.
+pub fn find_masters(doing: &mut [Doing], parents: &HashSet<u32>) {
+    for one in doing {
+        let call = one.call.as_deref().unwrap_or_default();
+        if one.role.is_none() && WAITS_FOR_FILES.contains(&call) && parents.contains(&one.pid) {
+            one.role = Some(Role::Master);
+        }
     }
 }
 
@@ -439,6 +459,18 @@ mod tests {
         assert_eq!(role("wait4", 4711), None);
         assert_eq!(role("waitid", 0), Some(Role::Master));
         assert_eq!(role("futex", 0x7f00), None);
+    }
+
+    #[test]
+    fn one_that_started_another_holder_and_waits_for_files_is_a_master() {
+        let one = |pid, call: &str| Doing {
+            pid,
+            call: Some(call.to_owned()),
+            ..Doing::default()
+        };
+        let mut doing = [one(7, "pselect6"), one(8, "pselect6"), one(7, "flock")];
+        find_masters(&mut doing, &[1, 7].into());
+        assert_eq!(doing.map(|one| one.role), [Some(Role::Master), None, None]);
     }
 
     #[test]

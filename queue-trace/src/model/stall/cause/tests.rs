@@ -499,6 +499,17 @@ fn not_the_one_that_should_accept() {
         ..doing("S", Some("futex"))
     };
     assert_is(&of(vec![master(), worker]), "lock", &[]);
+    // A master that waits for news of its workers is not what keeps them.
+    let listens = Doing {
+        role: Some(Role::Master),
+        ..doing("S", Some("pselect6"))
+    };
+    let sleeper = Doing {
+        pid: 43,
+        tid: 43,
+        ..doing("S", Some("clock_nanosleep"))
+    };
+    assert_is(&of(vec![listens, sleeper]), "asleep", &["(43;"]);
     // One that waits for any of its children has some.
     let parent = Doing {
         role: Some(Role::Master),
