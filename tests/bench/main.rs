@@ -13,6 +13,7 @@
 
 mod churn;
 mod contender;
+mod idle;
 mod load;
 mod scale;
 mod soak;
@@ -59,6 +60,13 @@ struct Args {
     /// twenty. Fails if a sum is wrong.
     #[arg(long)]
     churn: Option<u64>,
+    /// Instead of all this: what the agent, node_exporter and `ss` take in so many seconds in
+    /// which nothing happens.
+    #[arg(long)]
+    idle: Option<u64>,
+    /// node_exporter, for `--idle`.
+    #[arg(long)]
+    node_exporter: Option<PathBuf>,
     /// Instead of all this: what a look takes, by how many listeners there are.
     #[arg(long)]
     scale: bool,
@@ -75,6 +83,15 @@ fn main() {
     }
     if let Some(listeners) = args.churn {
         return churn::run(&args.program, &args.attach, listeners);
+    }
+    if let Some(seconds) = args.idle {
+        let time = Duration::from_secs(seconds);
+        return idle::run(
+            &args.program,
+            &args.attach,
+            args.node_exporter.as_deref(),
+            time,
+        );
     }
     if args.scale {
         return scale::run(&args.program, &args.attach);

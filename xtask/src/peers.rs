@@ -1,7 +1,13 @@
 //! `cargo xtask peers`: the agent beside the real programs that take what it tells. Prometheus
 //! scrapes it, and every query of every rule and dashboard runs; promtool tests the rules;
-//! VictoriaMetrics takes its OTLP; systemd reads its unit. Installs nothing: Debian's packages
-//! are unpacked into the cache.
+//! VictoriaMetrics takes its OTLP; systemd reads its unit. With `--all` also what takes longer
+//! to fetch: DuckDB and ClickHouse read recordings, Kubernetes' schemas and Helm read the
+//! manifests, a collector takes metrics and logs. Installs nothing: packages are unpacked into the cache.
+
+mod collector;
+mod fetched;
+mod manifests;
+mod warehouse;
 
 use std::{
     fs,
@@ -27,6 +33,10 @@ pub struct Args {
     /// Only what needs no kernel to attach to: rules, dashboards, the unit.
     #[arg(long)]
     pub files: bool,
+    /// Also DuckDB, ClickHouse, kustomize, Helm, Kubernetes' schemas and a collector, from the registries of
+    /// Python and Node.js (a download of some 400 MB).
+    #[arg(long)]
+    pub all: bool,
     /// This program instead of one that is built for it.
     #[arg(long, value_name = "FILE")]
     pub program: Option<PathBuf>,
@@ -59,6 +69,13 @@ pub fn run(args: &Args) -> Result<()> {
     unit(&program)?;
     if !args.files {
         scraped(&tools, &program)?;
+    }
+    if args.all {
+        warehouse::run()?;
+        manifests::run()?;
+        if !args.files {
+            collector::run(&program)?;
+        }
     }
     println!("all peers take what the agent tells");
     Ok(())

@@ -360,7 +360,7 @@ fn ledgers_of_gone(
     lost: u64,
     told: outcome::Set,
 ) -> Vec<Ledger> {
-    const NOTE: &str = "the namespace is gone, and its counters with it";
+    const NOTE: &str = "the namespace is gone, or no process, thread or mount leads into it: its counters cannot be read";
     gone.retain(|(_, side)| side.values().any(|count| count > 0));
     gone.sort_by_key(|(seen, side)| {
         let moved = side.values().fold(0, u64::saturating_add);
