@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::{calls, polled::Polled, text::text};
-use crate::model::stall::{Doing, Role, Stall};
+use crate::model::{
+    socket::Process,
+    stall::{Doing, Role, Stall},
+};
 
 /// Kernel functions of a thread that are kept.
 const FUNCTIONS: usize = 4;
@@ -24,7 +27,9 @@ pub struct ThreadsSeen {
     /// The process that started it.
     pub parent: Option<u32>,
     /// Who traces it.
-    pub tracer: Option<u32>,
+    pub tracer: Option<Process>,
+    /// Whether it may open more files than the host's limit.
+    pub exempt: bool,
     /// What could not be read, a sentence each.
     pub unread: Vec<String>,
 }
@@ -97,9 +102,10 @@ impl ThreadsSeen {
                 "what the threads of process {pid} wait for cannot be read: {error}"
             ));
         }
-        let traced = seen.threads.iter().any(|thread| thread.state == "t");
-        if traced && let Ok(status) = text(&folder.join("status")) {
-            seen.tracer = tracer(&status);
+        let status = text(&folder.join("status")).unwrap_or_default();
+        seen.exempt = is_admin(&status) && is_of_the_host(folder);
+        if seen.threads.iter().any(|thread| thread.state == "t") {
+            seen.tracer = number(&status, "TracerPid").map(|tid| tracer(folder, tid));
         }
         Ok(seen)
     }
@@ -297,11 +303,42 @@ fn functions(stack: &str) -> Vec<String> {
     stack.lines().filter_map(name).take(FUNCTIONS).collect()
 }
 
-fn tracer(status: &str) -> Option<u32> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("TracerPid:"))?;
-    line.trim().parse().ok().filter(|pid| *pid != 0)
+/// A line of the text of `status`.
+fn line<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.strip_prefix(':')?.trim())
+}
+
+/// A number of `status` that is not 0.
+fn number(status: &str, name: &str) -> Option<u32> {
+    let number = line(status, name)?.parse().ok();
+    number.filter(|number| *number != 0)
+}
+
+/// The process of the thread that traces the one of this folder: `TracerPid` is the thread's.
+fn tracer(folder: &Path, tid: u32) -> Process {
+    let of = |id: u32, file: &str| text(&folder.with_file_name(id.to_string()).join(file));
+    let status = of(tid, "status").unwrap_or_default();
+    let pid = number(&status, "Tgid").unwrap_or(tid);
+    let comm = of(pid, "comm").unwrap_or_default();
+    Process {
+        pid,
+        comm: comm.trim_end().to_owned(),
+    }
+}
+
+/// Whether it has `CAP_SYS_ADMIN` in its user namespace.
+fn is_admin(status: &str) -> bool {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let effective = line(status, "CapEff").and_then(|set| u64::from_str_radix(set, 16).ok());
+    effective.is_some_and(|set| set & CAP_SYS_ADMIN != 0)
+}
+
+/// Whether its user namespace is the first one, where capabilities are those of the host.
+fn is_of_the_host(folder: &Path) -> bool {
+    /// `PROC_USER_INIT_INO` (include/linux/proc_ns.h).
+    const FIRST: &str = "user:[4026531837]";
+    fs::read_link(folder.join("ns/user")).is_ok_and(|link| link.as_os_str() == FIRST)
 }
 
 /// Whether its program is one for 32 bits, of which calls have other numbers.
@@ -434,8 +471,14 @@ mod tests {
         let stack = "[<0>] io_schedule+0x46/0x80\n[<0>] folio_wait_bit_common+0x13d/0x350\n\
                      [<0>] filemap_fault+0x1/0x2\n[<0>] do_syscall_64+0x71/0x280\n";
         assert_eq!(functions(stack), ["folio_wait_bit_common", "filemap_fault"]);
-        assert_eq!(tracer("Name:\tx\nTracerPid:\t12\n"), Some(12));
-        assert_eq!(tracer("TracerPid:\t0\n"), None);
+        let status = "Name:\tTracerPid\nTgid:\t7\nTracerPid:\t12\n";
+        assert_eq!(number(status, "TracerPid"), Some(12));
+        assert_eq!(number("TracerPid:\t0\n", "TracerPid"), None);
+        assert!(is_admin("CapPrm:\t0\nCapEff:\t000001ffffffffff\n"));
+        assert!(!is_admin(
+            "CapPrm:\t000001ffffffffff\nCapEff:\t000001ffffdfffff\n"
+        ));
+        assert!(!is_admin("Name:\tCapEff\n"));
     }
 
     #[test]
