@@ -476,7 +476,10 @@ fn full_stall() -> Stall {
             run_us: Some(1),
             delay_us: Some(1),
         }],
-        tracer: Some(1),
+        tracer: Some(Process {
+            pid: 1,
+            comm: words(),
+        }),
         epoll: Some(Epoll::default()),
         cpu: Some(Quota {
             file: words(),
@@ -497,7 +500,10 @@ fn full_stall() -> Stall {
         frozen_by: Some(words()),
         pressure: Some(pressure),
         host_pressure: Some(pressure),
-        files: Some(Files::default()),
+        files: Some(Files {
+            exempt: true,
+            ..Files::default()
+        }),
         unread: vec![words()],
     }
 }

@@ -48,6 +48,9 @@ struct Play {
     sysctls: Sysctls,
     wall_ahead_ns: i128,
     port: u16,
+    addr: IpAddr,
+    device: Option<u32>,
+    inode: u64,
 }
 
 impl Play {
@@ -64,6 +67,9 @@ impl Play {
             },
             wall_ahead_ns: 0,
             port: 80,
+            addr: IpAddr::from([192, 0, 2, 1]),
+            device: None,
+            inode: 77,
         };
         let header = play.header("host");
         play.case.header(&header).unwrap();
@@ -104,11 +110,11 @@ impl Play {
 
     fn listener(&self) -> Listener {
         Listener {
-            addr: Some(IpAddr::from([192, 0, 2, 1])),
+            addr: Some(self.addr),
             port: self.port,
             cookie: None,
-            inode: Some(77),
-            device: None,
+            inode: Some(self.inode),
+            device: self.device,
         }
     }
 
@@ -180,6 +186,7 @@ impl Play {
                 addr: IpAddr::from((0xcb00_0000 + client).to_be_bytes()),
                 port: 1024,
             }),
+            local: Some(self.addr),
             accept_queue: None,
             syn_queue: None,
             ..self.made(ms, SYN_REFUSED_NO_LISTENER, client, 0, 0)
@@ -709,6 +716,35 @@ fn the_stuck_socket_of_a_group_is_the_one_with_the_full_queue() {
     assert!(waits.contains(" ino:4f '"), "{waits}");
 }
 
+/// The same address and port on another device is no sibling of a stuck listener.
+#[test]
+fn a_port_on_another_device_is_another_listener() {
+    for apart in [false, true] {
+        let mut play = Play::new(Fentry, 8);
+        (play.device, play.inode) = (Some(2), 1);
+        for packet in 0..60u64 {
+            play.event(
+                packet * 100,
+                SYN_DROPPED_ACCEPT_QUEUE_FULL,
+                packet as u32,
+                9,
+            );
+        }
+        (play.device, play.inode) = (Some(if apart { 3 } else { 2 }), 2);
+        for packet in 0..60u64 {
+            play.served(packet * 100, 1000 + packet as u32);
+        }
+        let diagnosis = play.diagnosis(7 * SECOND);
+        let rules: Vec<_> = diagnosis.findings.iter().map(|found| found.rule).collect();
+        let wanted = if apart {
+            "accept-stopped"
+        } else {
+            "reuseport-worker-stuck"
+        };
+        assert_eq!(rules, [wanted]);
+    }
+}
+
 /// Cookies off, by tracepoints: 13 half-open of 16 leave less than a quarter.
 #[test]
 fn the_last_quarter_is_concluded_from_settings_and_depth() {
@@ -747,7 +783,7 @@ fn a_limit_that_was_raised_later() {
     let mut play = Play::new(Fentry, 3);
     play.event(SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, 1, 10);
     play.limit = 511;
-    play.event(4 * SECOND, QUEUED, 2, 10);
+    play.event(4 * SECOND, QUEUED, 2, 13);
     let diagnosis = play.diagnosis(10 * SECOND);
     let finding = only(&diagnosis, "accept-queue-full");
     assert!(
@@ -1236,6 +1272,32 @@ fn a_restart_leaves_a_gap() {
         assert_eq!(finding.listener, "192.0.2.1:8080");
         assert_eq!(finding.owner.as_deref(), Some("nginx[12]"));
     }
+}
+
+/// The gap is that of the listener to whose address the SYNs were sent.
+#[test]
+fn a_restart_at_another_address_is_another_gap() {
+    let mut play = Play::new(Fentry, 8);
+    play.listens(1, None, Some(10 * SECOND));
+    play.listens(2, Some(12 * SECOND), None);
+    play.addr = IpAddr::from([192, 0, 2, 7]);
+    play.listens(3, None, Some(10 * SECOND + 50));
+    play.nobody(11 * SECOND, 1);
+    play.listens(4, Some(13 * SECOND), None);
+    let diagnosis = play.diagnosis(60 * SECOND);
+    let finding = only(&diagnosis, "restart-gap");
+    assert!(
+        finding.what.contains("nginx[3] to the start of nginx[4]"),
+        "{}",
+        finding.what
+    );
+
+    let mut play = Play::new(Fentry, 8);
+    play.listens(1, None, Some(10 * SECOND));
+    play.listens(2, Some(12 * SECOND), None);
+    play.addr = IpAddr::from([192, 0, 2, 7]);
+    play.nobody(11 * SECOND, 1);
+    assert_eq!(play.diagnosis(60 * SECOND).findings.len(), 0);
 }
 
 /// Two restarts within a few seconds are one episode. The time in which somebody listened in between

@@ -95,7 +95,7 @@ fn churn(room: &Room, count: u64) {
 }
 
 /// The resident memory of a process, KiB.
-fn memory(pid: u32) -> u64 {
+pub fn memory(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.unwrap()

@@ -13,6 +13,7 @@
 
 mod churn;
 mod contender;
+mod idle;
 mod load;
 mod scale;
 mod soak;
@@ -59,6 +60,13 @@ struct Args {
     /// twenty. Fails if a sum is wrong.
     #[arg(long)]
     churn: Option<u64>,
+    /// Instead of all this: what the agent, node_exporter and `ss` take in so many seconds in
+    /// which nothing happens.
+    #[arg(long)]
+    idle: Option<u64>,
+    /// node_exporter, for `--idle`.
+    #[arg(long)]
+    node_exporter: Option<PathBuf>,
     /// Instead of all this: what a look takes, by how many listeners there are.
     #[arg(long)]
     scale: bool,
@@ -76,6 +84,16 @@ fn main() -> ExitCode {
     }
     if let Some(listeners) = args.churn {
         churn::run(&args.program, &args.attach, listeners);
+        return ExitCode::SUCCESS;
+    }
+    if let Some(seconds) = args.idle {
+        let time = Duration::from_secs(seconds);
+        idle::run(
+            &args.program,
+            &args.attach,
+            args.node_exporter.as_deref(),
+            time,
+        );
         return ExitCode::SUCCESS;
     }
     if args.scale {

@@ -24,12 +24,7 @@ const NAMESPACES: [usize; 3] = [200, 1000, 2000];
 
 /// Prints a table.
 pub fn run(program: &Path, attach: &str) {
-    let most = getrlimit(Resource::Nofile).maximum;
-    let limit = Rlimit {
-        current: most,
-        maximum: most,
-    };
-    setrlimit(Resource::Nofile, limit).unwrap();
+    allow_files();
     println!("| | a look, CPU s | a look, s | attach and look, s | end after a signal, s |");
     println!("|---|---:|---:|---:|---:|");
     let netns = Netns::new().unwrap();
@@ -73,11 +68,21 @@ pub fn run(program: &Path, attach: &str) {
     let mut inhabited = Vec::new();
     for count in NAMESPACES {
         while inhabited.len() < count {
-            inhabited.push(inhabit());
+            inhabited.push(inhabit(1));
         }
         let what = format!("{count} namespaces with a listener each");
         row(&what, program, attach, &[]);
     }
+}
+
+/// As many open files as this process may have.
+pub fn allow_files() {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    setrlimit(Resource::Nofile, limit).unwrap();
 }
 
 /// A listener in whose accept queue two connections wait. Their clients have left, as not every
@@ -94,11 +99,13 @@ fn crowded(netns: &Netns, port: u16) -> TcpListener {
     netns.run(make).unwrap()
 }
 
-/// A namespace with a listener, in which a thread lives until the value is dropped.
-fn inhabit() -> (Netns, TcpListener, mpsc::Sender<()>) {
+/// A namespace with so many listeners, in which a thread lives until the value is dropped.
+pub fn inhabit(listeners: u16) -> (Netns, Vec<TcpListener>, mpsc::Sender<()>) {
     let netns = Netns::new().unwrap();
-    let address = SocketAddr::new(Family::V4.loopback(), 8080);
-    let listener = netns.run(|| Listen::default().on(address)).unwrap();
+    let all = (0..listeners).map(|one| SocketAddr::new(Family::V4.loopback(), 8080 + one));
+    let listeners = netns
+        .run(|| all.map(|address| Listen::default().on(address)).collect())
+        .unwrap();
     let (stay, leave) = mpsc::channel::<()>();
     let path = netns.path();
     thread::Builder::new()
@@ -112,7 +119,7 @@ fn inhabit() -> (Netns, TcpListener, mpsc::Sender<()>) {
             let _ = leave.recv();
         })
         .unwrap();
-    (netns, listener, stay)
+    (netns, listeners, stay)
 }
 
 fn row(what: &str, program: &Path, attach: &str, which: &[&str]) {
@@ -148,7 +155,7 @@ fn row(what: &str, program: &Path, attach: &str, which: &[&str]) {
 }
 
 /// The CPU time of the processes that were waited for (`cutime` and `cstime`, proc_pid_stat(5)).
-fn children() -> Duration {
+pub fn children() -> Duration {
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
     let (_, rest) = stat.rsplit_once(") ").unwrap();
     let fields = rest.split(' ').skip(13).take(2);

@@ -4,6 +4,12 @@
 //! The servers are this test program itself, started again ([`the_server`]), so that they are there
 //! in the guests too.
 
+mod debugger;
+mod disk;
+mod files;
+mod hidden;
+mod systemd;
+
 use std::{
     fs::{self, File},
     io::Read,
@@ -95,6 +101,11 @@ fn serve(does: &str) -> ! {
         "accept" => loop {
             drop(listener.accept());
         },
+        "sleep" => loop {
+            thread::sleep(Duration::from_secs(600));
+        },
+        "disk" => disk::serve(&listener),
+        "files" => files::serve(&listener),
         "spin" => spin(),
         "spin_beside" => {
             let lock = Mutex::new(());
@@ -265,6 +276,20 @@ impl Stalling {
             finding: with_cause.clone(),
         }
     }
+
+    /// It goes on: a client is accepted, and its connection closed.
+    #[track_caller]
+    fn assert_accepts(&self) {
+        let mut client = self.server.connect();
+        client
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        // What it has not read makes a reset of it.
+        match client.read(&mut [0; 1]) {
+            Ok(read) => assert_eq!(read, 0),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+    }
 }
 
 /// A name that no other test has.
@@ -418,13 +443,7 @@ fn stopped_by_the_freezer() {
             .unwrap()
             .success()
     );
-    let one = || Ok(std::net::TcpStream::connect(AT)?);
-    let mut client = stalling.server.netns.run(one).unwrap();
-    client
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    // It accepts and closes.
-    assert_eq!(client.read(&mut [0; 1]).unwrap_or(0), 0);
+    stalling.assert_accepts();
 }
 
 #[test]

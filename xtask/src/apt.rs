@@ -167,13 +167,13 @@ APT::Get::List-Cleanup "false";
 
 /// The base addresses of the main and the security archive.
 #[derive(Debug, PartialEq)]
-struct Bases {
-    main: String,
-    security: String,
+pub struct Bases {
+    pub main: String,
+    pub security: String,
 }
 
 /// Those that this machine's own apt is configured with.
-fn configured_bases() -> Result<Bases> {
+pub fn configured_bases() -> Result<Bases> {
     let targets = process::stdout(Command::new("apt-get").args([
         "indextargets",
         "--format",

@@ -8,6 +8,7 @@ mod artifacts;
 mod bench;
 mod beside;
 mod bpf;
+mod clean_root;
 mod cross;
 mod dependencies;
 mod fuzz;
@@ -42,7 +43,7 @@ enum Task {
     Vm(vm::Command),
     /// Run the live tests on this machine's own kernel.
     Live(live::Args),
-    /// Build the static program as a tarball, a Debian package or a container image.
+    /// Build the static program as a tarball, a Debian or RPM package, or a container image.
     Package(package::Args),
     /// Run the agent beside Prometheus, VictoriaMetrics and systemd, which take what it tells.
     Peers(peers::Args),

@@ -1,9 +1,16 @@
 //! `cargo xtask package`: the static program with its manual pages, completions and licences as
-//! a tarball, a Debian package or a container image. The same source gives the same bytes.
+//! a tarball, a Debian package, an RPM package or a container image. The same source gives the
+//! same bytes.
 
+mod check;
 mod deb;
 mod image;
+mod programs;
+mod release;
+mod rpm;
+mod sbom;
 mod tree;
+mod unit;
 
 use std::{
     fs,
@@ -12,25 +19,55 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use programs::Programs;
+use release::{NAME, Release};
 
-use crate::{
-    architecture::Architecture,
-    artifacts::{self, For},
-    process, workspace,
-};
+use crate::{architecture::Architecture, process, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Rust's name of the target: x86_64-unknown-linux-gnu or aarch64-unknown-linux-gnu; this
-    /// machine's by default.
-    #[arg(long, value_name = "TARGET", value_parser = Architecture::of_target, default_value = Architecture::HERE.target())]
-    pub target: Architecture,
+    #[command(flatten)]
+    pub programs: Programs,
     /// What to make of it. An image is of both architectures.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "tarball")]
     pub form: Vec<Form>,
+    /// Also let the distributions' checkers read what was made, and install, start, upgrade and
+    /// remove it in a clean root of Debian. The target must be this machine's.
+    #[arg(long)]
+    pub check: bool,
+    /// Also install the Debian package in a virtual machine with this kernel (`cargo xtask vm
+    /// list`) and systemd, and start, reload, stall and stop its service.
+    #[arg(long, value_name = "KERNEL")]
+    pub boot: Option<String>,
     /// Where it goes; target/package by default.
     #[arg(long, value_name = "FOLDER")]
     pub output: Option<PathBuf>,
+}
+
+impl Args {
+    /// What was asked for of what was made.
+    fn check(&self, release: &Release, made: &[PathBuf], folder: &Path) -> Result<()> {
+        let of = |form| {
+            let mut all = self.form.iter().zip(made);
+            all.find_map(|(other, path)| (*other == form).then_some(path))
+        };
+        if (self.check || self.boot.is_some()) && self.programs.target != Architecture::HERE {
+            bail!("only packages for this machine can be started on it");
+        }
+        if self.check {
+            if of(Form::Deb).or(of(Form::Rpm)).is_some() {
+                check::packages(&self.programs, release, made, folder)?;
+            }
+            if let Some(image) = of(Form::Image) {
+                check::image(image, folder)?;
+            }
+        }
+        if let Some(kernel) = &self.boot {
+            let package = of(Form::Deb).context("--boot needs --form deb")?;
+            unit::boot(package, kernel, folder)?;
+        }
+        Ok(())
+    }
 }
 
 /// What a program is packed as.
@@ -40,8 +77,12 @@ pub enum Form {
     Tarball,
     /// A Debian package.
     Deb,
+    /// An RPM package.
+    Rpm,
     /// A container image, in the layout of the Open Container Initiative.
     Image,
+    /// The list of what is linked into the program, in CycloneDX's JSON.
+    Sbom,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -50,51 +91,47 @@ pub fn run(args: &Args) -> Result<()> {
         None => workspace::target().join("package"),
     };
     tree::make_folder(&folder)?;
+    let release = Release::here()?;
     let mut made = Vec::new();
     for form in &args.form {
         made.push(match form {
-            Form::Tarball => tarball(args.target, &folder)?,
-            Form::Deb => deb(args.target, &folder)?,
-            Form::Image => image(&folder)?,
+            Form::Tarball => tarball(args, &release, &folder)?,
+            Form::Deb => args.programs.laid_out(&folder, |root| {
+                deb::pack(root, args.programs.target, &release, &folder)
+            })?,
+            Form::Rpm => args.programs.laid_out(&folder, |root| {
+                rpm::pack(root, args.programs.target, &release, &folder)
+            })?,
+            Form::Image => image(args, &release, &folder)?,
+            Form::Sbom => sbom::write(args.programs.target, &release, &folder)?,
         });
     }
-    sums(&folder, &made)?;
-    for path in made {
+    sums(&release, &folder)?;
+    for path in &made {
         println!("{}", path.display());
     }
+    args.check(&release, &made, &folder)?;
     Ok(())
 }
 
-/// Builds the program and packs it as a Debian package.
-fn deb(architecture: Architecture, folder: &Path) -> Result<PathBuf> {
-    let program = artifacts::program(For::Guest(architecture))?;
-    is_static(&program)?;
-    let here = if architecture == Architecture::HERE {
-        program.clone()
-    } else {
-        artifacts::program(For::Here)?
-    };
-    let root = folder.join("tree");
-    tree::lay_out(&root, &program, &here)?;
-    let deb = deb::pack(&root, architecture, &version()?, folder)?;
-    fs::remove_dir_all(root)?;
-    Ok(deb)
-}
-
 /// Builds the program for every architecture and packs it as an image.
-fn image(folder: &Path) -> Result<PathBuf> {
+fn image(args: &Args, release: &Release, folder: &Path) -> Result<PathBuf> {
     let mut programs = Vec::new();
     for architecture in Architecture::ALL {
-        let program = artifacts::program(For::Guest(architecture))?;
-        is_static(&program)?;
-        programs.push((architecture, program));
+        programs.push((architecture, args.programs.program(architecture)?));
     }
-    image::pack(&programs, &version()?, folder)
+    image::pack(&programs, release, folder)
 }
 
-/// The checksums of what was made, in the form of sha256sum.
-fn sums(folder: &Path, made: &[PathBuf]) -> Result<()> {
-    let names = made.iter().filter_map(|path| path.file_name());
+/// The checksums of all that was made of this version, by this run or by those before it for
+/// another architecture, in the form of sha256sum.
+fn sums(release: &Release, folder: &Path) -> Result<()> {
+    let mut names: Vec<_> = tree::files(folder)?
+        .iter()
+        .filter_map(|path| Some(path.strip_prefix(folder).ok()?.to_str()?.to_owned()))
+        .filter(|name| name.starts_with(NAME) && name.contains(&release.version))
+        .collect();
+    names.sort();
     let sums = process::stdout(Command::new("sha256sum").current_dir(folder).args(names))?;
     tree::write(&folder.join("SHA256SUMS"), &sums)
 }
@@ -109,10 +146,13 @@ const ALONG: [&str; 5] = [
 ];
 
 /// Builds the program and packs it.
-pub fn tarball(architecture: Architecture, folder: &Path) -> Result<PathBuf> {
-    let program = artifacts::program(For::Guest(architecture))?;
-    is_static(&program)?;
-    let name = format!("queue-trace-{}-{}", version()?, architecture.target());
+fn tarball(args: &Args, release: &Release, folder: &Path) -> Result<PathBuf> {
+    let program = args.programs.program(args.programs.target)?;
+    let name = format!(
+        "{NAME}-{}-{}",
+        release.version,
+        args.programs.target.target()
+    );
     let content = folder.join(&name);
     workspace::fresh_dir(&content)?;
     copy(&program, &content.join("queue-trace"))?;
@@ -122,63 +162,14 @@ pub fn tarball(architecture: Architecture, folder: &Path) -> Result<PathBuf> {
             copy(&from, &content.join(file))?;
         }
     }
-    let tarball = folder.join(format!("{name}.tar.gz"));
-    // Nothing of this machine and of now: not times, owners, or the order of a listing.
-    let mut tar = Command::new("tar");
-    tar.current_dir(folder)
-        .args(["--create", "--sort=name", "--mtime=@0", "--format=ustar"])
-        .args(["--owner=0", "--group=0", "--numeric-owner"])
-        .args([
-            "--mode=go=rX,u+rw,a-s",
-            "--use-compress-program=gzip --no-name -9",
-        ])
-        .arg("--file")
-        .args([&tarball, Path::new(&name)]);
-    process::run(&mut tar)?;
+    let tarball = folder.join(format!("{name}.tar"));
+    tree::tar(folder, &name, release.date, &tarball)?;
     fs::remove_dir_all(&content).with_context(|| format!("cannot remove {}", content.display()))?;
-    Ok(tarball)
+    tree::gzip(&tarball)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to)
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
     Ok(())
-}
-
-/// It must run wherever it is put, whatever libraries are there.
-fn is_static(program: &Path) -> Result<()> {
-    let headers = process::stdout(
-        Command::new("readelf")
-            .args(["--program-headers", "--wide"])
-            .arg(program)
-            .env("LC_ALL", "C"),
-    )?;
-    if headers.contains("INTERP") {
-        bail!("{} is not static", program.display());
-    }
-    Ok(())
-}
-
-/// The workspace's.
-fn version() -> Result<String> {
-    let manifest = workspace::root().join("Cargo.toml");
-    let text = fs::read_to_string(&manifest)
-        .with_context(|| format!("cannot read {}", manifest.display()))?;
-    let manifest: toml::Table = text.parse()?;
-    let version = manifest
-        .get("workspace")
-        .and_then(|workspace| workspace.get("package")?.get("version")?.as_str());
-    Ok(version
-        .context("the workspace's Cargo.toml has no version")?
-        .to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_version_is_the_workspaces() {
-        assert_eq!(version().unwrap(), env!("CARGO_PKG_VERSION"));
-    }
 }

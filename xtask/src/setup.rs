@@ -41,7 +41,9 @@ const PACKAGES: &[&str] = &[
     "zstd",
     // The live tests, here and in the virtual machines; and what remedies name.
     "conntrack",
+    "e2fsprogs",
     "iproute2",
+    "mount",
     "nftables",
     "procps",
     "tcpdump",

@@ -211,17 +211,21 @@ fn as_text(
 #[derive(Default)]
 struct CountSums(BTreeMap<SumKey, (Listener, u64)>);
 
-/// Namespace, port, address, inode number, tag of the outcome.
-type SumKey = (u32, u16, Option<IpAddr>, Option<u64>, u8);
+/// Namespace, port, address, device, inode number, tag of the outcome.
+type SumKey = (u32, u16, Option<IpAddr>, Option<u32>, Option<u64>, u8);
 
 impl CountSums {
     fn add(&mut self, counts: &Counts, selection: outcome::Set, room: &mut Room) {
         let Listener {
-            addr, port, inode, ..
+            addr,
+            port,
+            inode,
+            device,
+            ..
         } = counts.listener;
         for (name, count) in &counts.outcomes {
             if let Some(outcome) = outcome_named(name).filter(|o| selection & o.bit() != 0) {
-                let key = (counts.netns, port, addr, inode, outcome.tag);
+                let key = (counts.netns, port, addr, device, inode, outcome.tag);
                 match self.0.entry(key) {
                     Entry::Occupied(mut entry) => {
                         let (_, sum) = entry.get_mut();

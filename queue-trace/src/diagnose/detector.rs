@@ -398,6 +398,8 @@ impl OpenEpisode {
         let part = episode.course.part(seen.at - episode.begin_ns);
         add(&mut part.refused, seen.count);
         episode.sysctls = seen.sysctls.or(episode.sysctls);
+        let depth = seen.accept_queue.map(|queue| queue.depth);
+        episode.deepest_at_refusals = episode.deepest_at_refusals.max(depth);
         // Each queue's limit is the same number, the backlog in force.
         let limit = seen.accept_queue.map(|queue| queue.limit);
         if let Some(limit) = limit.or(seen.syn_queue.map(|queue| queue.limit)) {

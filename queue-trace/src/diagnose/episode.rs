@@ -168,6 +168,9 @@ pub struct Episode {
     /// How deep the accept queue was seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deepest: Option<u32>,
+    /// How deep the accept queue was at the refusals, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deepest_at_refusals: Option<u32>,
     /// How deep the SYN queue was seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deepest_syn: Option<u32>,
@@ -276,6 +279,7 @@ impl Episode {
             clients: Estimate::default(),
             limit: None,
             deepest: None,
+            deepest_at_refusals: None,
             deepest_syn: None,
             left: None,
             longest_still_ns: 0,

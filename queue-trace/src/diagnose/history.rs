@@ -1,6 +1,6 @@
 //! What is known of one listener: its sums, its episodes, and its course over time for charts.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use queue_trace_common::outcome::{
     Kind, OUTCOMES, SYN_DROPPED_LAST_QUARTER, SYN_DROPPED_OTHER, Set, of_kind,
@@ -58,6 +58,29 @@ pub struct History {
     /// SYNs dropped for a reason that is not told, when the rule of the last quarter of
     /// `tcp_max_syn_backlog` applied.
     pub in_last_quarter: u64,
+    /// Where its packets were sent.
+    sent_to: SentTo,
+}
+
+/// The addresses to which packets were sent.
+#[derive(Debug, Default, Clone, Copy)]
+enum SentTo {
+    /// Not known.
+    #[default]
+    Nowhere,
+    /// All of them to this one.
+    One(IpAddr),
+    Several,
+}
+
+impl SentTo {
+    fn learn(&mut self, addr: IpAddr) {
+        *self = match *self {
+            Self::Nowhere => Self::One(addr),
+            Self::One(one) if one == addr => return,
+            _ => Self::Several,
+        };
+    }
 }
 
 /// A part of the time.
@@ -198,6 +221,7 @@ impl History {
             unanswered: None,
             stalls: Vec::new(),
             in_last_quarter: 0,
+            sent_to: SentTo::default(),
         }
     }
 
@@ -257,6 +281,15 @@ impl History {
         listener_words(&self.listener, device)
     }
 
+    /// The address that its packets were sent to, if there is one that all were sent to.
+    #[must_use]
+    pub fn sent_to(&self) -> Option<IpAddr> {
+        match self.sent_to {
+            SentTo::One(addr) => Some(addr),
+            SentTo::Nowhere | SentTo::Several => None,
+        }
+    }
+
     /// The first and last time of outcomes of the set.
     #[must_use]
     pub fn time_of(&self, set: Set) -> Option<(i128, i128)> {
@@ -282,6 +315,9 @@ impl History {
 
     /// What an event says of the queues and the settings.
     pub(super) fn learn_queues(&mut self, event: &Event) {
+        if let Some(addr) = event.local {
+            self.sent_to.learn(addr);
+        }
         self.sysctls = event.sysctls.or(self.sysctls);
         let accept = event.accept_queue;
         self.limit = accept.map(|queue| queue.limit).or(self.limit);

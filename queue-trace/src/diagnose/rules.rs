@@ -255,7 +255,7 @@ pub fn findings(rule: &Rule, case: &Case) -> Vec<Finding> {
 fn without_wrong_owner(finding: Finding) -> Finding {
     let refused = |one: &&Episode| one.trouble == Trouble::AcceptQueueFull && one.packets >= 3;
     let mut refused = finding.episodes.iter().filter(refused).peekable();
-    let had_room = |one: &Episode| matches!((one.deepest, one.limit), (Some(deepest), Some((least, _))) if deepest < least);
+    let had_room = |one: &Episode| matches!((one.deepest_at_refusals, one.limit), (Some(deepest), Some((least, _))) if deepest < least);
     if refused.peek().is_none() || !refused.all(had_room) || finding.rule == group::STUCK {
         return finding;
     }

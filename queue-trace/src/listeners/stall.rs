@@ -14,14 +14,16 @@ mod text;
 mod threads;
 
 use std::{
-    collections::HashMap,
-    path::PathBuf,
+    collections::{HashMap, HashSet},
+    fs, io,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use self::{
     groups::{Cgroups, Levels, Reading},
     polled::Polled,
+    text::text,
     threads::{ThreadClock, ThreadsSeen},
 };
 use crate::{
@@ -173,12 +175,19 @@ impl Stalls {
         if pids.is_empty() {
             push(
                 &mut stall.unread,
-                "no process is known that holds the socket".to_owned(),
+                nobody(is_first_pid_namespace()).to_owned(),
             );
         }
+        threads::find_masters(&mut evidence.doing, &evidence.parents);
         stall.doing = threads::grouped(evidence.doing, over_us);
         stall.epoll = evidence.epoll;
+        if evidence.thawed {
+            stall.frozen_by = None;
+        }
         (stall.files, stall.host_pressure) = self.host(over_us, found);
+        if let Some(files) = &mut stall.files {
+            files.exempt = stall.looked > 0 && !evidence.bound;
+        }
         if row.threads.is_none() && stall.looked > 0 && row.is_full() {
             row.threads = Some(threads::told(&stall.doing));
         }
@@ -200,10 +209,10 @@ impl Stalls {
     fn process(&mut self, pid: u32, room: &mut Bounds) -> Result<Holder, String> {
         room.processes -= 1;
         let folder = self.proc.join(pid.to_string());
-        let polled = Polled::read(&folder)
-            .map_err(|error| format!("the open files of process {pid} cannot be read: {error}"))?;
+        let polled =
+            Polled::read(&folder).map_err(|error| unreadable("open files", pid, &error))?;
         let seen = ThreadsSeen::read(&folder, pid, room.threads)
-            .map_err(|error| format!("the threads of process {pid} cannot be read: {error}"))?;
+            .map_err(|error| unreadable("threads", pid, &error))?;
         room.threads -= seen.threads.len().min(room.threads);
         let levels = self.cgroups.of_process(&folder);
         let reading = Reading::read(&levels, &self.proc);
@@ -230,6 +239,7 @@ impl Stalls {
             levels,
             reading,
         } = process;
+        evidence.parents.extend(seen.parent);
         stall.threads = stall.threads.saturating_add(seen.all);
         stall.threads_looked += u32::try_from(seen.threads.len()).unwrap_or(u32::MAX);
         for thread in &seen.threads {
@@ -247,7 +257,10 @@ impl Stalls {
             sum.armed += here.armed;
             sum.edge += here.edge;
         }
-        stall.tracer = stall.tracer.or(seen.tracer);
+        if stall.tracer.is_none() {
+            stall.tracer.clone_from(&seen.tracer);
+        }
+        evidence.bound |= !seen.exempt;
         let notes = seen
             .unread
             .iter()
@@ -256,6 +269,7 @@ impl Stalls {
         for note in notes.chain(&reading.unread) {
             push(&mut stall.unread, note.clone());
         }
+        evidence.thawed |= !reading.is_frozen();
         let before = self.readings.get(&pid);
         reading.add_to(before, stall);
     }
@@ -287,7 +301,13 @@ impl Stalls {
 #[derive(Default)]
 struct Evidence {
     doing: Vec<Doing>,
+    /// Who started them.
+    parents: HashSet<u32>,
     epoll: Option<Epoll>,
+    /// Whether one of them is in no cgroup that is frozen.
+    thawed: bool,
+    /// Whether the host's limit of open files holds for one of them.
+    bound: bool,
 }
 
 fn clocks(found: &HashMap<u32, Result<Holder, String>>) -> HashMap<(u32, u64), ThreadClock> {
@@ -296,6 +316,51 @@ fn clocks(found: &HashMap<u32, Result<Holder, String>>) -> HashMap<(u32, u64), T
     threads
         .filter_map(|thread| Some(((thread.tid, thread.started), thread.clock?)))
         .collect()
+}
+
+/// Whether the processes of the whole host are in our PID namespace.
+fn is_first_pid_namespace() -> bool {
+    /// `PROC_PID_INIT_INO` (include/linux/proc_ns.h).
+    const FIRST: &str = "pid:[4026531836]";
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.as_os_str() == FIRST)
+}
+
+/// That no process is known which holds the socket, as a sentence.
+fn nobody(all_seen: bool) -> &'static str {
+    if all_seen {
+        "no process is known that holds the socket"
+    } else {
+        "no process is known that holds the socket, and only those of this PID namespace can be (run queue-trace in that of the host)"
+    }
+}
+
+/// Why something of a process cannot be read, as a sentence.
+fn unreadable(what: &str, pid: u32, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::NotFound {
+        return format!("the {what} of process {pid} cannot be read: {error}");
+    }
+    let mounts = text(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    let why = if hides_processes(&mounts) {
+        "/proc hides the processes of others (hidepid), or it has ended"
+    } else {
+        "it has ended, or it is of another PID namespace"
+    };
+    format!("process {pid} cannot be looked at: {why}")
+}
+
+/// Whether /proc shows only processes that its reader may trace, from the text of mountinfo.
+fn hides_processes(mountinfo: &str) -> bool {
+    const HIDING: [&str; 4] = [
+        "hidepid=2",
+        "hidepid=4",
+        "hidepid=invisible",
+        "hidepid=ptraceable",
+    ];
+    // The mount that was put on top of others is the last one.
+    let of_proc = |line: &&str| line.split(' ').nth(4) == Some("/proc");
+    let options = mountinfo.lines().rfind(of_proc);
+    let options = options.and_then(|line| line.rsplit(' ').next());
+    options.is_some_and(|options| options.split(',').any(|one| HIDING.contains(&one)))
 }
 
 /// Once, and no more than are kept.
@@ -308,7 +373,6 @@ fn push(notes: &mut Vec<String>, note: String) {
 #[cfg(test)]
 mod tests {
     use std::{
-        fs,
         net::TcpListener,
         os::{fd::AsRawFd, unix::fs::MetadataExt},
         thread,
@@ -385,6 +449,21 @@ mod tests {
     }
 
     #[test]
+    fn a_proc_that_hides_processes() {
+        let before = "22 28 0:20 / /proc rw,nosuid - proc proc rw\n";
+        let hides = |options: &str| {
+            let over = format!("{before}90 22 0:60 / /proc rw,relatime - proc proc {options}\n");
+            hides_processes(&over)
+        };
+        assert!(hides("rw,hidepid=invisible") && hides("rw,gid=4,hidepid=2"));
+        assert!(!hides("rw") && !hides("rw,hidepid=noaccess"));
+        assert!(!hides_processes(before) && !hides_processes(""));
+        let denied = io::ErrorKind::PermissionDenied.into();
+        let words = unreadable("threads", 7, &denied);
+        assert!(words.starts_with("the threads of process 7 cannot be read: "));
+    }
+
+    #[test]
     fn what_cannot_be_looked_at_is_said() {
         let mut stalls = Stalls::default();
         let nobody = stall(&mut stalls, &full(1, &[]));
@@ -400,7 +479,7 @@ mod tests {
             "{other:?}"
         );
         let gone = stall(&mut stalls, &full(1, &[u32::MAX]));
-        assert!(gone.unread[0].contains("cannot be read"), "{gone:?}");
+        assert!(gone.unread[0].contains("it has ended"), "{gone:?}");
         // No more than the bound.
         let mut many = Stalls::default();
         let all: Vec<_> = (0..20).map(|pid| u32::MAX - pid).collect();

@@ -6,6 +6,8 @@ pub mod cause;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::socket::Process;
+
 /// The evidence. Numbers "of the time" are of the time since the look before, `over_us`; a first
 /// look has none. What is absent could not be read, or there is no such thing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +32,7 @@ pub struct Stall {
     pub doing: Vec<Doing>,
     /// The process that traces one of them, a debugger say.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tracer: Option<u32>,
+    pub tracer: Option<Process>,
     /// How the listener is registered with epoll.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoll: Option<Epoll>,
@@ -199,6 +201,9 @@ pub struct Files {
     pub open: u64,
     /// How many there may be, `fs.file-max`.
     pub limit: u64,
+    /// The limit does not hold for the processes that were looked at: they have `CAP_SYS_ADMIN`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub exempt: bool,
 }
 
 impl Stall {

@@ -351,7 +351,7 @@ fn gone(end: &Looked) -> HashSet<CountedNetns> {
 
 /// One for each in which something moved, as far as there is room.
 fn ledgers_of_gone(mut gone: Vec<(CountedNetns, Counters)>, lost: u64) -> Vec<Ledger> {
-    const NOTE: &str = "the namespace is gone, and its counters with it";
+    const NOTE: &str = "the namespace is gone, or no process, thread or mount leads into it: its counters cannot be read";
     gone.retain(|(_, side)| side.0.iter().any(|count| *count > 0));
     gone.sort_by_key(|(seen, side)| {
         let moved = side

@@ -49,6 +49,9 @@ pub fn run(args: &Args) -> Result<()> {
         let attach = args.attach.unwrap_or(Attach::Tracepoint);
         let mut command = process::as_root(bench)?;
         command.args(words(args, &program, attach, rivals.as_deref()));
+        if args.rest.iter().any(|word| word == "--idle") {
+            command.arg("--node-exporter").arg(rivals::node_exporter()?);
+        }
         return process::run(&mut command);
     }
     let program = artifacts::program(For::Guest(Architecture::X86_64))?;

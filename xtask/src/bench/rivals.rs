@@ -5,7 +5,11 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::{apt::Apt, architecture::Architecture, workspace};
+use crate::{
+    apt::{self, Apt},
+    architecture::Architecture,
+    workspace,
+};
 
 /// The release that has them all in one version.
 const SUITE: &str = "trixie";
@@ -35,4 +39,22 @@ pub fn cached_or_fetched() -> Result<PathBuf> {
     fs::rename(kept, &folder).context("cannot keep the tools")?;
     fs::remove_dir_all(new).context("cannot remove the downloaded packages")?;
     Ok(folder)
+}
+
+/// node_exporter, for what always runs: it needs no library but the C library.
+pub fn node_exporter() -> Result<PathBuf> {
+    let cache = workspace::cache()?;
+    let folder = cache.join("rivals").join("node-exporter");
+    let program = folder.join("usr/bin/prometheus-node-exporter");
+    if program.exists() {
+        return Ok(program);
+    }
+    let _lock = workspace::lock(&cache)?;
+    eprintln!("fetching node_exporter of this machine's release");
+    let apt = Apt::update(Architecture::HERE, &apt::release_suites()?)?;
+    let new = cache.join("rivals").join("new");
+    workspace::fresh_dir(&new)?;
+    apt.unpack(["prometheus-node-exporter".to_owned()], &new)?;
+    fs::rename(new, folder).context("cannot keep node_exporter")?;
+    Ok(program)
 }

@@ -10,6 +10,7 @@ mod toolchain;
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
+pub use hash::sha256;
 use manifest::Manifest;
 use source::Source;
 pub use toolchain::{LLVM_PREFIX, Toolchain, clean, linker_version};
@@ -42,7 +43,7 @@ fn write(source: &Source) -> Result<()> {
         let path = object_path(architecture);
         fs::write(&path, &object).with_context(|| format!("cannot write {}", path.display()))?;
         println!("{} ({} bytes)", path.display(), object.len());
-        objects.insert(architecture.name().to_string(), hash::sha256(&object));
+        objects.insert(architecture.name().to_string(), sha256(&object));
     }
     let manifest = Manifest::of(source, &toolchain, objects);
     manifest.write(&manifest_path())?;
@@ -63,7 +64,7 @@ fn check(source: &Source) -> Result<()> {
         let path = object_path(architecture);
         let object =
             fs::read(&path).with_context(|| format!("cannot read {}; {stale}", path.display()))?;
-        if committed.objects.get(architecture.name()) != Some(&hash::sha256(&object)) {
+        if committed.objects.get(architecture.name()) != Some(&sha256(&object)) {
             bail!(
                 "the committed BPF object for {} is not the one its manifest describes; {stale}",
                 architecture.name()

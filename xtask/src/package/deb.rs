@@ -2,77 +2,85 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::Result;
 
-use super::tree::{self, SETTINGS};
+use super::{
+    release::{DESCRIPTION, MAINTAINER, NAME, Release, SUMMARY},
+    tree::{self, SETTINGS},
+};
 use crate::{architecture::Architecture, process, workspace};
-
-const NAME: &str = "queue-trace";
-const SUMMARY: &str = "tells which TCP listener refuses connections, and why";
-const DESCRIPTION: &str = " queue-trace watches the kernel's TCP SYN queue and accept queue with eBPF. It\n \
-    says which listener refuses connections, what the kernel did to each packet,\n \
-    why, and what to change. Its agent serves metrics to Prometheus and\n \
-    OpenTelemetry, and records each incident with the minute before it.\n \
-    .\n \
-    The service queue-trace.service is not enabled when it is installed.\n";
 
 /// Packs a tree that [`tree::lay_out`] made.
 pub fn pack(
     root: &Path,
     architecture: Architecture,
-    version: &str,
+    release: &Release,
     folder: &Path,
 ) -> Result<PathBuf> {
     let debian = root.join("DEBIAN");
     let installed = tree::size(root)?.div_ceil(1024);
+    let version = &release.version;
+    let description =
+        DESCRIPTION.map(|line| format!(" {}\n", if line.is_empty() { "." } else { line }));
     let control = format!(
-        "Package: {NAME}\nVersion: {version}\nArchitecture: {}\nMaintainer: queue-trace developers <queue-trace@localhost>\n\
-         Section: net\nPriority: optional\nInstalled-Size: {installed}\nDescription: {SUMMARY}\n{DESCRIPTION}",
-        architecture.debian()
+        "Package: {NAME}\nVersion: {version}\nArchitecture: {}\nMaintainer: {MAINTAINER}\n\
+         Section: net\nPriority: optional\nInstalled-Size: {installed}\nDescription: {SUMMARY}\n{}",
+        architecture.debian(),
+        description.concat()
     );
     tree::write(&debian.join("control"), &control)?;
     tree::write(
         &debian.join("conffiles"),
         &format!("{}\n", SETTINGS.join("\n")),
     )?;
-    for (name, script) in [("postinst", POSTINST), ("prerm", PRERM), ("postrm", POSTRM)] {
-        let path = debian.join(name);
-        tree::write(&path, script)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    let own = workspace::root().join("packaging/deb");
+    for script in ["postinst", "prerm", "postrm"] {
+        tree::put(&own.join(script), &debian.join(script), 0o755)?;
     }
     let documents = root.join("usr/share/doc").join(NAME);
     tree::write(&documents.join("copyright"), &copyright()?)?;
-    tree::put(
-        &workspace::root().join("CHANGELOG.md"),
-        &documents.join("changelog"),
-        0o644,
-    )?;
-    process::run(
-        Command::new("gzip")
-            .args(["--force", "--no-name", "-9"])
-            .arg(documents.join("changelog")),
-    )?;
+    let changes = documents.join("changelog");
+    tree::write(&changes, &changelog(release)?)?;
+    tree::gzip(&changes)?;
     let overrides = root.join("usr/share/lintian/overrides").join(NAME);
-    tree::write(
-        &overrides,
-        "# It must run on every release, whatever libraries there are.\nqueue-trace: statically-linked-binary [usr/bin/queue-trace]\n\
-         # It is no part of Debian, so there is no bug that it closes.\nqueue-trace: initial-upload-closes-no-bugs *\n",
-    )?;
+    tree::put(&own.join("lintian-overrides"), &overrides, 0o644)?;
+    tree::write(&debian.join("md5sums"), &md5sums(root)?)?;
     let deb = folder.join(format!("{NAME}_{version}_{}.deb", architecture.debian()));
     process::run(
         Command::new("dpkg-deb")
             // The same files give the same bytes.
-            .env("SOURCE_DATE_EPOCH", "0")
+            .env("SOURCE_DATE_EPOCH", release.date.to_string())
             .args(["--root-owner-group", "-Zxz", "--build"])
             .args([root, &deb]),
     )?;
     fs::remove_dir_all(debian)?;
     Ok(deb)
+}
+
+/// In Debian's form: what changed is in CHANGELOG.md, beside it.
+fn changelog(release: &Release) -> Result<String> {
+    let date = jiff::Timestamp::from_second(release.date.into())?;
+    Ok(format!(
+        "{NAME} ({}) unstable; urgency=medium\n\n  * CHANGELOG.md lists what changed.\n\n -- {MAINTAINER}  {}\n",
+        release.version,
+        date.strftime("%a, %d %b %Y %H:%M:%S +0000")
+    ))
+}
+
+/// What `dpkg --verify` compares files with.
+fn md5sums(root: &Path) -> Result<String> {
+    let mut files = Vec::new();
+    for file in tree::files(root)? {
+        let file = file.strip_prefix(root)?.to_owned();
+        if !file.starts_with("DEBIAN") && !SETTINGS.contains(&&*format!("/{}", file.display())) {
+            files.push(file);
+        }
+    }
+    process::stdout(Command::new("md5sum").current_dir(root).args(files))
 }
 
 fn copyright() -> Result<String> {
@@ -86,21 +94,11 @@ fn copyright() -> Result<String> {
     });
     Ok(format!(
         "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: queue-trace\n\n\
-         Files: *\nCopyright: the queue-trace developers\nLicense: MIT or Apache-2.0\n\n\
+         Files: *\nCopyright: 2026 the queue-trace developers\nLicense: MIT or Apache-2.0\n\n\
          License: MIT\n{}\n\nLicense: Apache-2.0\n On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.\n",
         indented.collect::<Vec<_>>().join("\n")
     ))
 }
-
-const POSTINST: &str = "#!/bin/sh\nset -e\nif [ \"$1\" = configure ] && [ -d /run/systemd/system ]; then\n    \
-    systemctl --system daemon-reload || true\n    \
-    # Only where somebody started it: the new program takes over.\n    \
-    if [ -n \"$2\" ]; then systemctl try-restart queue-trace.service || true; fi\nfi\n";
-const PRERM: &str = "#!/bin/sh\nset -e\nif [ \"$1\" = remove ] && [ -d /run/systemd/system ]; then\n    \
-    systemctl stop queue-trace.service || true\nfi\n";
-const POSTRM: &str = "#!/bin/sh\nset -e\nif [ \"$1\" = remove ] && [ -d /run/systemd/system ]; then\n    \
-    systemctl --system daemon-reload || true\nfi\nif [ \"$1\" = purge ]; then\n    \
-    rm -rf /var/lib/private/queue-trace /var/lib/queue-trace\nfi\n";
 
 #[cfg(test)]
 mod tests {
@@ -112,15 +110,13 @@ mod tests {
     fn a_package_holds_the_service_and_its_settings() {
         let folder = std::env::temp_dir().join(format!("queue-trace-deb-{}", std::process::id()));
         workspace::fresh_dir(&folder).unwrap();
-        let program = folder.join("program");
-        let script =
-            "#!/bin/sh\ncase $1 in man) echo page > $2/queue-trace.1;; *) echo script;; esac\n";
-        tree::write(&program, script).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let root = folder.join("tree");
+        let release = Release {
+            version: "1.2.3".into(),
+            date: 1_700_000_000,
+        };
         let packed = || {
-            tree::lay_out(&root, &program, &program).unwrap();
-            let deb = pack(&root, Architecture::Aarch64, "1.2.3", &folder).unwrap();
+            let root = tree::example(&folder);
+            let deb = pack(&root, Architecture::Aarch64, &release, &folder).unwrap();
             (fs::read(&deb).unwrap(), deb)
         };
         let (first, deb) = packed();

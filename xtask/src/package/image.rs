@@ -4,25 +4,31 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::tree;
-use crate::{architecture::Architecture, process, workspace};
+use super::{
+    release::{LICENSE, NAME, Release},
+    tree,
+};
+use crate::{architecture::Architecture, workspace};
 
 /// Packs a program for each architecture into one index.
-pub fn pack(programs: &[(Architecture, PathBuf)], version: &str, folder: &Path) -> Result<PathBuf> {
+pub fn pack(
+    programs: &[(Architecture, PathBuf)],
+    release: &Release,
+    folder: &Path,
+) -> Result<PathBuf> {
     let layout = folder.join("image");
     workspace::fresh_dir(&layout.join("blobs/sha256"))?;
     let mut manifests = Vec::new();
     for (architecture, program) in programs {
-        let mut manifest = manifest(*architecture, program, version, &layout)?;
+        let mut manifest = manifest(*architecture, program, release, &layout)?;
         manifest["platform"] = json!({"architecture": architecture.debian(), "os": "linux"});
-        manifest["annotations"] = json!({"org.opencontainers.image.ref.name": version});
+        manifest["annotations"] = json!({"org.opencontainers.image.ref.name": release.version});
         manifests.push(manifest);
     }
     let index = json!({
@@ -35,8 +41,8 @@ pub fn pack(programs: &[(Architecture, PathBuf)], version: &str, folder: &Path) 
         &layout.join("oci-layout"),
         r#"{"imageLayoutVersion":"1.0.0"}"#,
     )?;
-    let image = folder.join(format!("queue-trace-{version}-image.tar"));
-    tar(&layout, &image)?;
+    let image = folder.join(format!("{NAME}-{}-image.tar", release.version));
+    tree::tar(&layout, ".", release.date, &image)?;
     fs::remove_dir_all(&layout)?;
     Ok(image)
 }
@@ -45,7 +51,7 @@ pub fn pack(programs: &[(Architecture, PathBuf)], version: &str, folder: &Path) 
 fn manifest(
     architecture: Architecture,
     program: &Path,
-    version: &str,
+    release: &Release,
     layout: &Path,
 ) -> Result<Value> {
     let root = layout.join("root");
@@ -64,11 +70,10 @@ fn manifest(
         tree::make_folder(&root.join(folder))?;
     }
     let layer = layout.join("layer.tar");
-    tar(&root, &layer)?;
+    tree::tar(&root, ".", release.date, &layer)?;
     fs::remove_dir_all(&root)?;
     let diff = digest(&fs::read(&layer)?);
-    process::run(Command::new("gzip").args(["--no-name", "-9"]).arg(&layer))?;
-    let packed = layout.join("layer.tar.gz");
+    let packed = tree::gzip(&layer)?;
     let layer = blob(
         layout,
         &fs::read(&packed)?,
@@ -76,15 +81,16 @@ fn manifest(
     )?;
     fs::remove_file(packed)?;
     let labels = json!({
-        "org.opencontainers.image.title": "queue-trace",
+        "org.opencontainers.image.title": NAME,
         "org.opencontainers.image.description": "Which TCP listener refuses connections, and why",
-        "org.opencontainers.image.version": version,
-        "org.opencontainers.image.licenses": "MIT OR Apache-2.0",
+        "org.opencontainers.image.version": release.version,
+        "org.opencontainers.image.licenses": LICENSE,
     });
+    let created = release.time()?;
     let config = json!({
         "architecture": architecture.debian(),
         "os": "linux",
-        "created": "1970-01-01T00:00:00Z",
+        "created": created,
         "config": {
             "Entrypoint": ["/usr/bin/queue-trace"],
             "Env": ["PATH=/usr/bin"],
@@ -92,7 +98,7 @@ fn manifest(
             "Labels": labels,
         },
         "rootfs": {"type": "layers", "diff_ids": [diff]},
-        "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask package"}],
+        "history": [{"created": created, "created_by": "cargo xtask package"}],
     });
     let config = blob(
         layout,
@@ -127,27 +133,12 @@ fn blob(layout: &Path, bytes: &[u8], media_type: &str) -> Result<Value> {
     Ok(json!({"mediaType": media_type, "digest": digest, "size": bytes.len()}))
 }
 
-/// A tar of what is in a folder: the same files give the same bytes.
-fn tar(folder: &Path, to: &Path) -> Result<()> {
-    process::run(
-        Command::new("tar")
-            .current_dir(folder)
-            .args(["--create", "--sort=name", "--mtime=@0", "--format=ustar"])
-            .args([
-                "--owner=0",
-                "--group=0",
-                "--numeric-owner",
-                "--mode=go=rX,u+rw,a-s",
-            ])
-            .arg("--file")
-            .arg(to)
-            .arg("."),
-    )
-}
-
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+    use crate::process;
 
     /// Every digest that is named leads to a blob of that digest and size.
     #[test]
@@ -157,18 +148,16 @@ mod tests {
         let program = folder.join("program");
         fs::write(&program, "not really").unwrap();
         let programs = Architecture::ALL.map(|architecture| (architecture, program.clone()));
-        let image = pack(&programs, "1.2.3", &folder).unwrap();
+        let release = Release {
+            version: "1.2.3".into(),
+            date: 1_700_000_000,
+        };
+        let image = pack(&programs, &release, &folder).unwrap();
         let first = fs::read(&image).unwrap();
         let unpacked = folder.join("unpacked");
         workspace::fresh_dir(&unpacked).unwrap();
-        process::run(
-            Command::new("tar")
-                .arg("-xf")
-                .arg(&image)
-                .arg("-C")
-                .arg(&unpacked),
-        )
-        .unwrap();
+        let mut tar = Command::new("tar");
+        process::run(tar.arg("-xf").arg(&image).arg("-C").arg(&unpacked)).unwrap();
         let read = |about: &Value| {
             let digest_of = about["digest"].as_str().unwrap();
             let bytes = fs::read(unpacked.join("blobs").join(digest_of.replace(':', "/"))).unwrap();
@@ -191,7 +180,7 @@ mod tests {
         }
         // The same program, the same bytes.
         assert_eq!(
-            fs::read(pack(&programs, "1.2.3", &folder).unwrap()).unwrap(),
+            fs::read(pack(&programs, &release, &folder).unwrap()).unwrap(),
             first
         );
         fs::remove_dir_all(folder).unwrap();

@@ -16,7 +16,7 @@ use crate::{process, workspace};
 pub const SETTINGS: [&str; 2] = ["/etc/default/queue-trace", "/etc/queue-trace/agent.toml"];
 
 /// Files of the checkout and where they go.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 10] = [
     (
         "packaging/systemd/queue-trace.service",
         "usr/lib/systemd/system/queue-trace.service",
@@ -31,6 +31,7 @@ const FILES: [(&str, &str); 9] = [
         "usr/share/doc/queue-trace/queue-trace.rules.yml",
     ),
     ("README.md", "usr/share/doc/queue-trace/README.md"),
+    ("CHANGELOG.md", "usr/share/doc/queue-trace/CHANGELOG.md"),
     ("docs/agent.md", "usr/share/doc/queue-trace/agent.md"),
     ("docs/metrics.md", "usr/share/doc/queue-trace/metrics.md"),
     ("docs/verdicts.md", "usr/share/doc/queue-trace/verdicts.md"),
@@ -59,7 +60,7 @@ pub fn lay_out(root: &Path, program: &Path, here: &Path) -> Result<()> {
     make_folder(&pages)?;
     process::stdout(Command::new(here).arg("man").arg(&pages))?;
     for page in sorted(&pages)? {
-        process::run(Command::new("gzip").args(["--no-name", "-9"]).arg(&page))?;
+        gzip(&page)?;
     }
     for (shell, to) in COMPLETIONS {
         let script = process::stdout(Command::new(here).args(["completions", shell]))?;
@@ -116,6 +117,46 @@ fn permit(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// All files below a folder, in order.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for inside in sorted(path)? {
+        if inside.is_dir() {
+            files.extend(self::files(&inside)?);
+        } else {
+            files.push(inside);
+        }
+    }
+    Ok(files)
+}
+
+/// A tar of what is in a folder, or of `what` in it. The same files and date give the same
+/// bytes: nothing of this machine and of now is in it, no owners, no order of a listing.
+pub fn tar(folder: &Path, what: &str, date: u32, to: &Path) -> Result<()> {
+    process::run(
+        Command::new("tar")
+            .current_dir(folder)
+            .args(["--create", "--sort=name", "--format=ustar"])
+            .arg(format!("--mtime=@{date}"))
+            .args(["--owner=0", "--group=0", "--numeric-owner"])
+            .args(["--mode=go=rX,u+rw,a-s", "--file"])
+            .arg(to)
+            .arg(what),
+    )
+}
+
+/// Packs a file in its place; gives its new name.
+pub fn gzip(path: &Path) -> Result<PathBuf> {
+    process::run(
+        Command::new("gzip")
+            .args(["--force", "--no-name", "-9"])
+            .arg(path),
+    )?;
+    let mut packed = path.as_os_str().to_owned();
+    packed.push(".gz");
+    Ok(packed.into())
+}
+
 /// The sum of the sizes of all files, bytes.
 pub fn size(path: &Path) -> Result<u64> {
     let about = fs::symlink_metadata(path)?;
@@ -123,4 +164,16 @@ pub fn size(path: &Path) -> Result<u64> {
         return Ok(about.len());
     }
     sorted(path)?.iter().map(|inside| size(inside)).sum()
+}
+
+/// A tree with a program that only writes its pages, for tests.
+#[cfg(test)]
+pub fn example(folder: &Path) -> PathBuf {
+    let (program, root) = (folder.join("program"), folder.join("tree"));
+    let script =
+        "#!/bin/sh\ncase $1 in man) echo page > $2/queue-trace.1;; *) echo script;; esac\n";
+    write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    lay_out(&root, &program, &program).unwrap();
+    root
 }

@@ -136,7 +136,7 @@ fn quoted(word: &str) -> String {
 }
 
 /// The program that ends the guest, compiled once per version of its source.
-fn exit_program() -> Result<PathBuf> {
+pub fn exit_program() -> Result<PathBuf> {
     let folder = workspace::target().join("vm");
     let _lock = workspace::lock(&folder)?;
     let (source, program) = (folder.join("vm-exit.rs"), folder.join("vm-exit"));

@@ -98,28 +98,33 @@ impl Run {
 /// Boots `image` with `guest`. The console goes to target/vm/`name`.log, and to
 /// stdout if `echo`.
 pub fn run(image: &Image, guest: &Guest, size: &Size, name: &str, echo: bool) -> Result<Run> {
+    let mut archive = guest.archive()?;
+    archive.extend(
+        fs::read(&image.modules)
+            .with_context(|| format!("cannot read {}", image.modules.display()))?,
+    );
+    run_archive(image, guest.architecture, &archive, size, name, echo)
+}
+
+/// The same with the guest's file system, modules and all, as an archive.
+pub fn run_archive(
+    image: &Image,
+    architecture: Architecture,
+    archive: &[u8],
+    size: &Size,
+    name: &str,
+    echo: bool,
+) -> Result<Run> {
     let folder = workspace::target().join("vm");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let log = folder.join(format!("{name}.log"));
     // Another process may be booting a machine of this name.
     let initrd = folder.join(format!("{name}.{}.initrd", std::process::id()));
 
-    let mut archive = guest.archive()?;
-    archive.extend(
-        fs::read(&image.modules)
-            .with_context(|| format!("cannot read {}", image.modules.display()))?,
-    );
     fs::write(&initrd, archive).with_context(|| format!("cannot write {}", initrd.display()))?;
 
     let started = Instant::now();
-    let ran = boot(
-        guest.architecture,
-        &image.vmlinuz,
-        &initrd,
-        size,
-        &log,
-        echo,
-    );
+    let ran = boot(architecture, &image.vmlinuz, &initrd, size, &log, echo);
     fs::remove_file(&initrd).with_context(|| format!("cannot remove {}", initrd.display()))?;
     let (end, console) = ran?;
     Ok(Run {

@@ -43,8 +43,8 @@ pub struct Args {
 const SERVERS: [&str; 2] = ["/usr/sbin/nginx", "/usr/bin/redis-server"];
 
 /// Tests of servers that are more than a program and its libraries, or too big to travel in
-/// memory: on this machine's own kernel only.
-const HERE_ONLY: [&str; 8] = [
+/// memory, and of a disk: on this machine's own kernel only.
+const HERE_ONLY: [&str; 10] = [
     "defaults",
     "incidents",
     "servers::python",
@@ -53,6 +53,8 @@ const HERE_ONLY: [&str; 8] = [
     "diagnose::a_backlog_that_somebody_chose",
     "diagnose::a_server_out_of_file_descriptors",
     "stall::an_interpreter_with_its_lock_held",
+    "stall::disk",
+    "stall::systemd",
 ];
 
 /// One machine to boot.

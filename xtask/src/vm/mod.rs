@@ -14,6 +14,7 @@ mod modules;
 mod page;
 pub mod qemu;
 mod survey;
+mod system;
 mod userland;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -23,6 +24,7 @@ use guest::Guest;
 pub use kernels::Attach;
 use machine::End;
 pub use machine::Size;
+pub use system::System;
 
 #[derive(clap::Subcommand)]
 pub enum Command {

@@ -23,8 +23,11 @@ pub(super) fn closed(rule: &Rule, case: &Case) -> Vec<Finding> {
             continue;
         }
         let late = history.count_of(ACK_DROPPED_LISTENER_CLOSING);
-        let successor = case.listeners.keys().any(|other| {
-            other.netns == key.netns && other.port == key.port && other.inode != key.inode
+        let successor = case.listeners.iter().any(|(other, successor)| {
+            other.netns == key.netns
+                && other.inode != key.inode
+                && other.inode.is_some()
+                && successor.listener.may_replace(&history.listener)
         });
         let grouped = history
             .snapshot

@@ -68,7 +68,9 @@ pub(super) fn with_queue(finding: Finding, history: &History, worst: Option<&Epi
         finding = finding.because(format!("in the worst episode {}", got_in(worst)));
     }
     let limit = worst.and_then(|worst| worst.limit);
-    let deepest = worst.map_or(history.deepest, |worst| worst.deepest);
+    let deepest = worst.map_or(history.deepest, |worst| {
+        worst.deepest_at_refusals.or(worst.deepest)
+    });
     let limits = match (limit, history.limit) {
         (Some((least, most)), _) if least != most => Some(format!("{least} to {most}")),
         (Some((limit, _)), _) | (None, Some(limit)) => Some(limit.to_string()),

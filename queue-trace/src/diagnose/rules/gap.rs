@@ -36,9 +36,12 @@ struct Gap<'a> {
 
 impl<'a> Gap<'a> {
     /// The one in which SYNs of an episode were refused.
-    fn around(case: &'a Case, key: &Key, episode: &Episode) -> Self {
-        let others = case.listeners.iter().filter(|(other, _)| {
-            (other.netns, other.port) == (key.netns, key.port) && other.inode.is_some()
+    fn around(case: &'a Case, key: &Key, history: &History, episode: &Episode) -> Self {
+        let sent_to = history.sent_to();
+        let others = case.listeners.iter().filter(|(other, history)| {
+            (other.netns, other.port) == (key.netns, key.port)
+                && other.inode.is_some()
+                && sent_to.is_none_or(|addr| history.listener.serves(addr))
         });
         let others: Vec<_> = others.map(|(_, history)| history).collect();
         let ends = others
@@ -130,9 +133,9 @@ pub(super) fn restart(rule: &Rule, case: &Case) -> Vec<Finding> {
         let Some(when) = When::of(history, Trouble::NoListener, |_| true, &ALL) else {
             continue;
         };
-        let when = when.over(|episode| Gap::around(case, key, episode).to.is_some());
+        let when = when.over(|episode| Gap::around(case, key, history, episode).to.is_some());
         let worst = when.first();
-        let gap = Gap::around(case, key, worst);
+        let gap = Gap::around(case, key, history, worst);
         // On a port on which nobody ever listened this is the normal case.
         let Some((_, of)) = gap.from.or(gap.to) else {
             continue;
@@ -160,7 +163,7 @@ pub(super) fn restart(rule: &Rule, case: &Case) -> Vec<Finding> {
         let mut others: Vec<_> = when.whole().iter().skip(1).collect();
         others.sort_by_key(|episode| Reverse(episode.packets));
         for episode in others.into_iter().take(2) {
-            let gap = Gap::around(case, key, episode);
+            let gap = Gap::around(case, key, history, episode);
             finding = finding.because(format!(
                 "another time nobody listened {}; {} were refused",
                 gap.words(case),

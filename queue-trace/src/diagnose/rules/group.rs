@@ -36,7 +36,7 @@ fn is_guessed(case: &Case) -> bool {
     })
 }
 
-/// The other sockets of the same address.
+/// The other sockets of the same address, port and device.
 fn siblings<'a>(
     case: &'a Case,
     key: &'a Key,
@@ -45,12 +45,9 @@ fn siblings<'a>(
     case.listeners
         .iter()
         .filter(move |(other, _)| {
-            other.netns == key.netns
-                && other.port == key.port
-                && other.inode != key.inode
-                && other.inode.is_some()
+            other.netns == key.netns && other.inode != key.inode && other.inode.is_some()
         })
-        .filter(move |(_, sibling)| sibling.listener.addr == history.listener.addr)
+        .filter(move |(_, sibling)| sibling.listener.is_bound_like(&history.listener))
 }
 
 /// Episodes of a socket that does not take what falls to it.
@@ -231,7 +228,8 @@ pub(super) fn stuck_worker(rule: &Rule, case: &Case) -> Vec<Finding> {
         if let Some(group) = place {
             finding = finding.because(format!(
                 "it is number {} of a group of {}",
-                group.index, group.size
+                group.index.saturating_add(1),
+                group.size
             ));
         }
         finding = with_queue(finding, history, Some(when.first()));

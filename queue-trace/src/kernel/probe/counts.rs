@@ -200,8 +200,8 @@ impl CountMaps {
             }
             self.searched.counts.remove(&key);
         }
-        let slots: Vec<_> = self.tallies.slots().collect();
-        for (place, slot) in slots.into_iter().filter(|(_, slot)| is_over(&slot.key)) {
+        let slots = self.tallies.slots().into_iter();
+        for (place, slot) in slots.filter(|(_, slot)| is_over(&slot.key)) {
             self.tallies.empty(place);
             self.retired.entry(slot.key).or_default().add(&slot.counted);
             self.emptied.push((place, Instant::now()));

@@ -9,6 +9,8 @@
 use std::{
     os::fd::{AsFd, AsRawFd},
     sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -49,6 +51,14 @@ macro_rules! word {
 const OWNER: usize = (std::mem::offset_of!(Slot, key) + std::mem::offset_of!(CountKey, netns))
     / size_of::<AtomicU64>();
 
+/// Whether another CPU's writes are seen here in the order in which it made them. Elsewhere it
+/// would have to ask for that, which a BPF program can do only from Linux 5.18 on.
+const SEEN_IN_ORDER: bool = cfg!(target_arch = "x86_64");
+
+/// Within so long at the latest a CPU's writes are seen by all others, whatever their order: it
+/// holds them back for as long as it takes to reach memory, which is far below a microsecond.
+const SEEN_WITHIN: Duration = Duration::from_micros(50);
+
 const _: () = assert!(std::mem::offset_of!(Tally, slots) == 0);
 const _: () = assert!(std::mem::offset_of!(CountKey, netns).is_multiple_of(8));
 
@@ -85,19 +95,30 @@ impl Tallies {
     }
 
     /// The slots that are in use, and where they are.
-    pub(super) fn slots(&self) -> impl Iterator<Item = (SlotPlace, Slot)> {
-        self.each().enumerate().flat_map(|(cpu, tally)| {
-            let slots = tally.chunks_exact(SLOT).take(SLOTS).enumerate();
-            slots.filter_map(move |(index, words)| {
-                let mut slot = Slot::zeroed();
-                let copy: &mut [u64] = cast_slice_mut(bytes_of_mut(&mut slot));
-                for (copy, word) in copy.iter_mut().zip(words) {
-                    // In this order: see `Slot`.
-                    *copy = word.load(Ordering::Acquire);
-                }
-                (slot.counted.seen > 0).then_some((SlotPlace { cpu, index }, slot))
-            })
-        })
+    pub(super) fn slots(&self) -> Vec<(SlotPlace, Slot)> {
+        let cpus = self.each().enumerate();
+        let places =
+            cpus.flat_map(|(cpu, _)| (0..SLOTS).map(move |index| SlotPlace { cpu, index }));
+        let read = places.map(|place| (place, self.read(place)));
+        let mut slots: Vec<_> = read.filter(|(_, slot)| slot.counted.seen > 0).collect();
+        if !SEEN_IN_ORDER && !slots.is_empty() {
+            // A key may have been seen in part that is older than its count.
+            thread::sleep(SEEN_WITHIN);
+            for (place, slot) in &mut slots {
+                slot.key = self.read(*place).key;
+            }
+        }
+        slots
+    }
+
+    fn read(&self, place: SlotPlace) -> Slot {
+        let mut slot = Slot::zeroed();
+        let copy: &mut [u64] = cast_slice_mut(bytes_of_mut(&mut slot));
+        for (copy, word) in copy.iter_mut().zip(self.slot(place)) {
+            // In this order: see `Slot`.
+            *copy = word.load(Ordering::Acquire);
+        }
+        slot
     }
 
     fn slot(&self, place: SlotPlace) -> &[AtomicU64] {

@@ -220,6 +220,11 @@ impl Reading {
         reading
     }
 
+    /// Whether one of the cgroups is frozen.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen_by.is_some()
+    }
+
     /// Adds what was counted since `before`, where it is worse than what is there.
     pub fn add_to(&self, before: Option<&Self>, stall: &mut Stall) {
         let shown = |file: PathBuf| file.to_string_lossy().into_owned();
@@ -397,6 +402,7 @@ pub fn files(proc: &Path) -> Option<Files> {
     Some(Files {
         open: words.next()?.parse().ok()?,
         limit: words.nth(1)?.parse().ok()?,
+        exempt: false,
     })
 }
 

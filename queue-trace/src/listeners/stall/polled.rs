@@ -68,8 +68,11 @@ impl Polled {
             let Some(fd) = file.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            let Ok(link) = fs::read_link(file.path()) else {
-                continue;
+            let link = match fs::read_link(file.path()) {
+                Ok(link) => link,
+                // The list may be read, and what is in it not.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+                Err(_) => continue,
             };
             let link = link.to_string_lossy();
             let inode = link

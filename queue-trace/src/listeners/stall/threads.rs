@@ -2,14 +2,17 @@
 //! kernel functions that they wait in, how long they ran and how long they waited for a CPU.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs, io,
     io::Read,
     path::Path,
 };
 
 use super::{calls, polled::Polled, text::text};
-use crate::model::stall::{Doing, Role, Stall};
+use crate::model::{
+    socket::Process,
+    stall::{Doing, Role, Stall},
+};
 
 /// Kernel functions of a thread that are kept.
 const FUNCTIONS: usize = 4;
@@ -21,8 +24,12 @@ pub struct ThreadsSeen {
     pub all: u32,
     /// Those that were looked at.
     pub threads: Vec<Thread>,
+    /// The process that started it.
+    pub parent: Option<u32>,
     /// Who traces it.
-    pub tracer: Option<u32>,
+    pub tracer: Option<Process>,
+    /// Whether it may open more files than the host's limit.
+    pub exempt: bool,
     /// What could not be read, a sentence each.
     pub unread: Vec<String>,
 }
@@ -34,6 +41,7 @@ pub struct Thread {
     pub tid: u32,
     /// When it started, in ticks since boot: tells it from an earlier one of its number.
     pub started: u64,
+    parent: u32,
     /// How long it has run.
     pub clock: Option<ThreadClock>,
     main: bool,
@@ -85,6 +93,7 @@ impl ThreadsSeen {
             };
             // What ended meanwhile does nothing.
             if let Some(thread) = Thread::read(&task.path(), tid, tid == pid, named, &mut refused) {
+                seen.parent = seen.parent.or(Some(thread.parent));
                 seen.threads.push(thread);
             }
         }
@@ -93,9 +102,10 @@ impl ThreadsSeen {
                 "what the threads of process {pid} wait for cannot be read: {error}"
             ));
         }
-        let traced = seen.threads.iter().any(|thread| thread.state == "t");
-        if traced && let Ok(status) = text(&folder.join("status")) {
-            seen.tracer = tracer(&status);
+        let status = text(&folder.join("status")).unwrap_or_default();
+        seen.exempt = is_admin(&status) && is_of_the_host(folder);
+        if seen.threads.iter().any(|thread| thread.state == "t") {
+            seen.tracer = number(&status, "TracerPid").map(|tid| tracer(folder, tid));
         }
         Ok(seen)
     }
@@ -143,7 +153,8 @@ impl Thread {
         Some(Self {
             comm: front.split_once(" (")?.1.to_owned(),
             state: fields.next()?.to_owned(),
-            started: fields.nth(18)?.parse().ok()?,
+            parent: fields.next()?.parse().ok()?,
+            started: fields.nth(17)?.parse().ok()?,
             ..Self::default()
         })
     }
@@ -240,6 +251,21 @@ fn role(call: &ThreadCall, fd: Option<u32>, polled: &Polled, inode: u64) -> Opti
     }
 }
 
+/// Calls in which the master of a server waits for what its workers tell it. Which files these are
+/// about cannot be known without reading its memory.
+const WAITS_FOR_FILES: [&str; 4] = ["select", "pselect6", "poll", "ppoll"];
+
+/// Gives those the role of a master that wait for files while a process that they started holds the
+/// socket as well: it is that one's work to accept.
+pub fn find_masters(doing: &mut [Doing], parents: &HashSet<u32>) {
+    for one in doing {
+        let call = one.call.as_deref().unwrap_or_default();
+        if one.role.is_none() && WAITS_FOR_FILES.contains(&call) && parents.contains(&one.pid) {
+            one.role = Some(Role::Master);
+        }
+    }
+}
+
 /// The kernel functions that a thread waits in: all of them where we may see the stack, else the
 /// innermost.
 fn kernel_functions(folder: &Path, whole: bool) -> Vec<String> {
@@ -277,11 +303,42 @@ fn functions(stack: &str) -> Vec<String> {
     stack.lines().filter_map(name).take(FUNCTIONS).collect()
 }
 
-fn tracer(status: &str) -> Option<u32> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("TracerPid:"))?;
-    line.trim().parse().ok().filter(|pid| *pid != 0)
+/// A line of the text of `status`.
+fn line<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.strip_prefix(':')?.trim())
+}
+
+/// A number of `status` that is not 0.
+fn number(status: &str, name: &str) -> Option<u32> {
+    let number = line(status, name)?.parse().ok();
+    number.filter(|number| *number != 0)
+}
+
+/// The process of the thread that traces the one of this folder: `TracerPid` is the thread's.
+fn tracer(folder: &Path, tid: u32) -> Process {
+    let of = |id: u32, file: &str| text(&folder.with_file_name(id.to_string()).join(file));
+    let status = of(tid, "status").unwrap_or_default();
+    let pid = number(&status, "Tgid").unwrap_or(tid);
+    let comm = of(pid, "comm").unwrap_or_default();
+    Process {
+        pid,
+        comm: comm.trim_end().to_owned(),
+    }
+}
+
+/// Whether it has `CAP_SYS_ADMIN` in its user namespace.
+fn is_admin(status: &str) -> bool {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let effective = line(status, "CapEff").and_then(|set| u64::from_str_radix(set, 16).ok());
+    effective.is_some_and(|set| set & CAP_SYS_ADMIN != 0)
+}
+
+/// Whether its user namespace is the first one, where capabilities are those of the host.
+fn is_of_the_host(folder: &Path) -> bool {
+    /// `PROC_USER_INIT_INO` (include/linux/proc_ns.h).
+    const FIRST: &str = "user:[4026531837]";
+    fs::read_link(folder.join("ns/user")).is_ok_and(|link| link.as_os_str() == FIRST)
 }
 
 /// Whether its program is one for 32 bits, of which calls have other numbers.
@@ -414,8 +471,14 @@ mod tests {
         let stack = "[<0>] io_schedule+0x46/0x80\n[<0>] folio_wait_bit_common+0x13d/0x350\n\
                      [<0>] filemap_fault+0x1/0x2\n[<0>] do_syscall_64+0x71/0x280\n";
         assert_eq!(functions(stack), ["folio_wait_bit_common", "filemap_fault"]);
-        assert_eq!(tracer("Name:\tx\nTracerPid:\t12\n"), Some(12));
-        assert_eq!(tracer("TracerPid:\t0\n"), None);
+        let status = "Name:\tTracerPid\nTgid:\t7\nTracerPid:\t12\n";
+        assert_eq!(number(status, "TracerPid"), Some(12));
+        assert_eq!(number("TracerPid:\t0\n", "TracerPid"), None);
+        assert!(is_admin("CapPrm:\t0\nCapEff:\t000001ffffffffff\n"));
+        assert!(!is_admin(
+            "CapPrm:\t000001ffffffffff\nCapEff:\t000001ffffdfffff\n"
+        ));
+        assert!(!is_admin("Name:\tCapEff\n"));
     }
 
     #[test]
@@ -439,6 +502,18 @@ mod tests {
         assert_eq!(role("wait4", 4711), None);
         assert_eq!(role("waitid", 0), Some(Role::Master));
         assert_eq!(role("futex", 0x7f00), None);
+    }
+
+    #[test]
+    fn one_that_started_another_holder_and_waits_for_files_is_a_master() {
+        let one = |pid, call: &str| Doing {
+            pid,
+            call: Some(call.to_owned()),
+            ..Doing::default()
+        };
+        let mut doing = [one(7, "pselect6"), one(8, "pselect6"), one(7, "flock")];
+        find_masters(&mut doing, &[1, 7].into());
+        assert_eq!(doing.map(|one| one.role), [Some(Role::Master), None, None]);
     }
 
     #[test]

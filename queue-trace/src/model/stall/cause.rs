@@ -5,6 +5,7 @@
 use crate::model::{
     printable::printable,
     snapshot::{Descriptors, Snapshot},
+    socket::Process,
     stall::{Doing, Role, Stall},
     words::short_time,
 };
@@ -276,9 +277,18 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// Whether the process holds sockets for services that it starts.
-fn is_socket_activator(pid: u32, comm: &str) -> bool {
-    pid == 1 || comm == "systemd"
+/// Whether the process holds sockets for services that it starts. systemd has this name however it
+/// was started, for the host or for a user; the first process of a container may be any server.
+fn is_socket_activator(comm: &str) -> bool {
+    comm == "systemd"
+}
+
+/// `gdb[4711]`.
+fn named(process: &Process) -> String {
+    match process.comm.as_str() {
+        "" => format!("process {}", process.pid),
+        comm => format!("{comm}[{}]", process.pid),
+    }
 }
 
 fn not_the_server(facts: &Facts<'_>) -> Option<String> {
@@ -286,8 +296,10 @@ fn not_the_server(facts: &Facts<'_>) -> Option<String> {
     let first = processes.first()?;
     if processes
         .iter()
-        .all(|process| is_socket_activator(process.pid, &process.comm))
+        .all(|process| is_socket_activator(&process.comm))
         && facts.stall.looked > 0
+        // With Accept=yes, and before the first connection, it waits for the listener itself.
+        && facts.stall.epoll.is_none_or(|epoll| epoll.armed == 0)
     {
         return Some(format!(
             "only {}[{}] holds the socket, which it does for a service that is not running",
@@ -316,18 +328,24 @@ fn not_the_server(facts: &Facts<'_>) -> Option<String> {
 }
 
 fn start_the_server(facts: &Facts<'_>) -> Vec<(String, String)> {
-    let unit = facts.snapshot.unit.as_deref();
-    let socket = unit.filter(|unit| unit.ends_with(".socket"));
-    match socket {
-        Some(socket) => vec![(
-            format!("systemctl status {}", socket.replace(".socket", ".service")),
-            "Says why the service is down. Starting it takes the connections that wait.".to_owned(),
-        )],
-        None => vec![(
-            format!("systemctl --failed; ss -ltnp 'sport = :{}'", facts.snapshot.listener.port),
-            "Find the worker or service that should accept, and why it is gone: its log, or a kill for want of memory (dmesg).".to_owned(),
-        )],
-    }
+    let port = facts.snapshot.listener.port;
+    let processes = facts.snapshot.processes.iter().flatten();
+    let mut activators = processes.filter(|process| is_socket_activator(&process.comm));
+    let (command, caveat) = match activators.next().map(|process| process.pid) {
+        Some(1) => (
+            format!("systemctl list-sockets --all --full | grep ':{port} '"),
+            "Names the service (ACTIVATES). systemctl status of that says why it is down; starting it takes the connections that wait.",
+        ),
+        Some(_) => (
+            format!("systemctl --user list-sockets --all --full | grep ':{port} '"),
+            "Names the service (ACTIVATES). Run it as the user whose systemd this is, or, if it is the systemd of a container, without --user in there. systemctl status of the service says why it is down; starting it takes the connections that wait.",
+        ),
+        None => (
+            format!("systemctl --failed; ss -ltnp 'sport = :{port}'"),
+            "Find the worker or service that should accept, and why it is gone: its log, or a kill for want of memory (dmesg).",
+        ),
+    };
+    vec![(command, caveat.to_owned())]
 }
 
 fn stopped(facts: &Facts<'_>) -> Option<String> {
@@ -348,13 +366,14 @@ fn stopped(facts: &Facts<'_>) -> Option<String> {
     if others.iter().any(|class| facts.count(*class) > 0) {
         return None;
     }
-    Some(match (first.state.as_str(), facts.stall.tracer) {
-        ("t", Some(tracer)) => {
-            format!("process {tracer} traces it and keeps it stopped, as a debugger does")
-        }
+    Some(match (first.state.as_str(), &facts.stall.tracer) {
+        ("t", Some(tracer)) => format!(
+            "{} traces it and keeps it stopped, as a debugger does",
+            named(tracer)
+        ),
         ("t", None) => "a debugger keeps it stopped".to_owned(),
         _ => format!(
-            "it was stopped by a signal (SIGSTOP): {}",
+            "it was stopped by a signal (SIGSTOP, or one of its terminal): {}",
             facts.thread(first)
         ),
     })
@@ -375,25 +394,64 @@ fn resume(facts: &Facts<'_>) -> Vec<(String, String)> {
     let Some(first) = facts.first(Class::Stopped) else {
         return Vec::new();
     };
-    match facts.stall.tracer {
-        Some(tracer) => vec![(
-            format!("ps -fp {tracer}"),
-            "Names the debugger. The application goes on when that lets go of it.".to_owned(),
+    match (first.state.as_str(), &facts.stall.tracer) {
+        ("t", Some(tracer)) => vec![(
+            format!("ps -fp {}", tracer.pid),
+            "Shows the debugger. The application goes on when that lets go of it.".to_owned(),
         )],
-        None => vec![(
+        ("t", None) => vec![(
+            format!("grep TracerPid /proc/{}/status", first.pid),
+            "Names the debugger, on the host or in its container (0: it is not visible there). The application goes on when that lets go of it.".to_owned(),
+        )],
+        _ => vec![(
             format!("kill -CONT {}", first.pid),
             "Lets it go on at once.".to_owned(),
         )],
     }
 }
 
+/// Whether some thread may call accept() now and then and be refused. Those that wait for
+/// something else do not: not having a descriptor is not what keeps them.
+fn may_call_accept(facts: &Facts<'_>) -> bool {
+    let stall = facts.stall;
+    let waits_a_while = |one: &Doing| match one.call.as_deref() {
+        None => true,
+        Some(call) => ["nanosleep", "poll", "select", "epoll", "accept", "io_uring"]
+            .iter()
+            .any(|name| call.contains(name)),
+    };
+    let may = |one: &Doing| match class(stall, one) {
+        Class::Stopped
+        | Class::Blocked
+        | Class::Master
+        | Class::Child
+        | Class::Lock
+        | Class::Ended => false,
+        Class::Asleep => waits_a_while(one),
+        Class::Busy
+        | Class::Starved
+        | Class::Takes
+        | Class::Elsewhere
+        | Class::Pool
+        | Class::AtWork => true,
+    };
+    stall.doing.is_empty()
+        || stall.looked < stall.holders
+        || stall.threads_looked < stall.threads
+        || stall.doing.iter().any(may)
+}
+
 fn descriptors(facts: &Facts<'_>) -> Option<String> {
+    if !may_call_accept(facts) {
+        return None;
+    }
     if let Some(words) = facts.snapshot.descriptors_used_up() {
         return Some(format!(
             "its owner is out of file descriptors ({words}): accept() fails with EMFILE"
         ));
     }
-    let files = facts.stall.files?;
+    // Whoever has CAP_SYS_ADMIN may open more.
+    let files = facts.stall.files.filter(|files| !files.exempt)?;
     (files.limit > 0 && files.open >= files.limit).then(|| {
         format!(
             "the host is out of open files ({} of {}): accept() fails with ENFILE",
@@ -614,7 +672,7 @@ fn see_the_kernel(facts: &Facts<'_>) -> Vec<(String, String)> {
     };
     vec![(
         format!("cat /proc/{}/task/{}/stack", one.pid, one.tid),
-        "Shows where in the kernel it waits. A disk or a network file system that does not answer is the usual reason: look at dmesg, iostat -x 1 and the mounts. A restart does not end such a process.".to_owned(),
+        "Shows where in the kernel it waits. A disk or a network file system that does not answer is the usual reason, or a file system that is frozen for a snapshot (fsfreeze): look at dmesg, iostat -x 1 and the mounts. A restart does not end such a process.".to_owned(),
     )]
 }
 

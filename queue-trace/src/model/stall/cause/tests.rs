@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::{
     snapshot::{Descriptors, Gauge},
-    socket::Process,
+    socket::{Listener, Process},
     stall::{Epoll, Files, Memory, Pressure, Quota},
 };
 
@@ -127,8 +127,25 @@ fn stopped() {
         &["SIGSTOP", "the only one"],
     );
     assert_eq!(found.remedies[0].0, "kill -CONT 42");
-    let traced = with(of(vec![doing("t", None)]), |stall| stall.tracer = Some(7));
-    assert_is(&traced, "stopped", &["process 7 traces it"]);
+    let traced = |comm: &str| {
+        let tracer = Process {
+            pid: 7,
+            comm: comm.to_owned(),
+        };
+        with(of(vec![doing("t", None)]), |stall| {
+            stall.tracer = Some(tracer);
+        })
+    };
+    let found = assert_is(&traced("gdb"), "stopped", &["gdb[7] traces it"]);
+    assert_eq!(found.remedies[0].0, "ps -fp 7");
+    assert_is(&traced(""), "stopped", &["process 7 traces it"]);
+    // One outside of this PID namespace: no signal lets it go on.
+    let found = assert_is(
+        &of(vec![doing("t", None)]),
+        "stopped",
+        &["a debugger keeps"],
+    );
+    assert_eq!(found.remedies[0].0, "grep TracerPid /proc/42/status");
     let frozen = with(of(vec![doing("S", Some("read"))]), |stall| {
         stall.frozen_by = Some("/sys/fs/cgroup/a/cgroup.freeze".to_owned());
     });
@@ -173,13 +190,36 @@ fn descriptors() {
     assert_eq!(found.remedies[0].0, "prlimit --pid 42 --nofile=65536:65536");
     // It calls accept() in a loop, so it is busy too; with one left it is nothing but busy.
     assert_is(&used(15), "busy", &[]);
-    let host = |open| {
-        with(of(vec![doing("S", Some("read"))]), |stall| {
-            stall.files = Some(Files { open, limit: 1000 });
+    // One that calls it again after a while, and one whose only thread waits for something else.
+    let used_by = |doing| Snapshot {
+        descriptors: used(16).descriptors,
+        ..of(doing)
+    };
+    let sleeps = || other(1, "clock_nanosleep", None);
+    assert_is(&used_by(vec![sleeps()]), "descriptors", &[]);
+    let waits = || doing("S", Some("connect"));
+    assert_is(&used_by(vec![waits()]), "asleep", &[]);
+    assert_is(&used_by(vec![waits(), sleeps()]), "descriptors", &[]);
+    let unseen = with(used_by(vec![waits()]), |stall| stall.threads = 2);
+    assert_is(&unseen, "descriptors", &[]);
+    let host = |open, exempt| {
+        let limit = 1000;
+        with(of(vec![doing("S", Some("poll"))]), |stall| {
+            stall.files = Some(Files {
+                open,
+                limit,
+                exempt,
+            });
         })
     };
-    assert_is(&host(1000), "descriptors", &["ENFILE", "1000 of 1000"]);
-    assert_is(&host(999), "asleep", &[]);
+    assert_is(
+        &host(1000, false),
+        "descriptors",
+        &["ENFILE", "1000 of 1000"],
+    );
+    assert_is(&host(999, false), "asleep", &[]);
+    // The limit is not for those who may do everything.
+    assert_is(&host(1000, true), "asleep", &[]);
 }
 
 fn throttled(periods: u64, us: u64) -> Snapshot {
@@ -468,7 +508,11 @@ fn told_only_once() {
 #[test]
 fn not_the_one_that_should_accept() {
     let held_by = |pid, comm: &str| Snapshot {
-        unit: Some("app.socket".to_owned()),
+        unit: Some("init.scope".to_owned()),
+        listener: Listener {
+            port: 8080,
+            ..Listener::default()
+        },
         processes: Some(vec![Process {
             pid,
             comm: comm.to_owned(),
@@ -479,8 +523,22 @@ fn not_the_one_that_should_accept() {
         }])
     };
     let found = assert_is(&held_by(1, "systemd"), "not_the_server", &["systemd[1]"]);
-    assert_eq!(found.remedies[0].0, "systemctl status app.service");
+    let sockets = "list-sockets --all --full | grep ':8080 '";
+    assert_eq!(found.remedies[0].0, format!("systemctl {sockets}"));
+    let found = assert_is(&held_by(42, "systemd"), "not_the_server", &["systemd[42]"]);
+    assert_eq!(found.remedies[0].0, format!("systemctl --user {sockets}"));
+    // It is systemd itself that accepts (Accept=yes).
+    assert_none(&with(held_by(1, "systemd"), |stall| {
+        stall.doing[0].role = Some(Role::Takes);
+        stall.epoll = Some(Epoll {
+            registered: 1,
+            armed: 1,
+            edge: 0,
+        });
+    }));
     assert_is(&held_by(42, "server"), "not_polled", &[]);
+    // The first process of a container.
+    assert_is(&held_by(1, "server"), "not_polled", &[]);
     // The service runs, and holds it as well.
     let mut both = held_by(1, "systemd");
     both.processes.as_mut().unwrap().push(Process {
@@ -499,6 +557,17 @@ fn not_the_one_that_should_accept() {
         ..doing("S", Some("futex"))
     };
     assert_is(&of(vec![master(), worker]), "lock", &[]);
+    // A master that waits for news of its workers is not what keeps them.
+    let listens = Doing {
+        role: Some(Role::Master),
+        ..doing("S", Some("pselect6"))
+    };
+    let sleeper = Doing {
+        pid: 43,
+        tid: 43,
+        ..doing("S", Some("clock_nanosleep"))
+    };
+    assert_is(&of(vec![listens, sleeper]), "asleep", &["(43;"]);
     // One that waits for any of its children has some.
     let parent = Doing {
         role: Some(Role::Master),
