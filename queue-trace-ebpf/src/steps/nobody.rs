@@ -59,7 +59,9 @@ pub fn no_listener(skb: u64) {
         return;
     }
     // As the kernel itself finds the namespace of such a packet.
-    let net = Plain(route).follow(field::DST_DEV).follow(field::DEV_NET);
+    let net = Plain(route)
+        .follow::<{ field::DST_DEV }>()
+        .follow::<{ field::DEV_NET }>();
     let (ports, _, _) = config::filters();
     if ports && !config::port_wanted(packet.local_port)
         || !filter::netns(net)
