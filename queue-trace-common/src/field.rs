@@ -92,6 +92,8 @@ fields! {
     IPV6_NEXT        "ipv6hdr.nexthdr";
     DST_DEV          "dst_entry.dev";
     DEV_NET          "net_device.nd_net.net";
+    ROUTE_TYPE       "rtable.rt_type" without "telling a SYN to a broadcast address from one that is answered with a reset";
+    ROUTE6_FLAGS     "rt6_info.rt6i_flags" without "telling a SYN to a multicast address from one that is answered with a reset";
     REQ_LISTENER     "request_sock.__req_common.skc_listener";
     REQ_TIMER        "request_sock.rsk_timer";
     REQ_RETRANSMITS  "request_sock.num_retrans";

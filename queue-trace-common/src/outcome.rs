@@ -123,6 +123,18 @@ outcomes! {
         "Another CPU had just queued the same SYN";
     SYN_DROPPED_OTHER Syn "syn_dropped" Some("other"), Refusal, NONE, DROP | DO_COOKIES | COOKIE_SENT,
         "The SYN was dropped and the evidence does not tell why";
+    SYN_DROPPED_MD5 Syn "syn_dropped" Some("md5"), Refusal, NONE, NONE,
+        "The SYN lacked the TCP MD5 signature that the listener asks for, or had one that is wrong or not asked for";
+    SYN_DROPPED_AO Syn "syn_dropped" Some("ao"), Refusal, NONE, NONE,
+        "The SYN lacked the TCP Authentication Option that the listener asks for, or had one that is wrong or not asked for";
+    SYN_DROPPED_MIN_TTL Syn "syn_dropped" Some("min_ttl"), Refusal, NONE, NONE,
+        "The SYN had come over more hops than the listener allows";
+    SYN_DROPPED_SOCKET_FILTER Syn "syn_dropped" Some("socket_filter"), Refusal, NONE, NONE,
+        "A filter program of the listener's socket, or of its cgroup, dropped the SYN";
+    SYN_DROPPED_POLICY Syn "syn_dropped" Some("policy"), Refusal, NONE, NONE,
+        "An IPsec policy dropped the SYN";
+    SYN_DROPPED_CHECKSUM Syn "syn_dropped" Some("checksum"), Refusal, NONE, NONE,
+        "The SYN's checksum was wrong";
     SYN_REFUSED_NO_LISTENER Syn "syn_refused" Some("no_listener"), Refusal, NONE, NONE,
         "Nobody listened on the port, so the SYN was answered with a reset";
     ESTABLISHED_HANDSHAKE Ack "established" Some("handshake"), Routine, NONE, NONE,

@@ -32,6 +32,18 @@ macro_rules! reasons {
 
 reasons! {
     NO_SOCKET "SKB_DROP_REASON_NO_SOCKET" SYN_REFUSED_NO_LISTENER;
+    MD5_NOT_FOUND "SKB_DROP_REASON_TCP_MD5NOTFOUND" SYN_DROPPED_MD5;
+    MD5_UNEXPECTED "SKB_DROP_REASON_TCP_MD5UNEXPECTED" SYN_DROPPED_MD5;
+    MD5_FAILURE "SKB_DROP_REASON_TCP_MD5FAILURE" SYN_DROPPED_MD5;
+    AO_NOT_FOUND "SKB_DROP_REASON_TCP_AONOTFOUND" SYN_DROPPED_AO;
+    AO_UNEXPECTED "SKB_DROP_REASON_TCP_AOUNEXPECTED" SYN_DROPPED_AO;
+    AO_KEY_NOT_FOUND "SKB_DROP_REASON_TCP_AOKEYNOTFOUND" SYN_DROPPED_AO;
+    AUTH_HEADER "SKB_DROP_REASON_TCP_AUTH_HDR" SYN_DROPPED_AO;
+    AO_FAILURE "SKB_DROP_REASON_TCP_AOFAILURE" SYN_DROPPED_AO;
+    MIN_TTL "SKB_DROP_REASON_TCP_MINTTL" SYN_DROPPED_MIN_TTL;
+    SOCKET_FILTER "SKB_DROP_REASON_SOCKET_FILTER" SYN_DROPPED_SOCKET_FILTER;
+    POLICY "SKB_DROP_REASON_XFRM_POLICY" SYN_DROPPED_POLICY;
+    CHECKSUM "SKB_DROP_REASON_TCP_CSUM" SYN_DROPPED_CHECKSUM;
 }
 
 /// The outcomes that a kernel with these numbers tells by its reasons.
@@ -42,4 +54,17 @@ pub fn outcomes(numbers: &[u32; COUNT]) -> Set {
         .zip(numbers)
         .filter(|(_, number)| **number != 0);
     known.fold(0, |set, (reason, _)| set | 1 << reason.outcome)
+}
+
+/// The outcome of each reason, by its index.
+pub static TELLS: [u8; COUNT] = tells();
+
+const fn tells() -> [u8; COUNT] {
+    let mut tells = [0; COUNT];
+    let mut index = 0;
+    while index < COUNT {
+        tells[index] = REASONS[index].outcome;
+        index += 1;
+    }
+    tells
 }

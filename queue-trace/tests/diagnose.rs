@@ -60,6 +60,7 @@ const EXPECTED: &[(&str, &[&str])] = &[
         &["listener-closed-on-clients"],
     ),
     ("tracepoint-restart-gap", &["restart-gap"]),
+    ("tracepoint-socket-filter", &["refused-otherwise"]),
     (
         "tracepoint-slow-worker",
         &["accept-too-slow", "clients-hang", "syn-queue-too-small"],

@@ -20,7 +20,8 @@ use queue_trace::{
     model::{
         clients::{Clients, Network},
         event::{Event, Name},
-        ledger::{BothSides, Ledger},
+        front::FRONT,
+        ledger::{BothSides, FrontLine, Ledger},
         lines::{AttachPlan, Counts, End, Header, LossNote, SCHEMA, Total},
         snapshot::{Descriptors, Gauge, Group, Snapshot},
         socket::{Listener, Process},
@@ -596,14 +597,22 @@ fn full_lines() -> Vec<Value> {
         lines.push(json!(full_row(from)));
     }
     let seen = BothSides::default();
-    let ledger = Ledger::between(1, &seen, &seen, 0);
+    let ledger = Ledger::between(1, &seen, &seen, 0, 0);
     lines.push(json!(ledger));
+    let front = FrontLine {
+        kernel: Some(3),
+        seen: Some(2),
+    };
     lines.push(json!(Ledger {
         note: Some("why".to_owned()),
         other_drops: Some(3),
+        in_front: FRONT
+            .iter()
+            .map(|row| (Name(row.outcome()).to_string(), front))
+            .collect(),
         ..ledger
     }));
-    lines.push(json!(Ledger::one_sided(1, &seen.kernel, 0, "why")));
+    lines.push(json!(Ledger::one_sided(1, &seen.kernel, 0, 0, "why")));
     lines
 }
 

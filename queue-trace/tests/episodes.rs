@@ -259,6 +259,7 @@ impl Play {
         let empty = Ledger {
             netns: NETNS,
             counters: BTreeMap::new(),
+            in_front: BTreeMap::new(),
             lost: 0,
             unexplained: Some(0),
             note: None,

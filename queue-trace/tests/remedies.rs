@@ -128,6 +128,7 @@ fn case_of(outcome: &'static Outcome, address: &str, count: u32, many: bool) -> 
     let ledger = Ledger {
         netns: NETNS,
         counters: BTreeMap::new(),
+        in_front: BTreeMap::new(),
         lost: 0,
         unexplained: Some(0),
         other_drops: None,
@@ -245,7 +246,7 @@ fn take(command: &str, sleeper: u32) -> Result<(), String> {
         }
         // `setup` does not install them.
         "perf" | "gdb" | "systemctl" => return well_formed(command),
-        "cat" | "conntrack" | "grep" | "ip" | "journalctl" | "ls" | "ss" => {}
+        "cat" | "conntrack" | "grep" | "ip" | "journalctl" | "ls" | "nstat" | "ss" => {}
         other => return Err(format!("nobody says how {other} is looked at")),
     }
     // The logs of this machine are not asked, only whether what looks through them is well-formed.

@@ -81,7 +81,7 @@ fn rules(diagnosis: &Value) -> Vec<String> {
 }
 
 #[track_caller]
-fn assert_found(diagnosis: &Value, expected: &[&str]) {
+pub fn assert_found(diagnosis: &Value, expected: &[&str]) {
     assert_eq!(rules(diagnosis), expected, "{diagnosis:#}");
 }
 

@@ -27,6 +27,7 @@ mod filters;
 mod floods;
 mod guide;
 mod handshakes;
+mod in_front;
 mod incidents;
 mod ledger;
 mod listeners;

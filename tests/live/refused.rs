@@ -5,14 +5,14 @@ use std::{
     fs,
     io::ErrorKind,
     mem,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     time::Duration,
 };
 
 use live_tests::{ALL, Counters, Launch, Recording, Room, Row, Scratch, Shown, expected, unproven};
 use queue_trace::lab::{
     Family, Netns,
-    raw::{PeerAnswer, RawPeer, Wire},
+    raw::{Flags, PeerAnswer, RawPeer, Segment, Wire},
 };
 use queue_trace_common::outcome;
 use rustix::process::Pid;
@@ -52,7 +52,7 @@ fn refused(netns: &Netns, to: SocketAddr, clients: usize) -> BTreeSet<SocketAddr
 /// The room's namespace and where it listened, and nobody listens any more.
 fn leave(room: &mut Room) -> Netns {
     let netns = mem::replace(&mut room.netns, Netns::new().unwrap());
-    let silent = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     drop(mem::replace(&mut room.listener, silent));
     netns
 }
@@ -115,6 +115,46 @@ fn a_port_on_which_nobody_ever_listened() {
         assert_eq!(clients_of(&recording, &room.netns), clients);
         let totals: Vec<_> = recording.totals().map(|t| t.listener.port).collect();
         assert_eq!(totals, [9]);
+    }
+}
+
+/// The kernel answers no SYN that was sent to a group of hosts, so none is called refused.
+#[test]
+fn a_syn_to_a_group_is_not_answered() {
+    if unproven("refused::a_syn_to_a_group_is_not_answered", ALL) {
+        return;
+    }
+    const NOBODY: u16 = 9;
+    for family in Family::ALL {
+        let room = Room::new(family, 8, &[]);
+        let asked = ["--event", NO_LISTENER];
+        let tracer = Launch::live().on(&room.netns).args(asked).start();
+        let resets = tcp_counter(&room.netns, "OutRsts");
+        let group: IpAddr = match family {
+            Family::V4 => Ipv4Addr::new(224, 0, 0, 1).into(),
+            Family::V6 => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).into(),
+        };
+        let play = || {
+            let mut wire = Wire::open(family)?;
+            let destination = SocketAddr::new(group, NOBODY);
+            for _ in 0..5 {
+                let source = RawPeer::new(&mut wire, destination)?.address();
+                wire.inject(&Segment {
+                    source,
+                    destination,
+                    sequence: 1,
+                    acknowledgment: 0,
+                    flags: Flags::SYN,
+                })?;
+            }
+            Ok(())
+        };
+        room.netns.run(play).unwrap();
+        refused(&room.netns, SocketAddr::new(room.address.ip(), NOBODY), 3);
+        let recording = tracer.stop();
+        assert_eq!(tcp_counter(&room.netns, "OutRsts") - resets, 3);
+        let sums = expected(&[(outcome::SYN_REFUSED_NO_LISTENER, 3)], Shown::All);
+        recording.assert_exact(&room.netns, &room.before, &sums);
     }
 }
 

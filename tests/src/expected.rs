@@ -30,7 +30,7 @@ pub fn expected(outcomes: &[(u8, u64)], shown: Shown) -> Sums {
             continue;
         }
         if let Some(tag) = seen_as(tag, setting::attach()) {
-            *sums.entry(name(tag)).or_default() += count;
+            *sums.entry(name_of(tag)).or_default() += count;
         }
     }
     sums
@@ -69,6 +69,8 @@ fn seen_as(tag: u8, attach: Attach) -> Option<u8> {
     }
 }
 
-fn name(tag: u8) -> String {
+/// The name of an outcome.
+#[must_use]
+pub fn name_of(tag: u8) -> String {
     Name(&OUTCOMES[usize::from(tag)]).to_string()
 }

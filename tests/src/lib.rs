@@ -31,9 +31,9 @@ mod unproven;
 
 pub use cookies::make_cookies;
 pub use counters::Counters;
-pub use expected::{Shown, Sums, expected, imposed};
+pub use expected::{Shown, Sums, expected, imposed, name_of};
 pub use mounts::{Mounts, in_private_mounts};
-pub use recording::{Event, Ledger, Line, Recording, Row, Sides, Spread, Total};
+pub use recording::{Event, FrontSides, Ledger, Line, Recording, Row, Sides, Spread, Total};
 pub use room::{Inhabitant, Room, listener_beside};
 pub use scratch::Scratch;
 pub use screen::{Screen, terminal};

@@ -184,6 +184,8 @@ pub struct Total {
 pub struct Ledger {
     pub netns: u32,
     pub counters: BTreeMap<String, Sides>,
+    #[serde(default)]
+    pub in_front: BTreeMap<String, FrontSides>,
     pub lost: u64,
     pub unexplained: Option<u64>,
     pub note: Option<String>,
@@ -195,6 +197,13 @@ pub struct Ledger {
 pub struct Sides {
     pub kernel: Option<u64>,
     pub seen: u64,
+}
+
+/// Both sides of the counters of packets that are dropped in front of the queues.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub struct FrontSides {
+    pub kernel: Option<u64>,
+    pub seen: Option<u64>,
 }
 
 impl Event {

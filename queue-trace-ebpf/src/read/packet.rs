@@ -140,6 +140,48 @@ impl Packet {
     }
 }
 
+/// A packet that is a SYN and nothing else, that was sent to this host and that TCP has, and the
+/// namespace in which it was delivered: that of the device of its route, as the kernel itself finds
+/// it where there is no socket.
+#[inline(always)]
+pub fn delivered_syn(skb: u64) -> Option<(Packet, Plain)> {
+    // First, as much else comes here: what belongs to no connection any more.
+    if flags(skb) & (flag::SYN | flag::ACK | flag::RST) != flag::SYN {
+        return None;
+    }
+    let packet = Packet::of(skb)?;
+    let route = memory::value::<u64>(skb, field::SKB_DST) & ROUTE;
+    // One that is forwarded, or a raw socket's copy, has its headers still.
+    if route == 0 || !packet.at_tcp {
+        return None;
+    }
+    let net = Plain(route)
+        .follow::<{ field::DST_DEV }>()
+        .follow::<{ field::DEV_NET }>();
+    Some((packet, net))
+}
+
+/// Whether a packet came to an address of this host, and not to all or to a group. Only that is
+/// answered with a reset (`tcp_v4_send_reset`, net/ipv4/tcp_ipv4.c; `ipv6_unicast_destination`,
+/// include/net/ip6_route.h).
+#[inline(always)]
+pub fn is_unicast(skb: u64) -> bool {
+    // Both are part of the system call interface (linux/rtnetlink.h, linux/ipv6_route.h).
+    const RTN_LOCAL: u16 = 2;
+    const RTF_LOCAL: u32 = 0x8000_0000;
+    let route = memory::value::<u64>(skb, field::SKB_DST) & ROUTE;
+    match u16::from_be(memory::value(skb, field::SKB_PROTOCOL)) {
+        ETH_P_IP => match memory::get::<u16>(route, field::ROUTE_TYPE) {
+            Some(kind) => kind == RTN_LOCAL,
+            None => true,
+        },
+        _ => match memory::get::<u32>(route, field::ROUTE6_FLAGS) {
+            Some(flags) => flags & RTF_LOCAL != 0,
+            None => true,
+        },
+    }
+}
+
 /// The TCP flags of a packet whose transport header the stack has found.
 #[inline(always)]
 pub fn flags(skb: u64) -> u8 {

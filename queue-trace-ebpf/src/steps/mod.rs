@@ -4,6 +4,7 @@
 mod accept;
 mod ack;
 pub mod close;
+pub mod front;
 mod icmp;
 pub mod nobody;
 mod request;

@@ -9,14 +9,14 @@ use aya_ebpf::{
     macros::{fentry, kprobe},
     programs::{FEntryContext, ProbeContext},
 };
-use queue_trace_common::{field, outcome};
+use queue_trace_common::outcome;
 
 use crate::{
     emit::{self, Verdict},
     filter,
     read::{
-        memory::{self, Plain, Pointer},
-        packet::{self, Packet, Peer, flag},
+        memory::{self, Plain},
+        packet::{self, Packet, Peer},
         socket::Identity,
     },
     state::{
@@ -47,25 +47,14 @@ fn port_of(listener: &Identity) -> Port {
 /// A packet that no socket was found for is answered with a reset.
 #[inline(always)]
 pub fn no_listener(skb: u64) {
-    // First, as much else is answered with a reset: what belongs to no connection any more.
-    if packet::flags(skb) & (flag::SYN | flag::ACK | flag::RST) != flag::SYN {
-        return;
-    }
-    let Some(packet) = Packet::of(skb) else {
+    let Some((packet, net)) = packet::delivered_syn(skb) else {
         return;
     };
-    let route = memory::value::<u64>(skb, field::SKB_DST) & packet::ROUTE;
-    if route == 0 {
-        return;
-    }
-    // As the kernel itself finds the namespace of such a packet.
-    let net = Plain(route)
-        .follow::<{ field::DST_DEV }>()
-        .follow::<{ field::DEV_NET }>();
     let (ports, _, _) = config::filters();
     if ports && !config::port_wanted(packet.local_port)
         || !filter::netns(net)
         || !filter::pair(&packet.local, &packet.client)
+        || !packet::is_unicast(skb)
     {
         return;
     }
@@ -81,10 +70,7 @@ fn tell(net: u64, packet: Packet) {
     if !config::unheard() && unsafe { LEFT.get(key) }.is_none() {
         return;
     }
-    let listener = Identity {
-        port: if has_place(&key) { port } else { 0 },
-        ..listener
-    };
+    let listener = counted_at(Plain(net), port);
     emit::verdict_with(
         &Verdict {
             outcome: outcome::SYN_REFUSED_NO_LISTENER,
@@ -100,6 +86,16 @@ fn tell(net: u64, packet: Packet) {
         || Some(Peer::from(packet)),
         |record| record.port = port,
     );
+}
+
+/// Where a SYN is counted that is of no listener that is known.
+#[inline(always)]
+pub fn counted_at(net: Plain, port: u16) -> Identity {
+    let listener = Identity::at_port(net, port);
+    Identity {
+        port: if has_place(&port_of(&listener)) { port } else { 0 },
+        ..listener
+    }
 }
 
 /// Whether a port is counted by itself. Who scans all ports must not use up the places of the

@@ -3,10 +3,10 @@
 //! twice.
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
-use queue_trace_common::reason;
+use queue_trace_common::{outcome, reason};
 
 use super::turn::{REASON, Turn, was_taken};
-use crate::{read::packet, state::config, steps::nobody};
+use crate::{read::packet, state::config, steps::{front, nobody}};
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 fn packet_refused(ctx: RawTracePointContext) -> i32 {
@@ -20,16 +20,37 @@ fn packet_refused_again(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// `kfree_skb(skb, location, reason, ...)`.
+/// `kfree_skb(skb, location, reason, sk)`; the last one since 6.11.
 #[inline(always)]
 fn refused(ctx: &RawTracePointContext, turn: Turn) {
+    let Some(outcome) = outcome_of(ctx.arg::<u64>(2) as u32) else {
+        return;
+    };
     let skb: u64 = ctx.arg(0);
-    let why = ctx.arg::<u64>(2) as u32;
-    if why != config::reason(reason::NO_SOCKET) || was_taken(turn, REASON, skb) {
+    // Other protocols give some of these reasons, too.
+    if was_taken(turn, REASON, skb) || !packet::is_tcp(skb) {
         return;
     }
-    // Other protocols give this reason, too.
-    if packet::is_tcp(skb) {
-        nobody::no_listener(skb);
+    if outcome == outcome::SYN_REFUSED_NO_LISTENER {
+        return nobody::no_listener(skb);
     }
+    let sk = if config::kfree_has_sk() {
+        ctx.arg(3)
+    } else {
+        0
+    };
+    front::dropped(skb, sk, outcome);
+}
+
+/// What a reason tells of a SYN. A reason that is not asked for has the number 0, which none has.
+#[inline(always)]
+fn outcome_of(why: u32) -> Option<u8> {
+    let mut index = 0;
+    while index < reason::COUNT {
+        if why != 0 && why == config::reason(index) {
+            return Some(reason::TELLS[index]);
+        }
+        index += 1;
+    }
+    None
 }

@@ -253,6 +253,7 @@ mod tests {
         Ledger {
             netns,
             counters: [("ListenDrops".to_owned(), CounterLine { kernel, seen })].into(),
+            in_front: BTreeMap::new(),
             lost: 0,
             unexplained: kernel.map(|kernel| kernel.abs_diff(seen)),
             note: None,

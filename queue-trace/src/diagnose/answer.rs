@@ -231,15 +231,22 @@ fn why_not_all_syns(case: &Case, question: &Question) -> Option<String> {
     if let Some((what, count)) = lost.next() {
         return Some(format!("lost on the way: {count} {what}"));
     }
+    let mut ledgers = case.ledgers_asked();
+    if let Some(dropped) = ledgers.find_map(|ledger| ledger.only_counted().next()) {
+        return Some(dropped);
+    }
     why_not_all_listeners(question)
 }
 
 #[cfg(test)]
 mod tests {
+    use queue_trace_common::outcome::SYN_DROPPED_MD5;
+
     use super::*;
     use crate::{
         model::{
             event::Name,
+            ledger::{BothSides, Ledger},
             lines::{AttachPlan, Counts, Header, LossNote},
             snapshot::{Gauge, Latency, Snapshot},
             socket::Listener,
@@ -415,6 +422,16 @@ mod tests {
         let answer = end(lossy);
         assert_eq!(answer.state, State::NoSynSeen);
         assert!(answer.says.contains("lost"), "{answer:?}");
+
+        let mut keys = case(|_| true, question(&["--port 80"]));
+        listens(&mut keys, 0);
+        let mut before = BothSides::default();
+        before.kernel.add_verdicts(SYN_DROPPED_MD5, 0, 3);
+        let ledger = Ledger::between(1, &BothSides::default(), &before, 0, 0);
+        keys.ledger(&ledger).unwrap();
+        let answer = end(keys);
+        assert_eq!(answer.state, State::NoSynSeen);
+        assert!(answer.says.contains("syn_dropped:md5"), "{answer:?}");
 
         let unplaced = Question {
             unplaced: 2,

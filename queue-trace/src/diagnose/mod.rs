@@ -117,6 +117,7 @@ fn proof(case: &Case) -> (Vec<String>, Vec<String>) {
     doubts.extend(case.timeline.notes());
     for ledger in case.ledgers_asked() {
         proof.extend(ledger.beyond_filter());
+        doubts.extend(ledger.only_counted());
         let moved: u64 = ledger
             .counters
             .values()

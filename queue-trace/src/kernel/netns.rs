@@ -18,7 +18,7 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Socket, Type};
 
-use crate::model::ledger::Counters;
+use crate::model::{front::FrontTexts, ledger::Counters};
 
 /// The ways into a namespace. Each of them may end at any time: a process ends, a name is
 /// removed. The namespace can be entered as long as one of them is left.
@@ -271,23 +271,37 @@ fn own_cookie() -> io::Result<Option<u64>> {
 /// # Errors
 /// If the namespace is gone, or may not be entered.
 pub fn counters(netns: u32, path: &NetnsPath) -> io::Result<Counters> {
-    let text = path.first(netns, |way, namespace| {
+    let read = |folder: &str| -> io::Result<[String; 3]> {
+        let file = |name: &str| fs::read_to_string(format!("{folder}/net/{name}"));
+        let xfrm = match file("xfrm_stat") {
+            // A kernel without IPsec.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            text => text?,
+        };
+        Ok([file("netstat")?, file("snmp")?, xfrm])
+    };
+    let texts = path.first(netns, |way, namespace| {
         // A process or a thread shows them without being entered, which takes fewer
         // privileges. It may end meanwhile, and its number be given to another.
         let folder = way.to_str().and_then(|way| way.strip_suffix("/ns/net"));
         if let Some(folder) = folder.filter(|folder| folder.starts_with("/proc/")) {
-            let text = fs::read_to_string(format!("{folder}/net/netstat"))?;
+            let texts = read(folder)?;
             return (id(way)? == netns)
-                .then_some(text)
+                .then_some(texts)
                 .ok_or_else(|| io::ErrorKind::NotFound.into());
         }
         drop(namespace);
         inside(netns, &NetnsPath::at(way.to_owned()), || {
-            fs::read_to_string("/proc/thread-self/net/netstat")
+            read("/proc/thread-self")
         })
     })?;
-    Counters::parse(&text)
-        .ok_or_else(|| io::Error::other("/proc/net/netstat has no TcpExt section"))
+    let [netstat, snmp, xfrm] = &texts;
+    Counters::parse(FrontTexts {
+        netstat,
+        snmp,
+        xfrm,
+    })
+    .ok_or_else(|| io::Error::other("/proc/net/netstat has no TcpExt section"))
 }
 
 #[cfg(test)]

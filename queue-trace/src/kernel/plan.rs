@@ -6,6 +6,7 @@ use std::fmt;
 use queue_trace_common::{
     hook::{HOOKS, Hook, KEEP_QUEUES, NEEDS, Need, TELLING},
     outcome::{self, OUTCOMES, Set},
+    reason,
 };
 
 pub use crate::model::event::Name;
@@ -256,6 +257,11 @@ impl Plan {
             plan.observable &= tells.fold(offers.reasons, |set, tag| set | 1 << tag);
             plan.reasons = plan.observable & offers.reasons;
         } else {
+            // What no hook sees.
+            let hooked = HOOKS.iter().fold(0, |set, hook| set | hook.serves);
+            let by_reason = reason::outcomes(&[1; _]) & !hooked;
+            plan.observable &= !by_reason | offers.reasons;
+            plan.reasons = plan.observable & by_reason;
             for hook in &HOOKS {
                 if !is_needed(hook, selection) {
                     continue;
@@ -400,7 +406,6 @@ mod tests {
     use queue_trace_common::{
         hook,
         outcome::{Kind, of_kind},
-        reason,
     };
 
     use super::*;
@@ -571,7 +576,7 @@ mod tests {
         let mut offers = offers();
         let plan = Plan::make(Attach::Tracepoint, ALL, &offers).unwrap();
         assert_ne!(plan.observable & NOBODY, 0);
-        assert_eq!(plan.reasons, NOBODY);
+        assert_ne!(plan.reasons & NOBODY, 0);
 
         offers.reasons = 0;
         let plan = Plan::make(Attach::Tracepoint, ALL, &offers).unwrap();
@@ -579,9 +584,10 @@ mod tests {
         let limits = plan.limits().join("\n");
         assert!(limits.contains("syn_refused:no_listener"), "{limits}");
 
-        // By hooks every kernel can.
+        // By hooks every kernel can; of what no hook sees none of these can.
         let plan = Plan::make(Attach::Kprobe, ALL, &offers).unwrap();
         assert_ne!(plan.observable & NOBODY, 0);
+        assert_eq!(plan.unobservable, reason::outcomes(&[1; _]) & !NOBODY);
         offers.hooks[hook::RESET_V4] = Err(Without::Refused("inlined".into()));
         offers.hooks[hook::RESET_V6] = Err(Without::Refused("inlined".into()));
         let plan = Plan::make(Attach::Kprobe, ALL, &offers).unwrap();

@@ -4,14 +4,25 @@
 
 use std::collections::BTreeMap;
 
-use queue_trace_common::counter::{
-    self, COUNTERS, DO_COOKIES, EMBRYONIC_RST, Moved, OVERFLOW, QUEUE_DROP,
+use queue_trace_common::{
+    counter::{self, COUNTERS, DO_COOKIES, EMBRYONIC_RST, Moved, OVERFLOW, QUEUE_DROP},
+    outcome,
 };
 use serde::{Deserialize, Serialize};
 
-/// Values of the counters, in the order of [`COUNTERS`].
+use super::{
+    event::Name,
+    front::{self, FRONT, FrontCounters, FrontTexts},
+};
+
+/// Values of the kernel's counters, or what our verdicts say of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters(pub [u64; counter::COUNT]);
+pub struct Counters {
+    /// Those that prove verdicts, in the order of [`COUNTERS`].
+    pub proving: [u64; counter::COUNT],
+    /// Those of packets that were dropped in front of the queues, in the order of [`FRONT`].
+    pub in_front: [u64; front::COUNT],
+}
 
 /// The counters that the ledger compares. `EmbryonicRsts` is only evidence: the
 /// kernel moves it for every reset of a half-open connection.
@@ -21,21 +32,16 @@ const PAST_TCP: &str = "full queues were counted that dropped nothing: a BPF pro
      for these listeners (bpf_tcp_gen_syncookie), of which TCP sees no packet";
 
 impl Counters {
-    /// From the text of `/proc/net/netstat`: a line of names and a line of values, by
-    /// name, as columns move between kernels. A column that a kernel lacks is 0.
-    /// `None` if there is no section `TcpExt`.
+    /// From the texts of the files, by name, as columns move between kernels. A column that a
+    /// kernel lacks is 0. `None` if there is no section `TcpExt`.
     #[must_use]
-    pub fn parse(netstat: &str) -> Option<Self> {
-        let mut lines = netstat
-            .lines()
-            .filter_map(|line| line.strip_prefix("TcpExt:"));
-        let (names, values) = (lines.next()?, lines.next()?);
-        let columns: BTreeMap<_, _> = names
-            .split_whitespace()
-            .zip(values.split_whitespace())
-            .collect();
-        let mut counters = Self::default();
-        for (value, counter) in counters.0.iter_mut().zip(&COUNTERS) {
+    pub fn parse(texts: FrontTexts) -> Option<Self> {
+        let columns = front::section(texts.netstat, "TcpExt:")?;
+        let mut counters = Self {
+            in_front: texts.sums(),
+            ..Self::default()
+        };
+        for (value, counter) in counters.proving.iter_mut().zip(&COUNTERS) {
             if let Some(column) = columns.get(counter.name) {
                 *value = column.parse().ok()?;
             }
@@ -45,23 +51,39 @@ impl Counters {
 
     /// Adds other counters, one by one.
     pub fn add_all(&mut self, others: &Self) {
-        for (value, other) in self.0.iter_mut().zip(others.0) {
+        for (value, other) in self.values_mut().zip(others.values()) {
             *value = value.wrapping_add(other);
         }
+    }
+
+    /// All of them.
+    pub fn values(&self) -> impl Iterator<Item = u64> {
+        self.proving.into_iter().chain(self.in_front)
+    }
+
+    fn values_mut(&mut self) -> impl Iterator<Item = &mut u64> {
+        self.proving.iter_mut().chain(&mut self.in_front)
     }
 
     /// Whether one of them stands lower than it stood before.
     #[must_use]
     pub fn is_behind(&self, before: &Self) -> bool {
-        self.0
-            .iter()
-            .zip(before.0)
-            .any(|(now, before)| *now < before)
+        self.values()
+            .zip(before.values())
+            .any(|(now, before)| now < before)
+    }
+
+    /// Adds what so many verdicts of an outcome say, which moved these counters.
+    pub fn add_verdicts(&mut self, tag: u8, moved: Moved, count: u64) {
+        self.add(moved, count);
+        if let Some(index) = FrontCounters::index_of(tag) {
+            self.in_front[index] = self.in_front[index].wrapping_add(count);
+        }
     }
 
     /// Adds `count` to each counter of the set.
     pub fn add(&mut self, moved: Moved, count: u64) {
-        for (index, value) in self.0.iter_mut().enumerate() {
+        for (index, value) in self.proving.iter_mut().enumerate() {
             if moved >> index & 1 == 1 {
                 *value = value.wrapping_add(count);
             }
@@ -89,6 +111,9 @@ pub struct Ledger {
     pub netns: u32,
     /// Counter by counter.
     pub counters: BTreeMap<String, CounterLine>,
+    /// What the kernel dropped in front of the queues, by the outcome of a SYN that it happens to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub in_front: BTreeMap<String, FrontLine>,
     /// Records that found the ring full, and are in the stream as counts only.
     pub lost: u64,
     /// Movements of the kernel's counters that no verdict explains, and verdicts that
@@ -114,17 +139,37 @@ pub struct CounterLine {
     pub seen: u64,
 }
 
+/// Both sides of the counters of packets that are dropped in front of the queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrontLine {
+    /// How far the kernel's counters moved, for packets of every kind; absent if they cannot be
+    /// read any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<u64>,
+    /// How many SYNs we saw; absent where these are not observable, or not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seen: Option<u64>,
+}
+
 impl Ledger {
-    /// The ledger between two looks.
+    /// The ledger between two looks. `told`: the outcomes that are observable here and asked for.
     #[must_use]
-    pub fn between(netns: u32, start: &BothSides, end: &BothSides, lost: u64) -> Self {
+    pub fn between(
+        netns: u32,
+        start: &BothSides,
+        end: &BothSides,
+        lost: u64,
+        told: outcome::Set,
+    ) -> Self {
         let mut counters = BTreeMap::new();
         let mut unexplained = 0;
         for (index, counter) in COUNTERS.iter().enumerate() {
             if COMPARED >> index & 1 == 0 {
                 continue;
             }
-            let moved = |from: &Counters, to: &Counters| to.0[index].wrapping_sub(from.0[index]);
+            let moved = |from: &Counters, to: &Counters| {
+                to.proving[index].wrapping_sub(from.proving[index])
+            };
             let kernel = moved(&start.kernel, &end.kernel);
             // The kernel was read between the two readings of ours, so the true sum
             // of ours over the same time lies between these.
@@ -143,9 +188,31 @@ impl Ledger {
                 },
             );
         }
+        let mut in_front = BTreeMap::new();
+        for (index, row) in FRONT.iter().enumerate() {
+            let moved = |from: &Counters, to: &Counters| {
+                to.in_front[index].wrapping_sub(from.in_front[index])
+            };
+            let kernel = moved(&start.kernel, &end.kernel);
+            let least = moved(&start.seen_after, &end.seen_before);
+            let most = moved(&start.seen_before, &end.seen_after);
+            let least = if least > most { 0 } else { least };
+            // Other packets than SYNs move them as well.
+            let seen = most.min(kernel.max(least));
+            unexplained += seen.saturating_sub(kernel);
+            let is_told = told & row.outcome().bit() != 0;
+            if kernel != 0 || seen != 0 {
+                let line = FrontLine {
+                    kernel: Some(kernel),
+                    seen: is_told.then_some(seen),
+                };
+                in_front.insert(Name(row.outcome()).to_string(), line);
+            }
+        }
         let mut ledger = Self {
             netns,
             counters,
+            in_front,
             lost,
             unexplained: Some(unexplained),
             note: None,
@@ -178,15 +245,24 @@ impl Ledger {
 
     /// The ledger of a namespace whose counters cannot be read: our side, and why.
     #[must_use]
-    pub fn one_sided(netns: u32, seen: &Counters, lost: u64, why: &str) -> Self {
+    pub fn one_sided(
+        netns: u32,
+        seen: &Counters,
+        lost: u64,
+        told: outcome::Set,
+        why: &str,
+    ) -> Self {
         let still = BothSides::default();
         let end = BothSides {
             seen_before: *seen,
             kernel: *seen,
             seen_after: *seen,
         };
-        let mut ledger = Self::between(netns, &still, &end, lost);
+        let mut ledger = Self::between(netns, &still, &end, lost, told);
         for line in ledger.counters.values_mut() {
+            line.kernel = None;
+        }
+        for line in ledger.in_front.values_mut() {
             line.kernel = None;
         }
         ledger.unexplained = None;
@@ -221,19 +297,42 @@ impl Ledger {
         ))
     }
 
+    /// What the kernel dropped in front of listeners' queues and only its counters tell of, in words,
+    /// one sentence for each outcome.
+    pub fn only_counted(&self) -> impl Iterator<Item = String> {
+        let rows = FRONT.iter().filter(|row| row.is_of_listeners);
+        rows.filter_map(|row| {
+            let outcome = Name(row.outcome()).to_string();
+            let line = self.in_front.get(&outcome)?;
+            let count = line.kernel.filter(|count| *count > 0)?;
+            line.seen.is_none().then(|| {
+                format!(
+                    "netns {}: by its counters the kernel dropped {count} packets in front of the \
+                     queues ({outcome}); no verdict says which, as this kernel does not tell, or \
+                     nobody asked",
+                    self.netns
+                )
+            })
+        })
+    }
+
     /// Whether nothing moved at all.
     #[must_use]
     pub fn is_still(&self) -> bool {
         self.counters
             .values()
             .all(|line| line.kernel.unwrap_or(0) == 0 && line.seen == 0)
+            && self.in_front.is_empty()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use queue_trace_common::counter::{DROP, OVERFLOW};
+    use queue_trace_common::{
+        counter::{DROP, OVERFLOW},
+        outcome::SYN_DROPPED_MD5,
+    };
 
     use super::*;
 
@@ -260,7 +359,7 @@ IpExt: 7 8
             }
         };
         let is_ahead = |kernel, seen| {
-            Ledger::between(1, &BothSides::default(), &look(kernel, seen), 0).is_ahead()
+            Ledger::between(1, &BothSides::default(), &look(kernel, seen), 0, ALL).is_ahead()
         };
         assert!(is_ahead([3, 3], [3, 5]));
         assert!(!is_ahead([3, 3], [3, 3]));
@@ -270,11 +369,73 @@ IpExt: 7 8
 
     #[test]
     fn columns_are_found_by_name_in_their_section() {
-        let counters = Counters::parse(NETSTAT).unwrap();
-        assert_eq!(counters.0[OVERFLOW.trailing_zeros() as usize], 19);
-        assert_eq!(counters.0[DROP.trailing_zeros() as usize], 20);
-        assert_eq!(Counters::parse("IpExt: A\nIpExt: 1\n"), None);
-        assert_eq!(Counters::parse("TcpExt: ListenDrops\nTcpExt: many\n"), None);
+        let parse = |netstat| {
+            Counters::parse(FrontTexts {
+                netstat,
+                ..FrontTexts::default()
+            })
+        };
+        let counters = parse(NETSTAT).unwrap();
+        assert_eq!(counters.proving[OVERFLOW.trailing_zeros() as usize], 19);
+        assert_eq!(counters.proving[DROP.trailing_zeros() as usize], 20);
+        assert_eq!(parse("IpExt: A\nIpExt: 1\n"), None);
+        assert_eq!(parse("TcpExt: ListenDrops\nTcpExt: many\n"), None);
+    }
+
+    const ALL: outcome::Set = outcome::Set::MAX;
+
+    fn proving(values: [u64; counter::COUNT]) -> Counters {
+        Counters {
+            proving: values,
+            ..Counters::default()
+        }
+    }
+
+    /// Other packets than SYNs move the counters of what is dropped in front of the queues.
+    #[test]
+    fn what_is_dropped_in_front_of_the_queues_bounds_our_sums() {
+        let look = |kernel: u64, seen: u64| {
+            let mut ours = Counters::default();
+            ours.add_verdicts(SYN_DROPPED_MD5, 0, seen);
+            let mut theirs = Counters::default();
+            theirs.add_verdicts(SYN_DROPPED_MD5, 0, kernel);
+            still(theirs, ours)
+        };
+        let ledger = |kernel, seen, told| {
+            Ledger::between(1, &BothSides::default(), &look(kernel, seen), 0, told)
+        };
+        let line = |ledger: &Ledger| ledger.in_front["syn_dropped:md5"];
+        let known = |kernel, seen| FrontLine {
+            kernel: Some(kernel),
+            seen,
+        };
+        let seven = ledger(7, 7, ALL);
+        assert_eq!(
+            (line(&seven), seven.unexplained),
+            (known(7, Some(7)), Some(0))
+        );
+        assert!(!seven.is_still());
+        let more = ledger(9, 7, ALL);
+        assert_eq!(
+            (line(&more), more.unexplained),
+            (known(9, Some(7)), Some(0))
+        );
+        let too_many = ledger(7, 9, ALL);
+        assert_eq!(
+            (line(&too_many), too_many.unexplained),
+            (known(7, Some(9)), Some(2))
+        );
+        let blind = ledger(7, 0, 0);
+        assert_eq!(line(&blind), known(7, None));
+        assert!(
+            blind
+                .only_counted()
+                .next()
+                .unwrap()
+                .contains("dropped 7 packets")
+        );
+        assert_eq!(seven.only_counted().count(), 0);
+        assert!(ledger(0, 0, ALL).in_front.is_empty());
     }
 
     fn still(kernel: Counters, seen: Counters) -> BothSides {
@@ -291,7 +452,7 @@ IpExt: 7 8
         kernel.add(OVERFLOW | DROP, 6);
         let mut seen = Counters::default();
         seen.add(OVERFLOW | DROP, 5);
-        let ledger = Ledger::between(1, &BothSides::default(), &still(kernel, seen), 0);
+        let ledger = Ledger::between(1, &BothSides::default(), &still(kernel, seen), 0, ALL);
         assert_eq!(ledger.unexplained, Some(2));
         assert_eq!(
             ledger.counters["ListenOverflows"],
@@ -310,24 +471,24 @@ IpExt: 7 8
             seen in any::<[u64; counter::COUNT]>(),
             moved in any::<[u32; counter::COUNT]>(),
         ) {
-            let start = still(Counters(kernel), Counters(seen));
+            let start = still(proving(kernel), proving(seen));
             let forward = |from: [u64; counter::COUNT]| {
                 let mut to = from;
                 for (value, by) in to.iter_mut().zip(moved) {
                     *value = value.wrapping_add(by.into());
                 }
-                Counters(to)
+                proving(to)
             };
             let end = still(forward(kernel), forward(seen));
-            prop_assert_eq!(Ledger::between(1, &start, &end, 0).unexplained, Some(0));
+            prop_assert_eq!(Ledger::between(1, &start, &end, 0, ALL).unexplained, Some(0));
         }
 
         #[test]
         fn a_difference_is_never_hidden_when_both_stand_still(
             seen in 0u64..1 << 40, kernel in 0u64..1 << 40,
         ) {
-            let end = still(Counters([kernel; counter::COUNT]), Counters([seen; counter::COUNT]));
-            let ledger = Ledger::between(1, &BothSides::default(), &end, 0);
+            let end = still(proving([kernel; counter::COUNT]), proving([seen; counter::COUNT]));
+            let ledger = Ledger::between(1, &BothSides::default(), &end, 0, ALL);
             let compared = u64::from(COMPARED.count_ones());
             prop_assert_eq!(ledger.unexplained, Some(kernel.abs_diff(seen) * compared));
         }
@@ -336,11 +497,11 @@ IpExt: 7 8
         fn what_moves_during_a_look_is_bracketed(before in 0u64..1000, during in 0u64..1000, at in 0u64..1000) {
             let kernel = before + at.min(during);
             let end = BothSides {
-                seen_before: Counters([before; counter::COUNT]),
-                kernel: Counters([kernel; counter::COUNT]),
-                seen_after: Counters([before + during; counter::COUNT]),
+                seen_before: proving([before; counter::COUNT]),
+                kernel: proving([kernel; counter::COUNT]),
+                seen_after: proving([before + during; counter::COUNT]),
             };
-            prop_assert_eq!(Ledger::between(1, &BothSides::default(), &end, 0).unexplained, Some(0));
+            prop_assert_eq!(Ledger::between(1, &BothSides::default(), &end, 0, ALL).unexplained, Some(0));
         }
     }
 }

@@ -5,6 +5,7 @@
 pub mod clients;
 pub mod clock;
 pub mod event;
+pub mod front;
 pub mod latency;
 pub mod ledger;
 pub mod lines;

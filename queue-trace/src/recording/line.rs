@@ -126,6 +126,7 @@ impl Line {
             }
             Self::Ledger(ledger) => {
                 shorten(&mut ledger.counters);
+                shorten(&mut ledger.in_front);
                 ledger.note.iter_mut().for_each(shorten_word);
             }
             Self::Loss(_) | Self::Total(_) | Self::End(_) => {}
@@ -175,6 +176,9 @@ impl Line {
             Self::Ledger(ledger) => {
                 let counters = ledger.counters.values();
                 let moved = counters.flat_map(|line| [line.kernel.unwrap_or(0), line.seen]);
+                let in_front = ledger.in_front.values();
+                let in_front = in_front.flat_map(|line| [line.kernel, line.seen]);
+                let moved = moved.chain(in_front.flatten());
                 (None, moved.chain(ledger.unexplained).collect())
             }
             Self::End(end) => (Some(&end.time), vec![end.lines]),

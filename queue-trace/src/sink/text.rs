@@ -215,6 +215,15 @@ impl<W: Medium> Sink for Text<W> {
             }
             writeln!(self.out, "{kernel:>10}  {name:<20}  seen {}", line.seen)?;
         }
+        for (outcome, line) in &ledger.in_front {
+            let shown =
+                |count: Option<u64>| count.map_or("?".to_owned(), |count| count.to_string());
+            let (kernel, seen) = (shown(line.kernel), shown(line.seen));
+            writeln!(
+                self.out,
+                "{kernel:>10}  {outcome:<20}  seen {seen} (kernel: all packets)"
+            )?;
+        }
         if let Some(beyond) = ledger.beyond_filter() {
             writeln!(self.out, "{}", self.paint.styled(YELLOW, &beyond))?;
         }

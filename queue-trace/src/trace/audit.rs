@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::Result;
+use queue_trace_common::outcome;
 
 use crate::{
     kernel::{
@@ -33,6 +34,8 @@ pub struct Audit {
     start: BTreeMap<NetnsIdentity, BothSides>,
     /// Namespaces whose counters could not be read when the run began.
     unread: BTreeMap<u32, io::Error>,
+    /// The outcomes that are observable here and asked for.
+    told: outcome::Set,
     /// Why the two sides cannot be compared, if they cannot.
     partial: Option<&'static str>,
     /// What an audit has reported already, by namespace.
@@ -115,16 +118,17 @@ const NUMBER_ONLY: &str = "more was seen than this namespace's counters say: som
 const UNREAD: &str = "the namespace's counters could not be read when the tracer began";
 
 impl Audit {
-    /// Begins.
+    /// Begins. `told`: the outcomes that are observable here and asked for.
     ///
     /// # Errors
     /// If the kernel side's counts cannot be read.
-    pub fn open(reader: MapReader, selection: &Selection) -> Result<Self> {
+    pub fn open(reader: MapReader, selection: &Selection, told: outcome::Set) -> Result<Self> {
         let mut audit = Self {
             reader,
             selection: selection.clone(),
             start: BTreeMap::new(),
             unread: BTreeMap::new(),
+            told,
             partial: (!selection.counts_all()).then_some("a filter leaves out some packets"),
             reported: BTreeMap::new(),
             given_up: Arc::default(),
@@ -266,20 +270,21 @@ impl Audit {
 
     fn compare(&self, whole: bool) -> Result<Audited> {
         let lost = self.reader.loss().records;
+        let told = self.told;
         let end = self.look(whole)?;
         let own = netns::own().ok();
         let sides = Sides::of(&end.sides);
         let ledger = |(identity, look): (&NetnsIdentity, &BothSides)| {
             let start = self.start.get(identity);
             if start.is_none() && self.unread.contains_key(&identity.netns) {
-                return Ledger::one_sided(identity.netns, &look.seen_after, lost, UNREAD);
+                return Ledger::one_sided(identity.netns, &look.seen_after, lost, told, UNREAD);
             }
             let mut start = start.copied().unwrap_or_default();
             if look.kernel.is_behind(&start.kernel) {
                 // Another namespace has the number now.
                 start.kernel = Counters::default();
             }
-            let mut ledger = Ledger::between(identity.netns, &start, look, lost);
+            let mut ledger = Ledger::between(identity.netns, &start, look, lost, told);
             if identity.cookie.is_none() && ledger.is_ahead() {
                 ledger.unexplained = None;
                 ledger.note = Some(NUMBER_ONLY.to_owned());
@@ -292,7 +297,7 @@ impl Audit {
                 cookie: None,
             };
             let note = format!("the namespace's counters could not be read: {error}");
-            Ledger::one_sided(*id, &sides.side(identity), lost, &note)
+            Ledger::one_sided(*id, &sides.side(identity), lost, told, &note)
         });
         let mut ledgers: Vec<_> = end
             .looks
@@ -322,7 +327,7 @@ impl Audit {
         let of_gone = gone
             .iter()
             .filter_map(|seen| Some((*seen, *end.sides.get(seen)?)));
-        ledgers.extend(ledgers_of_gone(of_gone.collect(), lost));
+        ledgers.extend(ledgers_of_gone(of_gone.collect(), lost, told));
         let all = end.whole && self.selection.netns.is_empty();
         Ok(Audited {
             ledgers,
@@ -350,19 +355,21 @@ fn gone(end: &Looked) -> HashSet<CountedNetns> {
 }
 
 /// One for each in which something moved, as far as there is room.
-fn ledgers_of_gone(mut gone: Vec<(CountedNetns, Counters)>, lost: u64) -> Vec<Ledger> {
+fn ledgers_of_gone(
+    mut gone: Vec<(CountedNetns, Counters)>,
+    lost: u64,
+    told: outcome::Set,
+) -> Vec<Ledger> {
     const NOTE: &str = "the namespace is gone, or no process, thread or mount leads into it: its counters cannot be read";
-    gone.retain(|(_, side)| side.0.iter().any(|count| *count > 0));
+    gone.retain(|(_, side)| side.values().any(|count| count > 0));
     gone.sort_by_key(|(seen, side)| {
-        let moved = side
-            .0
-            .iter()
-            .fold(0, |sum: u64, count| sum.saturating_add(*count));
+        let moved = side.values().fold(0, u64::saturating_add);
         (std::cmp::Reverse(moved), seen.netns, seen.cookie)
     });
     let others = gone.split_off(gone.len().min(GONE));
-    let one =
-        |(seen, side): &(CountedNetns, Counters)| Ledger::one_sided(seen.netns, side, lost, NOTE);
+    let one = |(seen, side): &(CountedNetns, Counters)| {
+        Ledger::one_sided(seen.netns, side, lost, told, NOTE)
+    };
     let mut ledgers: Vec<_> = gone.iter().map(one).collect();
     if !others.is_empty() {
         let mut sum = Counters::default();
@@ -371,7 +378,7 @@ fn ledgers_of_gone(mut gone: Vec<(CountedNetns, Counters)>, lost: u64) -> Vec<Le
             "{} more namespaces that are gone, put together",
             others.len()
         );
-        ledgers.push(Ledger::one_sided(0, &sum, lost, &note));
+        ledgers.push(Ledger::one_sided(0, &sum, lost, told, &note));
     }
     ledgers
 }
@@ -405,14 +412,14 @@ mod tests {
             };
             (seen, moved(u64::from(number)))
         });
-        let ledgers = ledgers_of_gone(gone.collect(), 0);
+        let ledgers = ledgers_of_gone(gone.collect(), 0, 0);
         assert_eq!(ledgers.len(), GONE + 1);
         assert_eq!(ledgers[0].netns, 5000);
         let dropped = ledgers.iter().map(|ledger| ledger.counters["ListenDrops"]);
         assert!(dropped.clone().all(|line| line.kernel.is_none()));
         assert_eq!(dropped.map(|line| line.seen).sum::<u64>(), 5000 * 5001 / 2);
         assert_eq!(ledgers[GONE].netns, 0);
-        assert!(ledgers_of_gone(vec![(CountedNetns::default(), moved(0))], 0).is_empty());
+        assert!(ledgers_of_gone(vec![(CountedNetns::default(), moved(0))], 0, 0).is_empty());
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl Live {
         signals: StopSignals,
     ) -> Result<Self> {
         let session = Session::begin(kernel, &selection)?;
-        let audit = Audit::open(session.probe.reader(), &selection)?;
+        let audit = Audit::open(session.probe.reader(), &selection, session.plan.observable)?;
         privilege::keep_only_what_is_needed()?;
         let Session {
             probe,

@@ -8,7 +8,7 @@ use queue_trace_common::queue::BUCKETS;
 use crate::{
     agent::series::{SeriesKey, key_of},
     model::{
-        ledger::{CounterLine, Ledger},
+        ledger::{CounterLine, FrontLine, Ledger},
         snapshot::{Latency, Snapshot},
     },
 };
@@ -84,6 +84,21 @@ fn ledger_since(now: &Ledger, before: Option<&Ledger>) -> Ledger {
         unexplained += since.kernel.map_or(0, |kernel| kernel.abs_diff(since.seen));
         *line = since;
     }
+    for (outcome, line) in &mut ledger.in_front {
+        let Some(old) = before.in_front.get(outcome) else {
+            continue;
+        };
+        let less = |(now, old): (u64, u64)| now.saturating_sub(old);
+        *line = FrontLine {
+            kernel: line.kernel.zip(old.kernel).map(less),
+            seen: line.seen.zip(old.seen).map(less),
+        };
+        let more = |(kernel, seen): (u64, u64)| seen.saturating_sub(kernel);
+        unexplained += line.kernel.zip(line.seen).map_or(0, more);
+    }
+    ledger.in_front.retain(|_, line| {
+        line.kernel.is_some_and(|kernel| kernel > 0) || line.seen.is_some_and(|seen| seen > 0)
+    });
     ledger.lost = ledger.lost.saturating_sub(before.lost);
     ledger.unexplained = ledger.unexplained.map(|_| unexplained);
     ledger

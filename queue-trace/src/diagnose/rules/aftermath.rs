@@ -3,9 +3,10 @@
 
 use queue_trace_common::outcome::{
     ACK_DROPPED_LISTENER_CLOSING, ACK_DROPPED_NO_MEMORY, ACK_DROPPED_OTHER, COOKIE_DROPPED_OTHER,
-    COOKIE_FAILED_INVALID, Outcome, QUEUE_DISCARDED, REQUEST_EXPIRED, SYN_DROPPED_NO_MEMORY,
-    SYN_DROPPED_NO_ROUTE, SYN_DROPPED_NOT_UNICAST, SYN_DROPPED_OTHER, SYN_DROPPED_SECURITY,
-    SYNACK_RETRANSMITTED,
+    COOKIE_FAILED_INVALID, Outcome, QUEUE_DISCARDED, REQUEST_EXPIRED, SYN_DROPPED_AO,
+    SYN_DROPPED_CHECKSUM, SYN_DROPPED_MD5, SYN_DROPPED_MIN_TTL, SYN_DROPPED_NO_MEMORY,
+    SYN_DROPPED_NO_ROUTE, SYN_DROPPED_NOT_UNICAST, SYN_DROPPED_OTHER, SYN_DROPPED_POLICY,
+    SYN_DROPPED_SECURITY, SYN_DROPPED_SOCKET_FILTER, SYNACK_RETRANSMITTED,
 };
 
 use super::super::rule::{Rule, names};
@@ -149,7 +150,7 @@ pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
 }
 
 /// Refusals that no other rule is about, and what to do about each.
-const OTHERS: [(u8, &str, &str); 9] = [
+const OTHERS: [(u8, &str, &str); 15] = [
     (
         SYN_DROPPED_NO_MEMORY,
         "cat /proc/net/sockstat; dmesg",
@@ -174,6 +175,36 @@ const OTHERS: [(u8, &str, &str); 9] = [
         SYN_DROPPED_NOT_UNICAST,
         "ip addr",
         "SYNs are sent to a broadcast or multicast address, which is a mistake of the sender, or a scan.",
+    ),
+    (
+        SYN_DROPPED_MD5,
+        "nstat -az 'TcpExtTCPMD5*'",
+        "NotFound: the client sends no signature. Unexpected: the listener has no key for the client. Failure: the keys differ. Compare the keys and addresses of both sides.",
+    ),
+    (
+        SYN_DROPPED_AO,
+        "nstat -az 'TcpExtTCPAO*'",
+        "Required: the client sends no TCP Authentication Option. KeyNotFound: the listener has no such key. Bad: the keys differ. Compare keys, ids and addresses of both sides.",
+    ),
+    (
+        SYN_DROPPED_MIN_TTL,
+        "tcpdump -nni any -v 'tcp[tcpflags] & tcp-syn != 0'",
+        "Shows the TTL that SYNs arrive with. The listener drops those below its IP_MINTTL (ttl-security): the client is farther away, or sends with a lower TTL than 255.",
+    ),
+    (
+        SYN_DROPPED_SOCKET_FILTER,
+        "ss -ltnbp",
+        "Shows the BPF filters of listeners. A filter of the cgroup drops SYNs as well, such as that of systemd's IPAddressDeny= (bpftool cgroup tree).",
+    ),
+    (
+        SYN_DROPPED_POLICY,
+        "ip xfrm policy; cat /proc/net/xfrm_stat",
+        "An IPsec policy drops these SYNs: they came in the clear where it asks for IPsec, or it blocks them.",
+    ),
+    (
+        SYN_DROPPED_CHECKSUM,
+        "nstat -az TcpInCsumErrors",
+        "Packets are damaged on the way, often by a network card, a driver or a tunnel: ethtool -S DEVICE has their counters.",
     ),
     (
         SYN_DROPPED_OTHER,

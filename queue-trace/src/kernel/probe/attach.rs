@@ -13,6 +13,8 @@ use bytemuck::bytes_of;
 use ipnet::IpNet;
 use queue_trace_common::{
     hook::{self, Hook},
+    outcome::Set,
+    reason::REASONS,
     settings::{Address, Kernel},
 };
 use rustix::io::Errno;
@@ -61,7 +63,13 @@ pub(super) fn attach(
     selection: &Selection,
 ) -> Result<(Ebpf, Vec<String>), AttachError> {
     let sees_delivery = plan.family == HookFamily::Tracepoint && plan.delivery.is_ok();
-    let mut ebpf = load_with(types, plan.hook_bits(), sees_delivery, selection)?;
+    let mut ebpf = load_with(
+        types,
+        plan.hook_bits(),
+        sees_delivery,
+        plan.reasons,
+        selection,
+    )?;
     fill(&mut ebpf, "ADDRS", &selection.addrs)?;
     fill(&mut ebpf, "CLIENTS", &selection.clients)?;
 
@@ -125,14 +133,16 @@ pub(super) fn load(
     attached: u32,
     selection: &Selection,
 ) -> Result<Ebpf, AttachError> {
-    load_with(types, attached, false, selection)
+    load_with(types, attached, false, 0, selection)
 }
 
-/// The same. `delivered`: see [`Kernel::delivered`].
+/// The same. `delivered`: see [`Kernel::delivered`]; `reasons`: the outcomes that are to be told by
+/// the kernel's reasons for freeing a packet.
 fn load_with(
     types: &Types,
     attached: u32,
     delivered: bool,
+    reasons: Set,
     selection: &Selection,
 ) -> Result<Ebpf, AttachError> {
     let cpus = cpus()?;
@@ -147,6 +157,11 @@ fn load_with(
         delivered: delivered.into(),
         ..types.kernel().map_err(anyhow::Error::from)?
     };
+    for (number, reason) in kernel.reasons.iter_mut().zip(&REASONS) {
+        if reasons >> reason.outcome & 1 == 0 {
+            *number = 0;
+        }
+    }
     let cast = object::cast(types);
     if cast.is_none() {
         kernel.types = [0; _];

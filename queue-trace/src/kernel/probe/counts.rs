@@ -25,7 +25,7 @@ use crate::{
         tallies::{SlotPlace, Tallies},
         wire::PodWire,
     },
-    model::ledger::Counters,
+    model::{front::FrontCounters, ledger::Counters},
 };
 
 /// The counts, wherever they are.
@@ -249,7 +249,7 @@ impl CountMaps {
     pub(super) fn release(&mut self) -> HashMap<CountKey, Counted> {
         let released = std::mem::take(&mut self.retired);
         for (key, counted) in &released {
-            if key.moved == 0 {
+            if key.moved == 0 && FrontCounters::index_of(key.outcome).is_none() {
                 continue;
             }
             let mut seen = CountedNetns::of(key);
@@ -257,7 +257,7 @@ impl CountMaps {
                 seen = CountedNetns::default();
             }
             let sum = self.over.entry(seen).or_default();
-            sum.add(key.moved, counted.seen);
+            sum.add_verdicts(key.outcome, key.moved, counted.seen);
         }
         released
     }
@@ -267,7 +267,7 @@ impl CountMaps {
         let mut sums = self.over.clone();
         for (key, counted) in self.all()? {
             let sum = sums.entry(CountedNetns::of(&key)).or_default();
-            sum.add(key.moved, counted.seen);
+            sum.add_verdicts(key.outcome, key.moved, counted.seen);
         }
         Ok(sums)
     }

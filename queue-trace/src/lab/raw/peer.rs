@@ -61,6 +61,11 @@ impl RawPeer {
         wire.send(&self.segment(Flags::SYN, self.isn, 0), &[])
     }
 
+    /// Sends its SYN with a wrong checksum.
+    pub fn damaged_syn(&self, wire: &Wire) -> Result<()> {
+        wire.send_damaged(&self.segment(Flags::SYN, self.isn, 0))
+    }
+
     /// Waits for a SYN-ACK and remembers its sequence number; `None` if there was
     /// none within `timeout`.
     pub fn syn_ack(&mut self, wire: &mut Wire, timeout: Duration) -> Result<Option<u32>> {

@@ -60,6 +60,20 @@ impl Wire {
         self.sender.send(&packet, segment.destination.ip())
     }
 
+    /// Sends one segment whose checksum is wrong.
+    pub fn send_damaged(&self, segment: &Segment) -> Result<()> {
+        // In the TCP header (RFC 9293).
+        const CHECKSUM: usize = 16;
+        let mut packet = Vec::new();
+        segment.write(&mut packet, &[])?;
+        let ip = match self.family {
+            Family::V4 => 20,
+            Family::V6 => 40,
+        };
+        packet[ip + CHECKSUM] ^= 0xff;
+        self.sender.send(&packet, segment.destination.ip())
+    }
+
     /// Sends one segment that carries a timestamp: the sender's own, and the one that it
     /// echoes.
     pub fn send_with_timestamp(&self, segment: &Segment, own: u32, echoed: u32) -> Result<()> {

@@ -78,6 +78,7 @@ fn ledger() -> Line {
     Line::Ledger(Ledger {
         netns: NETNS,
         counters: BTreeMap::new(),
+        in_front: BTreeMap::new(),
         lost: 0,
         unexplained: Some(0),
         note: None,
