@@ -93,7 +93,11 @@ fn tell(net: u64, packet: Packet) {
 pub fn counted_at(net: Plain, port: u16) -> Identity {
     let listener = Identity::at_port(net, port);
     Identity {
-        port: if has_place(&port_of(&listener)) { port } else { 0 },
+        port: if has_place(&port_of(&listener)) {
+            port
+        } else {
+            0
+        },
         ..listener
     }
 }

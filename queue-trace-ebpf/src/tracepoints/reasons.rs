@@ -6,7 +6,11 @@ use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use queue_trace_common::{outcome, reason};
 
 use super::turn::{REASON, Turn, was_taken};
-use crate::{read::packet, state::config, steps::{front, nobody}};
+use crate::{
+    read::packet,
+    state::config,
+    steps::{front, nobody},
+};
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 fn packet_refused(ctx: RawTracePointContext) -> i32 {
