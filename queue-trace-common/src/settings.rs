@@ -71,6 +71,18 @@ pub const CAST: &str = "bpf_rdonly_cast";
 /// the loader puts the kernel's function there, whose number only the running kernel knows.
 pub const CAST_MARK: i32 = 0x7175_6575;
 
+/// Offsets that the kernel side loads from in place of those that only the running kernel knows:
+/// the loader puts them there. No struct of the kernel side is so large.
+pub mod mark {
+    /// and an index of [`field`](crate::field): the offset of that field.
+    pub const FIELD: i16 = 0x6000;
+    /// and an index of [`hook`](crate::hook): of what its function returned, behind its last
+    /// argument.
+    pub const RETURNED: i16 = 0x6100;
+    /// and an index of [`counter`](crate::counter): of that counter among one CPU's.
+    pub const COUNTER: i16 = 0x6200;
+}
+
 macro_rules! typed {
     ($($konst:ident $name:literal $says:literal;)*) => {
         /// Structs to whose addresses the kernel side gives their type.
@@ -97,6 +109,7 @@ typed! {
     IPV4 "iphdr" "The header of IPv4.";
     IPV6 "ipv6hdr" "The header of IPv6.";
     LISTENER "inet_connection_sock" "A listener, with its queues.";
+    SOCKET "socket_alloc" "A socket's `struct socket`, and the file system's inode around it.";
 }
 
 /// What differs between kernels and is not the place of a field.

@@ -4,13 +4,15 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::b
 use aya_log_ebpf::{debug, macro_support::Level};
 use queue_trace_common::{
     counter::Moved,
+    field,
     record::{self, Record},
-    settings::{self, CountKey, Counted, RECORD_BURST_NS},
+    settings::{self, CountKey, Counted, RECORD_BURST_NS, Slot},
 };
 
 use crate::{
     filter,
     read::{
+        memory::Pointer,
         packet::{Packet, Peer},
         socket::{self, Identity},
     },
@@ -43,26 +45,78 @@ pub struct Verdict {
     pub retransmits: u8,
 }
 
-/// Tells the verdict on the packet of a frame that was closed.
+/// Tells the verdict on the packet of a frame that was closed. `inode`: the listener's.
 #[inline(always)]
-pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, listener: Identity) {
-    let skb = frame.skb;
+pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, sk: impl Pointer, inode: u64) {
     if !matters(outcome, moved) {
         return;
     }
-    verdict(
-        &Verdict {
-            outcome,
-            moved,
-            count: 1,
-            sk: frame.sk,
-            net: frame.net,
-            listener,
-            by_softirq: true,
-            retransmits: 0,
-        },
+    let skb = frame.skb;
+    let port = sk.load::<_, { field::SK_PORT }>();
+    let of = |listener| Verdict {
+        outcome,
+        moved,
+        count: 1,
+        sk: frame.sk,
+        net: frame.net,
+        listener,
+        by_softirq: true,
+        retransmits: 0,
+    };
+    let (verdict, place) = if let Some(slot) = latest(frame, outcome, moved, inode, port) {
+        slot.counted.seen += 1;
+        let listener = Identity {
+            inode,
+            netns_cookie: slot.key.netns_cookie,
+            netns: slot.key.netns,
+            port,
+        };
+        let place = Place {
+            counted: &raw mut slot.counted,
+            in_slot: true,
+        };
+        (of(listener), Some(place))
+    } else {
+        let verdict = of(Identity {
+            inode,
+            ..Identity::at_port(sk.follow::<{ field::SK_NET }>(), port)
+        });
+        let Some(place) = count(&verdict, &mut frame.latest) else {
+            return;
+        };
+        (verdict, place)
+    };
+    tell(
+        &verdict,
+        place,
+        true,
         || Packet::of(skb).map(Peer::from),
+        |_| {},
     );
+}
+
+/// The slot that was counted in last on this CPU, if a verdict is to be counted there again. A
+/// socket that is known by its address and its inode number stays in its namespace.
+#[inline(always)]
+fn latest(
+    frame: &Frame,
+    outcome: u8,
+    moved: Moved,
+    inode: u64,
+    port: u16,
+) -> Option<&'static mut Slot> {
+    if config::softirqs_mix() || inode == 0 {
+        return None;
+    }
+    let slot = &mut tally::of_this_cpu()?.slots[frame.latest as usize % settings::SLOTS];
+    let key = &slot.key;
+    (key.sk == frame.sk
+        && key.inode == inode
+        && key.port == port
+        && key.outcome == outcome
+        && key.moved == moved
+        && key.netns != 0)
+        .then_some(slot)
 }
 
 /// Counts a verdict, and sends a record of it if one is wanted. `peer` is asked
@@ -81,31 +135,25 @@ pub fn verdict_with(
     peer: impl FnOnce() -> Option<Peer>,
     more: impl FnOnce(&mut Record),
 ) {
-    let Identity {
-        inode,
-        netns_cookie,
-        netns,
-        port,
-    } = verdict.listener;
-    let key = CountKey {
-        netns_cookie,
-        // A socket without an inode is closed: what still comes of it is counted by its port, as
-        // nobody would know when the place can be given back.
-        sk: if inode == 0 { 0 } else { verdict.sk },
-        inode,
-        netns,
-        port,
-        outcome: verdict.outcome,
-        moved: verdict.moved,
-    };
     if !matters(verdict.outcome, verdict.moved) {
         return;
     }
-    let Some(counted) = count(&key, verdict) else {
-        return;
-    };
+    if let Some(place) = count(verdict, &mut 0) {
+        tell(verdict, place, shown, peer, more);
+    }
+}
+
+/// Sends a record of a verdict that was counted, if one is wanted.
+#[inline(always)]
+fn tell(
+    verdict: &Verdict,
+    counted: Option<Place>,
+    shown: bool,
+    peer: impl FnOnce() -> Option<Peer>,
+    more: impl FnOnce(&mut Record),
+) {
     if aya_log_ebpf::macro_support::level_enabled(Level::Debug) {
-        log(&key);
+        log(verdict.outcome, verdict.listener.port);
     }
 
     if !shown || !wanted(verdict.outcome) {
@@ -118,10 +166,14 @@ pub fn verdict_with(
         tally::lost(|loss| &mut loss.records);
         return hold(counted, verdict.count);
     };
-    // SAFETY: reserved for a Record and ours until submitted; plain data, for which
-    // all bytes zero is a value.
+    // SAFETY: reserved for a Record and ours until submitted; plain data of whole words, for
+    // which all zero is a value. Volatile, as the compiler would else call a function that
+    // writes byte by byte.
     let out = unsafe {
-        entry.as_mut_ptr().write_bytes(0, 1);
+        let words = entry.as_mut_ptr().cast::<u64>();
+        for word in 0..record::SIZE / 8 {
+            words.add(word).write_volatile(0);
+        }
         &mut *entry.as_mut_ptr()
     };
     out.version = record::VERSION;
@@ -131,11 +183,11 @@ pub fn verdict_with(
     out.outcome = verdict.outcome;
     out.moved = verdict.moved;
     out.count = verdict.count;
-    out.netns = netns;
-    out.port = port;
+    out.netns = verdict.listener.netns;
+    out.port = verdict.listener.port;
     out.retransmits = verdict.retransmits;
-    if inode != 0 {
-        out.inode = inode;
+    if verdict.listener.inode != 0 {
+        out.inode = verdict.listener.inode;
         out.present |= record::INODE;
     }
     if verdict.sk != 0 {
@@ -166,8 +218,8 @@ fn wanted(outcome: u8) -> bool {
 /// For `-vv`. Without it the level is a constant to the verifier, which removes the
 /// call. A function of its own, for the stack's sake.
 #[inline(never)]
-fn log(key: &CountKey) {
-    debug!(&(), "outcome {} port {}", key.outcome, key.port);
+fn log(outcome: u8, port: u16) {
+    debug!(&(), "outcome {} port {}", outcome, port);
 }
 
 /// Where a verdict was counted.
@@ -178,14 +230,31 @@ struct Place {
 }
 
 /// Counts, and gives the place of the count, if there was room for one. `None`: it is not to be
-/// counted.
+/// counted. `latest`: for the slot's number, if it has one.
 #[inline(always)]
-fn count(key: &CountKey, verdict: &Verdict) -> Option<Option<Place>> {
+fn count(verdict: &Verdict, latest: &mut u64) -> Option<Option<Place>> {
+    let Identity {
+        inode,
+        netns_cookie,
+        netns,
+        port,
+    } = verdict.listener;
+    let key = &CountKey {
+        netns_cookie,
+        // A socket without an inode is closed: what still comes of it is counted by its port, as
+        // nobody would know when the place can be given back.
+        sk: if inode == 0 { 0 } else { verdict.sk },
+        inode,
+        netns,
+        port,
+        outcome: verdict.outcome,
+        moved: verdict.moved,
+    };
     let by = u64::from(verdict.count);
     // Where softirqs mix one may come between after all.
     if verdict.by_softirq
         && !config::softirqs_mix()
-        && let Some(counted) = slot(key, verdict.net)?
+        && let Some(counted) = slot(key, verdict.net, latest)?
     {
         // SAFETY: this CPU's copy, and nothing comes between.
         unsafe { (*counted).seen += by };
@@ -246,9 +315,10 @@ fn by_port(key: &CountKey, by: u64) -> Option<Place> {
     })
 }
 
-/// The slot of a key, if it has it or can have it. `None`: it is not to be counted.
+/// The slot of a key, if it has it or can have it. `None`: it is not to be counted. `latest`: for
+/// its number.
 #[inline(always)]
-fn slot(key: &CountKey, net: u64) -> Option<Option<*mut Counted>> {
+fn slot(key: &CountKey, net: u64, latest: &mut u64) -> Option<Option<*mut Counted>> {
     let Some(tally) = tally::of_this_cpu() else {
         return Some(None);
     };
@@ -264,6 +334,7 @@ fn slot(key: &CountKey, net: u64) -> Option<Option<*mut Counted>> {
             slot.key = *key;
         }
         if slot.key == *key {
+            *latest = (index % settings::SLOTS) as u64;
             return Some(Some(&raw mut slot.counted));
         }
     }

@@ -20,17 +20,13 @@ use crate::{
 /// Whether this listener's port is wanted.
 #[inline(always)]
 pub fn port(sk: impl Pointer) -> bool {
-    let (ports, _, _) = config::filters();
-    if !ports {
-        return true;
-    }
-    config::port_wanted(sk.load(field::SK_PORT))
+    !config::filters_ports() || config::port_wanted(sk.load::<_, { field::SK_PORT }>())
 }
 
 /// Whether this listener's namespace is wanted. Reads it only if asked to.
 #[inline(always)]
 pub fn netns_of(sk: impl Pointer) -> bool {
-    config::netns_count() == 0 || netns(sk.follow(field::SK_NET))
+    config::netns_count() == 0 || netns(sk.follow::<{ field::SK_NET }>())
 }
 
 /// Whether this namespace is wanted.
@@ -40,7 +36,7 @@ pub fn netns(net: impl Pointer) -> bool {
     if count == 0 {
         return true;
     }
-    let id: u32 = net.load(field::NET_ID);
+    let id: u32 = net.load::<_, { field::NET_ID }>();
     let mut index = 0;
     while index < MAX_NETNS {
         if (index as u32) < count && config::netns_filter(index) == id {
@@ -65,7 +61,7 @@ pub fn is_foreign_self_test(net: u64) -> bool {
 /// Whether the packet's addresses are wanted. Reads the packet only if asked to.
 #[inline(always)]
 pub fn addresses(skb: u64) -> bool {
-    let (_, addrs, clients) = config::filters();
+    let (addrs, clients) = config::filters_addresses();
     if !addrs && !clients {
         return true;
     }
@@ -75,7 +71,7 @@ pub fn addresses(skb: u64) -> bool {
 /// Whether a pair of addresses, ours and the client's, is wanted.
 #[inline(always)]
 pub fn pair(local: &Address, client: &Address) -> bool {
-    let (_, addrs, clients) = config::filters();
+    let (addrs, clients) = config::filters_addresses();
     (!addrs || holds(&ADDRS, local)) && (!clients || holds(&CLIENTS, client))
 }
 

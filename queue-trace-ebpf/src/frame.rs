@@ -62,6 +62,7 @@ static NO_FRAME: Frame = Frame {
     },
     paused: NO_COUNTERS,
     pauses: 0,
+    latest: 0,
 };
 
 /// This CPU's memory.
@@ -147,7 +148,7 @@ pub fn open(
         return None;
     };
     shut(frame);
-    let net = sk.follow(field::SK_NET);
+    let net = sk.follow::<{ field::SK_NET }>();
     // SAFETY: this CPU's copy.
     let offset = unsafe { (*cpu).offset };
     let address = counters::of(net, offset, &mut frame.counters);
@@ -160,7 +161,7 @@ pub fn open(
     let begun = if config::softirqs_mix() {
         // Open before the counters are read, so that a pause is noticed.
         set_call(frame, call);
-        steady(frame, |frame| {
+        steady(frame, move |frame| {
             counters::read(&mut frame.before, address, call.counters())
         })
     } else {
@@ -206,14 +207,15 @@ pub fn close(call: Call, hook: usize, skb: u64) -> Option<(&'static mut Frame, M
         shut(frame);
         return None;
     }
-    let read = |frame: &mut Frame| {
+    // Moved, so that the call stays a constant here, and what it may move too.
+    let read = move |frame: &mut Frame| {
         let ok = counters::read(&mut frame.after, frame.counters, call.counters());
         // From here on a pause leaves `before` alone.
         set_call(frame, Call::None);
         ok
     };
     let ended = if config::softirqs_mix() {
-        steady(frame, |frame| {
+        steady(frame, move |frame| {
             set_call(frame, call);
             read(frame)
         })
@@ -252,13 +254,14 @@ fn steady(frame: &mut Frame, mut read: impl FnMut(&mut Frame) -> bool) -> bool {
     false
 }
 
-/// Notes a nested function in the open frame, if one of these calls is open.
+/// Notes a nested function in the open frame, if there is one. What is to be noted is asked only
+/// then.
 #[inline(always)]
-pub fn note(what: u32) {
+pub fn note(what: impl FnOnce() -> u32) {
     if let Some(frame) = current()
         && frame.call != Call::None as u32
     {
-        frame.saw |= what;
+        frame.saw |= what();
     }
 }
 

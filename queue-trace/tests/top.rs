@@ -211,7 +211,7 @@ fn without_a_terminal_it_says_what_else_to_do() {
 /// Whatever ends it or puts it aside, the terminal is given back.
 #[test]
 fn the_terminal_is_given_back_on_any_signal() {
-    use rustix::process::{Pid, Signal, kill_process};
+    use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
     let file = recording(BURSTS);
     for signal in [
         Signal::INT,
@@ -233,6 +233,9 @@ fn the_terminal_is_given_back_on_any_signal() {
     let pid = Pid::from_child(&child);
     kill_process(pid, Signal::TSTP).unwrap();
     screen.wait_until("the screen of before", |shows| !shows.alternate_screen());
+    // It stops itself after that. Going on before it has stopped would be without effect.
+    let (_, status) = waitpid(Some(pid), WaitOptions::UNTRACED).unwrap().unwrap();
+    assert!(status.stopped(), "{status:?}");
     kill_process(pid, Signal::CONT).unwrap();
     screen.wait_until("the listeners again", |shows| {
         shows.alternate_screen() && shows.contents().contains("LISTENER")

@@ -34,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 pub struct Contender {
     /// As the table calls it.
     pub name: String,
+    /// Whether it is queue-trace.
+    pub is_own: bool,
     command: Option<Vec<String>>,
     /// How its attached state shows.
     ready: Ready,
@@ -52,6 +54,7 @@ impl Contender {
     pub fn all(program: &Path, attach: &str, rivals: Option<&Path>) -> Vec<Self> {
         let mut all = vec![Self {
             name: "nothing attached".into(),
+            is_own: false,
             command: None,
             ready: Ready::HoldsLinks,
         }];
@@ -61,6 +64,7 @@ impl Contender {
             command.extend(args.iter().map(|arg| (*arg).to_owned()));
             Self {
                 name: name.into(),
+                is_own: true,
                 command: Some(command),
                 ready: Ready::Says("ready:"),
             }
@@ -173,6 +177,7 @@ fn others(root: &Path, attach: &str) -> Vec<Contender> {
         words.extend(["-c".into(), format!("{} {READY}", me.display())]);
         Contender {
             name: name.into(),
+            is_own: false,
             command: Some(words),
             ready: Ready::Says(ATTACHED),
         }
@@ -203,6 +208,7 @@ fn others(root: &Path, attach: &str) -> Vec<Contender> {
         bpftrace("bpftrace tcpsynbl.bt", tool("tcpsynbl.bt")),
         Contender {
             name: "libbpf-tools tcpsynbl".into(),
+            is_own: false,
             command: Some(command("sbin/tcpsynbl-libbpf")),
             ready: Ready::HoldsLinks,
         },

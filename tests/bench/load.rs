@@ -66,6 +66,44 @@ impl Load {
         }
     }
 
+    /// The programs of queue-trace that see each SYN or connection of it, but for those of optional
+    /// parts of the kernel.
+    fn seen_by(self, attach: &str) -> &'static [&'static str] {
+        match self {
+            // Which tracepoint sees the end of a packet differs between kernels.
+            _ if attach == "tracepoint" => &["packet_"],
+            Self::Dropped => &["syn_v4_enter", "syn_v4_exit"],
+            Self::Cookies => &["syn_v4_enter", "syn_v4_exit", "alloc_exit"],
+            Self::Churn => &[
+                "syn_v4_enter",
+                "syn_v4_exit",
+                "alloc_exit",
+                "hash_add_exit",
+                "ack_enter",
+                "ack_exit",
+                "child_exit",
+                "hashdance_enter",
+                "hashdance_exit",
+                "accept_exit",
+            ],
+        }
+    }
+
+    /// Those of them that did not see all of it: then the load looked cheaper than it is.
+    pub fn unseen_by(self, attach: &str, cost: &Cost) -> Vec<&'static str> {
+        let mut expected = self.seen_by(attach).to_vec();
+        expected.retain(|expected| {
+            // Names that are cut short, or end in `_kprobe`, begin so.
+            let of_it = cost
+                .programs
+                .iter()
+                .filter(|(name, _)| name.starts_with(expected));
+            let runs: u64 = of_it.map(|(_, did)| did.runs).sum();
+            runs < u64::from(cost.operations)
+        });
+        expected
+    }
+
     /// Puts it on, and says what it took.
     pub fn run(self, syns: u32, connections: u32, running: &Running) -> Cost {
         let (backlog, cookies) = match self {
@@ -136,4 +174,35 @@ fn churn(listener: &TcpListener, address: SocketAddr, count: u32) -> io::Result<
 fn own_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contender::Programs;
+
+    #[test]
+    fn a_program_that_did_not_run_for_each_is_named() {
+        let did = |name: &str, runs| {
+            let programs = Programs {
+                runs,
+                nanoseconds: 1,
+            };
+            (name.to_owned(), programs)
+        };
+        let cost = |programs: &[(String, Programs)]| Cost {
+            operations: 10,
+            elapsed: Duration::ZERO,
+            cpu: Duration::ZERO,
+            programs: programs.iter().cloned().collect(),
+        };
+        let both = cost(&[did("syn_v4_enter", 10), did("syn_v4_exit_kpr", 11)]);
+        assert!(Load::Dropped.unseen_by("kprobe", &both).is_empty());
+        let one = cost(&[did("syn_v4_enter", 10), did("syn_v4_exit", 9)]);
+        assert_eq!(Load::Dropped.unseen_by("fentry", &one), ["syn_v4_exit"]);
+        assert_eq!(Load::Cookies.unseen_by("fentry", &both), ["alloc_exit"]);
+        let ends = cost(&[did("packet_consumed", 6), did("packet_dropped", 4)]);
+        assert!(Load::Churn.unseen_by("tracepoint", &ends).is_empty());
+        assert_eq!(Load::Churn.unseen_by("tracepoint", &one), ["packet_"]);
+    }
 }

@@ -19,7 +19,7 @@ mod scale;
 mod soak;
 mod table;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use contender::Contender;
@@ -72,29 +72,33 @@ struct Args {
     scale: bool,
 }
 
-fn main() {
+fn main() -> ExitCode {
     // bpftrace starts a command once it is attached: this one.
     if std::env::args().nth(1).as_deref() == Some(contender::READY) {
         contender::say_ready();
     }
     let args = Args::parse();
     if let Some(seconds) = args.soak {
-        return soak::run(&args.program, &args.attach, Duration::from_secs(seconds));
+        soak::run(&args.program, &args.attach, Duration::from_secs(seconds));
+        return ExitCode::SUCCESS;
     }
     if let Some(listeners) = args.churn {
-        return churn::run(&args.program, &args.attach, listeners);
+        churn::run(&args.program, &args.attach, listeners);
+        return ExitCode::SUCCESS;
     }
     if let Some(seconds) = args.idle {
         let time = Duration::from_secs(seconds);
-        return idle::run(
+        idle::run(
             &args.program,
             &args.attach,
             args.node_exporter.as_deref(),
             time,
         );
+        return ExitCode::SUCCESS;
     }
     if args.scale {
-        return scale::run(&args.program, &args.attach);
+        scale::run(&args.program, &args.attach);
+        return ExitCode::SUCCESS;
     }
     let contenders = Contender::all(&args.program, &args.attach, args.rivals.as_deref());
     let contenders: Vec<_> = contenders
@@ -105,6 +109,7 @@ fn main() {
         .collect();
     load::settle();
     let mut table = Table::new(args.icount);
+    let mut complete = true;
     for round in 0..args.rounds {
         for turn in 0..contenders.len() {
             // Another one begins each round, so that none always runs after the same.
@@ -122,6 +127,12 @@ fn main() {
             running.count_programs(true);
             for load in Load::ALL {
                 let cost = load.run(args.syns, args.connections, &running);
+                if contender.is_own {
+                    for program in load.unseen_by(&args.attach, &cost) {
+                        eprintln!("{}: {program} did not see all of it", load.name());
+                        complete = false;
+                    }
+                }
                 table.add_programs(contender, load, cost);
             }
             running.count_programs(false);
@@ -130,4 +141,9 @@ fn main() {
         }
     }
     print!("{table}");
+    if complete {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -5,6 +5,7 @@
 mod check;
 mod deb;
 mod image;
+mod programs;
 mod release;
 mod rpm;
 mod sbom;
@@ -18,27 +19,18 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use programs::Programs;
 use release::{NAME, Release};
 
-use crate::{
-    architecture::Architecture,
-    artifacts::{self, For},
-    process, workspace,
-};
+use crate::{architecture::Architecture, process, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Rust's name of the target: x86_64-unknown-linux-gnu or aarch64-unknown-linux-gnu; this
-    /// machine's by default.
-    #[arg(long, value_name = "TARGET", value_parser = Architecture::of_target, default_value = Architecture::HERE.target())]
-    pub target: Architecture,
+    #[command(flatten)]
+    pub programs: Programs,
     /// What to make of it. An image is of both architectures.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "tarball")]
     pub form: Vec<Form>,
-    /// A static program instead of one that is built, for the architecture that it is for. May be
-    /// repeated.
-    #[arg(long = "program", value_name = "FILE")]
-    pub programs: Vec<PathBuf>,
     /// Also let the distributions' checkers read what was made, and install, start, upgrade and
     /// remove it in a clean root of Debian. The target must be this machine's.
     #[arg(long)]
@@ -59,12 +51,12 @@ impl Args {
             let mut all = self.form.iter().zip(made);
             all.find_map(|(other, path)| (*other == form).then_some(path))
         };
-        if (self.check || self.boot.is_some()) && self.target != Architecture::HERE {
+        if (self.check || self.boot.is_some()) && self.programs.target != Architecture::HERE {
             bail!("only packages for this machine can be started on it");
         }
         if self.check {
             if of(Form::Deb).or(of(Form::Rpm)).is_some() {
-                check::packages(self, release, made, folder)?;
+                check::packages(&self.programs, release, made, folder)?;
             }
             if let Some(image) = of(Form::Image) {
                 check::image(image, folder)?;
@@ -75,19 +67,6 @@ impl Args {
             unit::boot(package, kernel, folder)?;
         }
         Ok(())
-    }
-
-    /// The one that was given, or else is built.
-    fn program(&self, architecture: Architecture) -> Result<PathBuf> {
-        for given in &self.programs {
-            if is_for(given, architecture)? {
-                is_static(given)?;
-                return Ok(given.clone());
-            }
-        }
-        let program = artifacts::program(For::Guest(architecture))?;
-        is_static(&program)?;
-        Ok(program)
     }
 }
 
@@ -117,14 +96,14 @@ pub fn run(args: &Args) -> Result<()> {
     for form in &args.form {
         made.push(match form {
             Form::Tarball => tarball(args, &release, &folder)?,
-            Form::Deb => laid_out(args, &folder, |root| {
-                deb::pack(root, args.target, &release, &folder)
+            Form::Deb => args.programs.laid_out(&folder, |root| {
+                deb::pack(root, args.programs.target, &release, &folder)
             })?,
-            Form::Rpm => laid_out(args, &folder, |root| {
-                rpm::pack(root, args.target, &release, &folder)
+            Form::Rpm => args.programs.laid_out(&folder, |root| {
+                rpm::pack(root, args.programs.target, &release, &folder)
             })?,
             Form::Image => image(args, &release, &folder)?,
-            Form::Sbom => sbom::write(args.target, &release, &folder)?,
+            Form::Sbom => sbom::write(args.programs.target, &release, &folder)?,
         });
     }
     sums(&release, &folder)?;
@@ -135,30 +114,11 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds the program, lays its files out and packs them.
-fn laid_out(
-    args: &Args,
-    folder: &Path,
-    pack: impl FnOnce(&Path) -> Result<PathBuf>,
-) -> Result<PathBuf> {
-    let program = args.program(args.target)?;
-    let here = if args.target == Architecture::HERE {
-        program.clone()
-    } else {
-        artifacts::program(For::Here)?
-    };
-    let root = folder.join("tree");
-    tree::lay_out(&root, &program, &here)?;
-    let packed = pack(&root)?;
-    fs::remove_dir_all(root)?;
-    Ok(packed)
-}
-
 /// Builds the program for every architecture and packs it as an image.
 fn image(args: &Args, release: &Release, folder: &Path) -> Result<PathBuf> {
     let mut programs = Vec::new();
     for architecture in Architecture::ALL {
-        programs.push((architecture, args.program(architecture)?));
+        programs.push((architecture, args.programs.program(architecture)?));
     }
     image::pack(&programs, release, folder)
 }
@@ -187,8 +147,12 @@ const ALONG: [&str; 5] = [
 
 /// Builds the program and packs it.
 fn tarball(args: &Args, release: &Release, folder: &Path) -> Result<PathBuf> {
-    let program = args.program(args.target)?;
-    let name = format!("{NAME}-{}-{}", release.version, args.target.target());
+    let program = args.programs.program(args.programs.target)?;
+    let name = format!(
+        "{NAME}-{}-{}",
+        release.version,
+        args.programs.target.target()
+    );
     let content = folder.join(&name);
     workspace::fresh_dir(&content)?;
     copy(&program, &content.join("queue-trace"))?;
@@ -207,37 +171,5 @@ fn tarball(args: &Args, release: &Release, folder: &Path) -> Result<PathBuf> {
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to)
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
-    Ok(())
-}
-
-/// Whether its header says so.
-fn is_for(program: &Path, architecture: Architecture) -> Result<bool> {
-    let header = process::stdout(
-        Command::new("readelf")
-            .arg("--file-header")
-            .arg(program)
-            .env("LC_ALL", "C"),
-    )?;
-    let machine = header
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Machine:"));
-    let machine = machine.context("the program has no machine")?;
-    Ok(machine
-        .to_lowercase()
-        .replace('-', "_")
-        .contains(architecture.name()))
-}
-
-/// It must run wherever it is put, whatever libraries are there.
-fn is_static(program: &Path) -> Result<()> {
-    let headers = process::stdout(
-        Command::new("readelf")
-            .args(["--program-headers", "--wide"])
-            .arg(program)
-            .env("LC_ALL", "C"),
-    )?;
-    if headers.contains("INTERP") {
-        bail!("{} is not static", program.display());
-    }
     Ok(())
 }

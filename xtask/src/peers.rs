@@ -7,18 +7,20 @@
 mod collector;
 mod fetched;
 mod manifests;
+mod running;
 mod warehouse;
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
+use running::{PATIENCE, Peer, free_address};
 use serde_json::Value;
 
 use crate::{
@@ -45,8 +47,6 @@ pub struct Args {
 /// The release that has them, and runs on older ones.
 const SUITE: &str = "sid";
 const PACKAGES: [&str; 3] = ["prometheus", "promtool", "victoria-metrics"];
-/// They answer within it, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 pub fn run(args: &Args) -> Result<()> {
     let tools = cached_or_fetched()?;
@@ -135,38 +135,6 @@ fn unit(program: &Path) -> Result<()> {
     )
     .context("the unit exposes too much")?;
     Ok(())
-}
-
-/// A program of others, killed when it is not needed any more.
-struct Peer(Child);
-
-impl Peer {
-    fn start(command: &mut Command, log: &Path) -> Result<Self> {
-        let log =
-            fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        let name = command.get_program().display().to_string();
-        Ok(Self(
-            command
-                .spawn()
-                .with_context(|| format!("cannot start {name}"))?,
-        ))
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // Both fail if it has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// Prometheus scrapes the agent, VictoriaMetrics takes its OTLP; both answer every query.

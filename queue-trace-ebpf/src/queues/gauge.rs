@@ -1,11 +1,11 @@
 //! The gauges of a listener's queues: how deep they were at most, and how long the accept
-//! queue was full. Read right after what moves them, on the CPU that moved them, so a
+//! queue was full, and how long handshakes took. Read right after what moves them, on the CPU that moved them, so a
 //! spike between two looks from user space is not missed.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use queue_trace_common::{
     field,
-    queue::{Queue, QueueKey},
+    queue::{Marks, Queue, QueueKey, bucket},
     settings::typed,
 };
 
@@ -15,16 +15,20 @@ use crate::{
     state::maps::QUEUES,
 };
 
-/// A connection entered the accept queue, which is this deep now and may be so deep. A
-/// function of its own, for the verifier's sake.
+/// A connection entered the accept queue, which is this deep now and may be so deep; how long its
+/// handshake took, if that is known. A function of its own, for the verifier's sake.
 #[inline(never)]
-pub fn accept_rose(key: &QueueKey, depth: u32, limit: u32) {
-    // SAFETY: a plain helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
+pub fn accept_rose(key: &QueueKey, depth: u32, limit: u32, took_us: u64) {
     let Some(marks) = kept::marks(key) else {
         return;
     };
     kept::bump(&mut marks.entered);
+    note_handshake(marks, took_us);
+    if depth <= marks.accept_high && depth <= limit {
+        return;
+    }
+    // SAFETY: a plain helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
     if depth > marks.accept_high {
         marks.accept_high = depth;
         marks.accept_high_ns = now;
@@ -40,6 +44,31 @@ pub fn accept_rose(key: &QueueKey, depth: u32, limit: u32) {
     let (depth, limit) = accept_queue(Plain(key.sk));
     if depth <= limit {
         no_longer_full(queue);
+    }
+}
+
+/// A handshake was completed by a connection that did not enter. A function of its own, for the
+/// verifier's sake.
+#[inline(never)]
+pub fn completed(key: &QueueKey, took_us: u64) {
+    if took_us != UNKNOWN
+        && let Some(marks) = kept::marks(key)
+    {
+        note_handshake(marks, took_us);
+    }
+}
+
+/// How long a handshake took that was not seen.
+pub const UNKNOWN: u64 = u64::MAX;
+
+#[inline(always)]
+fn note_handshake(marks: &mut Marks, took_us: u64) {
+    if took_us == UNKNOWN {
+        return;
+    }
+    kept::bump(&mut marks.handshakes[bucket(took_us)]);
+    if took_us > marks.handshake_max_us {
+        marks.handshake_max_us = took_us;
     }
 }
 
@@ -105,8 +134,8 @@ pub fn no_longer_full(queue: *mut Queue) -> bool {
 #[inline(never)]
 pub fn syn_rose(key: &QueueKey) {
     let depth: u32 = match Typed::cast(key.sk, typed::LISTENER) {
-        Some(sk) => sk.load(field::SYN_DEPTH),
-        None => Plain(key.sk).load(field::SYN_DEPTH),
+        Some(sk) => sk.load::<_, { field::SYN_DEPTH }>(),
+        None => Plain(key.sk).load::<_, { field::SYN_DEPTH }>(),
     };
     let Some(marks) = kept::marks(key) else {
         return;
@@ -121,5 +150,8 @@ pub fn syn_rose(key: &QueueKey) {
 /// Depth and limit of the accept queue.
 #[inline(always)]
 pub fn accept_queue(sk: impl Pointer) -> (u32, u32) {
-    (sk.load(field::SK_DEPTH), sk.load(field::SK_LIMIT))
+    (
+        sk.load::<_, { field::SK_DEPTH }>(),
+        sk.load::<_, { field::SK_LIMIT }>(),
+    )
 }

@@ -28,9 +28,10 @@ use crate::{
     },
 };
 
-/// A connection is about to be put into the accept queue of a listener.
+/// A connection is about to be put into the accept queue of a listener. How long its handshake took
+/// may be known.
 #[inline(always)]
-fn entering(listener: QueueKey, child: u64, now: u64) {
+fn entering(listener: QueueKey, child: u64, now: u64, took_us: u64) {
     let entered = Entered {
         at_ns: now,
         listener,
@@ -38,16 +39,20 @@ fn entering(listener: QueueKey, child: u64, now: u64) {
     if WAITING.insert(child, entered, 0).is_err() {
         tally::lost(|loss| &mut loss.untimed);
     }
-    set_entering(Entering { child, listener });
+    set_entering(Entering {
+        child,
+        listener,
+        took_us,
+    });
 }
 
 /// One is about to be that is filtered out.
 #[inline(always)]
 fn skip() {
-    set_entering(Entering {
-        child: 0,
-        listener: QueueKey { sk: 0, inode: 0 },
-    });
+    if let Some(place) = in_hand() {
+        // SAFETY: as in `set_entering`.
+        unsafe { (*place).child = 0 };
+    }
 }
 
 #[inline(always)]
@@ -92,15 +97,16 @@ pub fn entered(sk: Option<Typed>, returned: u64) {
     if entering.child == 0 {
         return;
     }
+    let listener = entering.listener;
     if returned == 0 {
         forget(entering.child);
+        gauge::completed(&listener, entering.took_us);
     } else {
-        let listener = entering.listener;
         let (depth, limit) = match sk {
             Some(sk) => gauge::accept_queue(sk),
             None => gauge::accept_queue(Plain(listener.sk)),
         };
-        gauge::accept_rose(&listener, depth, limit);
+        gauge::accept_rose(&listener, depth, limit, entering.took_us);
     }
     // Where one of the two functions calls the other, once is enough.
     entering.child = 0;
@@ -142,21 +148,12 @@ fn note_wait(listener: &QueueKey, waited_ns: u64) {
 }
 
 /// How long the handshake took: since the first SYN-ACK, of which the kernel keeps the
-/// moment in microseconds (`tcp_request_sock.snt_synack`). A function of its own, for the
-/// verifier's sake.
-#[inline(never)]
-fn note_handshake(listener: &QueueKey, request: u64, now: u64) {
-    let sent: u64 = memory::value(request, field::REQ_SYNACK_US);
-    if sent == 0 {
-        return;
-    }
-    let Some(marks) = kept::marks(listener) else {
-        return;
-    };
-    let took = (now / 1000).saturating_sub(sent);
-    kept::bump(&mut marks.handshakes[bucket(took)]);
-    if took > marks.handshake_max_us {
-        marks.handshake_max_us = took;
+/// moment in microseconds (`tcp_request_sock.snt_synack`).
+#[inline(always)]
+fn took(request: u64, now: u64) -> u64 {
+    match memory::value(request, field::REQ_SYNACK_US) {
+        0 => gauge::UNKNOWN,
+        sent => (now / 1000).saturating_sub(sent),
     }
 }
 
@@ -169,10 +166,12 @@ fn hashdance(sk: impl Pointer, child: u64, request: u64, owned: bool) {
     let listener = kept::key_of(sk);
     // SAFETY: a plain helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    if owned {
-        note_handshake(&listener, request, now);
-    }
-    entering(listener, child, now);
+    let took_us = if owned {
+        took(request, now)
+    } else {
+        gauge::UNKNOWN
+    };
+    entering(listener, child, now, took_us);
 }
 
 // (sk, child, request, own_req). The exit is in `ack`.
@@ -197,12 +196,17 @@ fn hashdance_enter_kprobe(ctx: ProbeContext) -> u32 {
 /// Cookies and fast open.
 #[inline(always)]
 fn queue_add(sk: impl Pointer, child: u64) {
-    if passes(sk) {
-        // SAFETY: a plain helper without arguments.
-        entering(kept::key_of(sk), child, unsafe { bpf_ktime_get_ns() });
-    } else {
-        skip();
+    if !passes(sk) {
+        return skip();
     }
+    let took_us = match in_hand() {
+        // SAFETY: as in `set_entering`.
+        Some(outer) if unsafe { (*outer).child } == child => unsafe { (*outer).took_us },
+        _ => gauge::UNKNOWN,
+    };
+    // SAFETY: a plain helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    entering(kept::key_of(sk), child, now, took_us);
 }
 
 // (sk, request, child).
@@ -215,7 +219,7 @@ fn queue_add_enter(ctx: FEntryContext) -> i32 {
 
 #[fexit]
 fn queue_add_exit(ctx: FExitContext) -> i32 {
-    let returned = memory::return_value(&ctx, hook::QUEUE_ADD);
+    let returned = memory::returned::<{ hook::QUEUE_ADD }>(&ctx);
     entered(Some(Typed(ctx.arg(0))), returned);
     0
 }

@@ -15,7 +15,7 @@ use crate::state::{config, types::Counters};
 /// was a pointer to the verifier becomes a number.
 #[inline(always)]
 pub fn of(net: impl Pointer, cpu_offset: u64, place: &mut u64) -> u64 {
-    *place = net.follow(field::NET_COUNTERS).address();
+    *place = net.follow::<{ field::NET_COUNTERS }>().address();
     // SAFETY: a reference is good to read from.
     let shared = unsafe { core::ptr::read_volatile(place) };
     *place = shared.wrapping_add(cpu_offset);
@@ -26,12 +26,12 @@ pub fn of(net: impl Pointer, cpu_offset: u64, place: &mut u64) -> u64 {
 #[inline(always)]
 pub fn read(place: &mut Counters, counters: u64, which: Moved) -> bool {
     if let Some(counters) = Typed::cast(counters, typed::COUNTERS) {
-        for (group, (first, length)) in GROUPS.into_iter().enumerate() {
-            for next in 0..length {
-                if which >> (first + next) & 1 != 0 {
-                    place[first + next] = counters.word(config::counter_place(group) + next as u64);
-                }
+        let mut index = 0;
+        while index < counter::COUNT {
+            if which >> index & 1 != 0 {
+                place[index] = counters.counter(index);
             }
+            index += 1;
         }
         return true;
     }

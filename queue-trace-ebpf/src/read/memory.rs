@@ -3,8 +3,11 @@
 
 use core::{ffi::c_void, ops::BitOr};
 
-use aya_ebpf::{EbpfContext, helpers::generated};
-use queue_trace_common::{field, settings};
+use aya_ebpf::{EbpfContext, helpers::generated, programs::FExitContext};
+use queue_trace_common::{
+    counter, field,
+    settings::{self, mark},
+};
 
 use crate::state::{config, maps::CPU, tally, types::Cpu};
 
@@ -45,6 +48,44 @@ fn read_failed() {
     tally::lost(|loss| &mut loss.failed_reads);
 }
 
+/// A number that can be loaded in one instruction.
+pub trait Number: Copy + Default {
+    /// From a pointer whose type the verifier knows, or from a program's context, at the
+    /// place that a [`mark`] stands for.
+    fn at<const KIND: i16, const INDEX: usize>(base: u64) -> Self;
+}
+
+macro_rules! numbers {
+    ($($number:ident)*) => {$(
+        impl Number for $number {
+            #[inline(always)]
+            fn at<const KIND: i16, const INDEX: usize>(base: u64) -> Self {
+                // SAFETY: the loader puts the place there. The verifier refuses the program
+                // unless this is a load of the kernel's type of this size, and the kernel
+                // catches a fault.
+                #[cfg(target_arch = "bpf")]
+                unsafe {
+                    let value: u64;
+                    core::arch::asm!(
+                        concat!("{value} = *(", stringify!($number), " *)({base} + {place})"),
+                        value = out(reg) value,
+                        base = in(reg) base,
+                        place = const KIND + INDEX as i16,
+                        options(pure, readonly, nostack, preserves_flags),
+                    );
+                    value as Self
+                }
+                // To be linted, not to be run.
+                #[cfg(not(target_arch = "bpf"))]
+                {
+                    (base + KIND as u64 + INDEX as u64) as Self
+                }
+            }
+        }
+    )*};
+}
+numbers!(u8 u16 u32 u64);
+
 /// A pointer to a struct of the kernel, of one of two kinds: one that the verifier knows
 /// the type of, through which fields are loaded, and a plain address, from which they
 /// are read by a helper. A field that this kernel lacks, or that cannot be read, is zero.
@@ -53,22 +94,22 @@ pub trait Pointer: Copy {
     const LOADS: bool;
 
     /// A field that is a number.
-    fn load<T: Copy + Default>(self, index: usize) -> T;
+    fn load<T: Number, const FIELD: usize>(self) -> T;
 
     /// The struct that a field points to.
-    fn follow(self, index: usize) -> Self;
+    fn follow<const FIELD: usize>(self) -> Self;
 
-    /// The address. What the verifier knows as a pointer stays one to it until it has
-    /// been through a map.
+    /// The address. What the verifier knows as a pointer stays one to it until it is made
+    /// [`plain`].
     fn address(self) -> u64;
 
     /// A number whose width differs between kernels.
     #[inline(always)]
-    fn load_uint(self, index: usize) -> u32 {
-        match config::field(index).size {
-            1 => u32::from(self.load::<u8>(index)),
-            2 => u32::from(self.load::<u16>(index)),
-            4 => self.load(index),
+    fn load_uint<const FIELD: usize>(self) -> u32 {
+        match config::field(FIELD).size {
+            1 => u32::from(self.load::<u8, FIELD>()),
+            2 => u32::from(self.load::<u16, FIELD>()),
+            4 => self.load::<u32, FIELD>(),
             _ => 0,
         }
     }
@@ -83,21 +124,15 @@ pub struct Typed(pub u64);
 impl Pointer for Typed {
     const LOADS: bool = true;
 
+    // The loader puts the number zero in the place of a field that this kernel lacks.
     #[inline(always)]
-    fn load<T: Copy + Default>(self, index: usize) -> T {
-        let field = config::field(index);
-        if !field::is_in_all(index) && usize::from(field.size) < size_of::<T>() {
-            return T::default();
-        }
-        let address = self.0 + u64::from(field.offset);
-        // SAFETY: the verifier refuses the program unless this is a load of the kernel's
-        // type of this size, and the kernel catches a fault.
-        unsafe { core::ptr::read_volatile(address as *const T) }
+    fn load<T: Number, const FIELD: usize>(self) -> T {
+        T::at::<{ mark::FIELD }, FIELD>(self.0)
     }
 
     #[inline(always)]
-    fn follow(self, index: usize) -> Self {
-        Self(self.load(index))
+    fn follow<const FIELD: usize>(self) -> Self {
+        Self(self.load::<u64, FIELD>())
     }
 
     #[inline(always)]
@@ -123,11 +158,19 @@ impl Typed {
         Some(Self(unsafe { cast(address, number) }))
     }
 
-    /// An element of an array of words with which the struct begins.
+    /// One of a CPU's counters. The index is a constant once compiled.
     #[inline(always)]
-    pub fn word(self, index: u64) -> u64 {
-        // SAFETY: as in `load`.
-        unsafe { core::ptr::read_volatile((self.0 + 8 * index) as *const u64) }
+    pub fn counter(self, index: usize) -> u64 {
+        macro_rules! of {
+            ($($index:literal)*) => {
+                match index {
+                    $($index => u64::at::<{ mark::COUNTER }, $index>(self.0),)*
+                    _ => 0,
+                }
+            };
+        }
+        const { assert!(counter::COUNT <= 12) };
+        of!(0 1 2 3 4 5 6 7 8 9 10 11)
     }
 }
 
@@ -139,13 +182,13 @@ impl Pointer for Plain {
     const LOADS: bool = false;
 
     #[inline(always)]
-    fn load<T: Copy + Default>(self, index: usize) -> T {
-        value(self.0, index)
+    fn load<T: Number, const FIELD: usize>(self) -> T {
+        value(self.0, FIELD)
     }
 
     #[inline(always)]
-    fn follow(self, index: usize) -> Self {
-        Self(value(self.0, index))
+    fn follow<const FIELD: usize>(self) -> Self {
+        Self(value(self.0, FIELD))
     }
 
     #[inline(always)]
@@ -221,12 +264,11 @@ pub fn value<T: Copy + Default>(base: u64, index: usize) -> T {
     value
 }
 
-/// The value that the traced function returned. It sits behind the last argument,
-/// and the number of arguments differs between kernels; a read of the context at
-/// an index known only at load is refused by the verifier, so it is read as memory.
+/// The value that a function watched by fexit returned. It sits behind the last argument, and
+/// the number of arguments differs between kernels.
 #[inline(always)]
-pub fn return_value(ctx: &impl EbpfContext, hook: usize) -> u64 {
-    read(ctx.as_ptr() as u64 + 8 * config::arity(hook) as u64).unwrap_or(0)
+pub fn returned<const HOOK: usize>(ctx: &FExitContext) -> u64 {
+    plain(u64::at::<{ mark::RETURNED }, HOOK>(ctx.as_ptr() as u64))
 }
 
 /// What to add to a per-CPU address to reach this CPU's copy.
@@ -242,14 +284,25 @@ pub fn per_cpu_offset(here: *const Cpu) -> u64 {
     plain(here as u64).wrapping_sub(slot)
 }
 
-/// Turns a pointer into a plain number, by reading it as memory.
+/// Turns a pointer into a plain number: what the verifier knows of a register ends where its
+/// sign is changed.
 #[inline(always)]
 pub fn plain(pointer: u64) -> u64 {
-    let spilled = pointer;
-    let mut value = 0u64;
-    // SAFETY: reads eight bytes of this program's own stack.
-    unsafe {
-        generated::bpf_probe_read_kernel((&raw mut value).cast(), 8, (&raw const spilled).cast());
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = pointer;
+        // SAFETY: changes the sign twice.
+        unsafe {
+            core::arch::asm!(
+                "{value} = -{value}",
+                "{value} = -{value}",
+                value = inout(reg) value,
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+        value
     }
-    value
+    // To be linted, not to be run.
+    #[cfg(not(target_arch = "bpf"))]
+    pointer
 }

@@ -3,11 +3,11 @@
 use queue_trace_common::{
     field,
     record::{self, Record},
-    settings::Address,
+    settings::{Address, typed},
 };
 
 use super::{
-    memory::{self, Plain, Pointer, Status},
+    memory::{self, Plain, Pointer, Status, Typed},
     packet::{self, Peer},
 };
 
@@ -17,7 +17,7 @@ const AF_INET6: u16 = 10;
 /// Whether the socket is an IPv6 one (which may serve IPv4 clients as well).
 #[inline(always)]
 pub fn is_v6(sk: impl Pointer) -> bool {
-    sk.load::<u16>(field::SK_FAMILY) == AF_INET6
+    sk.load::<u16, { field::SK_FAMILY }>() == AF_INET6
 }
 
 /// The address a socket is bound to.
@@ -64,16 +64,22 @@ pub fn peer_of(sk: u64) -> Option<Peer> {
 #[inline(always)]
 pub fn inode<P: Pointer>(sk: P) -> u64 {
     // A listener being closed has no struct socket; then all that follows gives zero.
-    let socket = sk.follow(field::SK_SOCKET);
+    let socket = sk.follow::<{ field::SK_SOCKET }>();
+    // The file system's inode encloses the `struct socket` (`struct socket_alloc`,
+    // include/net/sock.h).
     if P::LOADS {
-        let file = socket.follow(field::SOCKET_FILE);
-        let inode = file.follow(field::FILE_INODE).load(field::INODE_NUMBER);
+        if let Some(enclosing) = Typed::cast(socket.address(), typed::SOCKET) {
+            return enclosing.load::<_, { field::SOCKET_INODE }>();
+        }
+        let file = socket.follow::<{ field::SOCKET_FILE }>();
+        let inode = file
+            .follow::<{ field::FILE_INODE }>()
+            .load::<_, { field::INODE_NUMBER }>();
         if inode != 0 {
             return inode;
         }
+        // Sockets of the kernel's own have no file.
     }
-    // Sockets of the kernel's own have no file. But the file system's inode encloses the
-    // `struct socket` (`struct socket_alloc`, include/net/sock.h).
     memory::value(socket.address(), field::SOCKET_INODE)
 }
 
@@ -97,7 +103,7 @@ impl Identity {
     pub fn of(sk: impl Pointer, net: impl Pointer) -> Self {
         Self {
             inode: inode(sk),
-            ..Self::at_port(net, sk.load(field::SK_PORT))
+            ..Self::at_port(net, sk.load::<_, { field::SK_PORT }>())
         }
     }
 
@@ -106,8 +112,8 @@ impl Identity {
     pub fn at_port(net: impl Pointer, port: u16) -> Self {
         Self {
             inode: 0,
-            netns_cookie: net.load(field::NET_COOKIE),
-            netns: net.load(field::NET_ID),
+            netns_cookie: net.load::<_, { field::NET_COOKIE }>(),
+            netns: net.load::<_, { field::NET_ID }>(),
             port,
         }
     }

@@ -87,11 +87,20 @@ pub fn slow_ns() -> u64 {
 /// Which filters are on: ports, addresses, clients.
 #[inline(always)]
 pub fn filters() -> (bool, bool, bool) {
-    (
-        global!(FILTER.ports) != 0,
-        global!(FILTER.addrs) != 0,
-        global!(FILTER.clients) != 0,
-    )
+    let (addrs, clients) = filters_addresses();
+    (filters_ports(), addrs, clients)
+}
+
+/// Whether ports are filtered.
+#[inline(always)]
+pub fn filters_ports() -> bool {
+    global!(FILTER.ports) != 0
+}
+
+/// Whether addresses are, ours and the clients'.
+#[inline(always)]
+pub fn filters_addresses() -> (bool, bool) {
+    (global!(FILTER.addrs) != 0, global!(FILTER.clients) != 0)
 }
 
 /// Whether ports without a listener matter that had none while attached.
@@ -142,12 +151,6 @@ pub fn type_of(index: usize) -> u32 {
 #[inline(always)]
 pub fn self_test() -> u32 {
     global!(KERNEL.self_test)
-}
-
-/// Number of arguments of a hook's function.
-#[inline(always)]
-pub fn arity(hook: usize) -> usize {
-    usize::from(global!(KERNEL.arity[hook]))
 }
 
 /// Whether `inet_csk_reqsk_queue_hash_add` tells whether it added.

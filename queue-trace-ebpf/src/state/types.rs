@@ -111,6 +111,8 @@ pub struct Frame {
     pub paused: Counters,
     /// and how often it was put back.
     pub pauses: u64,
+    /// The slot that was counted in last.
+    pub latest: u64,
 }
 
 /// One CPU's memory.
@@ -153,6 +155,8 @@ pub struct Entering {
     pub child: u64,
     /// The listener.
     pub listener: QueueKey,
+    /// How long its handshake took, microseconds; see [`UNKNOWN`](crate::queues::gauge::UNKNOWN).
+    pub took_us: u64,
 }
 
 /// A port of a namespace.

@@ -32,7 +32,7 @@ fn exit(sk: impl Pointer, child: u64) {
     if !emit::matters(outcome::ACCEPTED, 0) {
         return;
     }
-    let net = sk.follow(field::SK_NET);
+    let net = sk.follow::<{ field::SK_NET }>();
     let Some(peer) = socket::peer_of(child) else {
         return;
     };
@@ -72,7 +72,7 @@ fn who_accepted(out: &mut Record, waited_ns: u64) {
 
 #[fexit]
 fn accept_exit(ctx: FExitContext) -> i32 {
-    let child = memory::return_value(&ctx, hook::ACCEPT);
+    let child = memory::returned::<{ hook::ACCEPT }>(&ctx);
     exit(Typed(ctx.arg(0)), child);
     0
 }

@@ -17,7 +17,7 @@ use crate::{
     queues::wait,
     read::{
         memory::{self, Plain, Pointer, Typed},
-        socket::Identity,
+        socket,
     },
     state::{
         config,
@@ -41,14 +41,15 @@ fn exit<P: Pointer>(
     call: Call,
     hook: usize,
     skb: u64,
-    returned: u64,
+    returned: impl FnOnce() -> u64,
     listener: impl FnOnce(&Frame) -> P,
 ) {
     let Some((frame, moved)) = frame::close(call, hook, skb) else {
         return;
     };
     let sk = listener(frame);
-    let identity = Identity::of(sk, sk.follow(field::SK_NET));
+    let returned = returned();
+    let inode = socket::inode(sk);
     let outcome = if call == Call::Cookie {
         decide_cookie(frame, moved, returned)
     } else {
@@ -56,7 +57,7 @@ fn exit<P: Pointer>(
     };
     if let Some(outcome) = outcome {
         let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
-        emit::packet(frame, outcome, moved, identity);
+        emit::packet(frame, outcome, moved, sk, inode);
     }
 }
 
@@ -133,7 +134,7 @@ fn exit_cookie<P: Pointer>(
     returned: impl FnOnce() -> u64,
     listener: impl FnOnce(&Frame) -> P,
 ) {
-    exit(Call::Cookie, hook, skb, returned(), listener);
+    exit(Call::Cookie, hook, skb, returned, listener);
 }
 
 // The fourth argument says that `sk` is a fast-open connection, not a listener.
@@ -151,7 +152,7 @@ fn ack_enter(ctx: FEntryContext) -> i32 {
 fn ack_exit(ctx: FExitContext) -> i32 {
     let sk = Typed(ctx.arg(0));
     if ctx.arg::<u64>(3) as u8 == 0 && filter::port(sk) {
-        let returned = memory::return_value(&ctx, hook::ACK);
+        let returned = || memory::returned::<{ hook::ACK }>(&ctx);
         exit(Call::Ack, hook::ACK, ctx.arg(1), returned, |_| sk);
     }
     0
@@ -176,7 +177,13 @@ fn ack_enter_kprobe(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 fn ack_exit_kprobe(ctx: RetProbeContext) -> u32 {
-    exit(Call::Ack, hook::ACK, 0, ctx.ret(), |frame| Plain(frame.sk));
+    exit(
+        Call::Ack,
+        hook::ACK,
+        0,
+        || ctx.ret(),
+        |frame| Plain(frame.sk),
+    );
     0
 }
 
@@ -184,7 +191,7 @@ decides!(enter_cookie exit_cookie, COOKIE_V4 cookie_v4_enter cookie_v4_exit cook
 decides!(enter_cookie exit_cookie, COOKIE_V6 cookie_v6_enter cookie_v6_exit cookie_v6_enter_kprobe cookie_v6_exit_kprobe);
 
 nested_exit!(CHILD child_exit child_exit_kprobe |returned| {
-    if returned == 0 { saw::NO_CHILD } else { saw::CHILD }
+    if returned() == 0 { saw::NO_CHILD } else { saw::CHILD }
 });
 
 /// `inet_csk_complete_hashdance` ends. It puts the connection into the accept queue, too:
@@ -193,13 +200,13 @@ nested_exit!(CHILD child_exit child_exit_kprobe |returned| {
 fn hashdance(sk: Option<Typed>, returned: u64) {
     wait::entered(sk, returned);
     if returned == 0 {
-        frame::note(saw::NOT_ADDED);
+        frame::note(|| saw::NOT_ADDED);
     }
 }
 
 #[fexit]
 fn hashdance_exit(ctx: FExitContext) -> i32 {
-    let returned = memory::return_value(&ctx, hook::HASHDANCE);
+    let returned = memory::returned::<{ hook::HASHDANCE }>(&ctx);
     hashdance(Some(Typed(ctx.arg(0))), returned);
     0
 }

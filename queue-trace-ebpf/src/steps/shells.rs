@@ -21,7 +21,7 @@ macro_rules! decides {
         fn $exit(ctx: FExitContext) -> i32 {
             let sk = Typed(ctx.arg(0));
             if filter::port(sk) {
-                let returned = || memory::return_value(&ctx, hook::$hook);
+                let returned = || memory::returned::<{ hook::$hook }>(&ctx);
                 $close(hook::$hook, ctx.arg(1), returned, |_| sk);
             }
             0
@@ -49,21 +49,23 @@ macro_rules! decides {
 }
 pub(super) use decides;
 
-/// Declares the two programs of a nested hook that only notes what its function
-/// returned.
+/// Declares the two programs of a nested hook that only notes what its function returned, which
+/// is asked with an open frame alone, and where it returns something.
 macro_rules! nested_exit {
     ($hook:ident $exit:ident $exit_kprobe:ident |$returned:ident| $what:expr) => {
         #[fexit]
         fn $exit(ctx: FExitContext) -> i32 {
-            let $returned = memory::return_value(&ctx, hook::$hook);
-            frame::note($what);
+            frame::note(|| {
+                let $returned = || memory::returned::<{ hook::$hook }>(&ctx);
+                $what
+            });
             0
         }
 
         #[kretprobe]
         fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
-            let $returned: u64 = ctx.ret();
-            frame::note($what);
+            let $returned = || -> u64 { ctx.ret() };
+            frame::note(|| $what);
             0
         }
     };

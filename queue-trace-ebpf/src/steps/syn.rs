@@ -18,7 +18,7 @@ use crate::{
     queues::gauge,
     read::{
         memory::{self, Plain, Pointer, Typed},
-        socket::{self, Identity},
+        socket,
     },
     state::{
         config,
@@ -52,17 +52,17 @@ fn exit<P: Pointer>(
         return;
     };
     let sk = listener(frame);
-    let net = sk.follow(field::SK_NET);
-    let identity = Identity::of(sk, net);
+    let net = sk.follow::<{ field::SK_NET }>();
+    let inode = socket::inode(sk);
     let outcome = decide(frame, moved, net);
     let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
     if outcome == outcome::QUEUED {
         gauge::syn_rose(&QueueKey {
             sk: frame.sk,
-            inode: identity.inode,
+            inode,
         });
     }
-    emit::packet(frame, outcome, moved, identity);
+    emit::packet(frame, outcome, moved, sk, inode);
 }
 
 /// The verdict. The order is that of the evidence's strength: a request that was
@@ -120,7 +120,7 @@ fn decide(frame: &Frame, moved: Moved, net: impl Pointer) -> u8 {
 /// Why a cookie was sent: tcp_syncookies=2 sends one whatever the queue.
 #[inline(always)]
 pub fn cookie_cause(net: impl Pointer) -> u8 {
-    if net.load_uint(field::NET_SYNCOOKIES) == 2 {
+    if net.load_uint::<{ field::NET_SYNCOOKIES }>() == 2 {
         outcome::COOKIE_SENT_ALWAYS
     } else {
         outcome::COOKIE_SENT_FULL
@@ -133,24 +133,24 @@ decides!(enter exit, SYN_MPTCP4 syn_mptcp4_enter syn_mptcp4_exit syn_mptcp4_ente
 decides!(enter exit, SYN_MPTCP6 syn_mptcp6_enter syn_mptcp6_exit syn_mptcp6_enter_kprobe syn_mptcp6_exit_kprobe);
 
 nested_exit!(ALLOC alloc_exit alloc_exit_kprobe |returned| {
-    if returned == 0 { saw::ALLOC | saw::ALLOC_FAILED } else { saw::ALLOC }
+    if returned() == 0 { saw::ALLOC | saw::ALLOC_FAILED } else { saw::ALLOC }
 });
 nested_exit!(SECURITY security_exit security_exit_kprobe |returned| {
-    if returned as u32 == 0 { 0 } else { saw::REFUSED }
+    if returned() as u32 == 0 { 0 } else { saw::REFUSED }
 });
 // void on some kernels, where it always adds; a bool is only the low byte.
 nested_exit!(HASH_ADD hash_add_exit hash_add_exit_kprobe |returned| {
-    if config::hash_add_tells() && returned as u8 == 0 { saw::DUPLICATE } else { saw::QUEUED }
+    if config::hash_add_tells() && returned() as u8 == 0 { saw::DUPLICATE } else { saw::QUEUED }
 });
 
 #[fentry]
 fn proven_enter(_: FEntryContext) -> i32 {
-    frame::note(saw::PROVEN_ASKED);
+    frame::note(|| saw::PROVEN_ASKED);
     0
 }
 
 #[kprobe]
 fn proven_enter_kprobe(_: ProbeContext) -> u32 {
-    frame::note(saw::PROVEN_ASKED);
+    frame::note(|| saw::PROVEN_ASKED);
     0
 }

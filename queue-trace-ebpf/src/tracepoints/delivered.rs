@@ -91,7 +91,7 @@ fn enter(skb: *mut __sk_buff) {
     if frame.skb != 0 {
         left_open(frame);
     }
-    let net = sk.follow(field::SK_NET);
+    let net = sk.follow::<{ field::SK_NET }>();
     let counters = counters::of(net, offset, &mut frame.counters);
     if !counters::read(&mut frame.before, counters, ALL) {
         return;
@@ -124,7 +124,9 @@ pub fn received(skb: u64) {
 /// Opens a frame for an ICMP error. Rare, so a function of its own.
 #[inline(never)]
 fn icmp(skb: u64) {
-    let net = Plain(skb).follow(field::SKB_DEV).follow(field::DEV_NET);
+    let net = Plain(skb)
+        .follow::<{ field::SKB_DEV }>()
+        .follow::<{ field::DEV_NET }>();
     let (Some(offset), Some(frame)) = (frame::cpu_offset(), delivered()) else {
         return;
     };
@@ -234,7 +236,7 @@ fn rose(frame: &Delivered) {
         Some(sk) => gauge::accept_queue(sk),
         None => gauge::accept_queue(Plain(frame.sk)),
     };
-    gauge::accept_rose(&key, depth, limit);
+    gauge::accept_rose(&key, depth, limit, gauge::UNKNOWN);
 }
 
 /// The verdict, from the counters that the packet moved and how it ended.

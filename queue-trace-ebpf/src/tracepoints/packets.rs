@@ -49,7 +49,7 @@ use crate::{
 #[inline(always)]
 fn identity(net: impl Pointer) -> u64 {
     // Old kernels have no such number, or none until somebody asks for it.
-    match net.load(field::NET_COOKIE) {
+    match net.load::<_, { field::NET_COOKIE }>() {
         0 => net.address(),
         cookie => cookie,
     }
@@ -82,7 +82,7 @@ fn prime(net: impl Pointer) {
         address,
         values: [0; counter::COUNT],
         now: [0; counter::COUNT],
-        netns: net.load(field::NET_ID),
+        netns: net.load::<_, { field::NET_ID }>(),
         verdict: 0,
     };
     if !counters::read(&mut baseline.values, address, ALL) {
@@ -98,23 +98,24 @@ fn prime(net: impl Pointer) {
 #[inline(always)]
 fn identity_of(skb: u64) -> u64 {
     match Typed::cast(skb, typed::PACKET) {
-        Some(packet) => Typed::cast(route_of(packet), typed::ROUTE)
-            .map_or(0, |route| identity(net_of(route.follow(field::DST_DEV)))),
+        Some(packet) => Typed::cast(route_of(packet), typed::ROUTE).map_or(0, |route| {
+            identity(net_of(route.follow::<{ field::DST_DEV }>()))
+        }),
         None => match route_of(Plain(skb)) {
             0 => 0,
-            route => identity(net_of(Plain(route).follow(field::DST_DEV))),
+            route => identity(net_of(Plain(route).follow::<{ field::DST_DEV }>())),
         },
     }
 }
 
 #[inline(always)]
 fn route_of(packet: impl Pointer) -> u64 {
-    packet.load::<u64>(field::SKB_DST) & packet::ROUTE
+    packet.load::<u64, { field::SKB_DST }>() & packet::ROUTE
 }
 
 #[inline(always)]
 fn net_of<P: Pointer>(device: P) -> P {
-    device.follow(field::DEV_NET)
+    device.follow::<{ field::DEV_NET }>()
 }
 
 /// A packet was freed.
@@ -217,7 +218,7 @@ fn unless_contradicted(outcome: u8, sk: u64) -> u64 {
             depth > limit
         }
         outcome::SYN_DROPPED_SYN_QUEUE_FULL | outcome::COOKIE_SENT_FULL => {
-            let depth: u32 = Plain(sk).load(field::SYN_DEPTH);
+            let depth: u32 = Plain(sk).load::<_, { field::SYN_DEPTH }>();
             let (_, limit) = gauge::accept_queue(Plain(sk));
             depth >= limit
         }
@@ -306,8 +307,8 @@ fn packet_received(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     match Typed::cast(skb, typed::PACKET) {
-        Some(packet) => prime(net_of(packet.follow(field::SKB_DEV))),
-        None => prime(net_of(Plain(skb).follow(field::SKB_DEV))),
+        Some(packet) => prime(net_of(packet.follow::<{ field::SKB_DEV }>())),
+        None => prime(net_of(Plain(skb).follow::<{ field::SKB_DEV }>())),
     }
     0
 }
@@ -454,7 +455,7 @@ fn completed(sk: u64, net: u64) {
     let sk = listeners::find(net, &packet).sk();
     if sk != 0 {
         let (depth, limit) = gauge::accept_queue(Plain(sk));
-        gauge::accept_rose(&kept::key_of(Plain(sk)), depth, limit);
+        gauge::accept_rose(&kept::key_of(Plain(sk)), depth, limit, gauge::UNKNOWN);
     }
     emit::verdict(
         &Verdict {

@@ -12,7 +12,8 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::{
-    Args, deb, is_for, laid_out,
+    deb,
+    programs::{Programs, is_for},
     release::{NAME, Release},
     rpm, tree,
 };
@@ -22,7 +23,12 @@ use crate::{architecture::Architecture, clean_root::CleanRoot, process, workspac
 const PACKAGES: [&str; 5] = ["lintian", "rpm", "rpmlint", "man-db", "systemd"];
 
 /// Checks those of the artefacts that are packages.
-pub fn packages(args: &Args, release: &Release, made: &[PathBuf], folder: &Path) -> Result<()> {
+pub fn packages(
+    programs: &Programs,
+    release: &Release,
+    made: &[PathBuf],
+    folder: &Path,
+) -> Result<()> {
     let root = CleanRoot::make(&folder.join("root"), &PACKAGES)?;
     let given = root.path().join("given");
     let next = given.join("next");
@@ -41,14 +47,14 @@ pub fn packages(args: &Args, release: &Release, made: &[PathBuf], folder: &Path)
         };
         let file = path.file_name().unwrap_or_default();
         tree::put(path, &given.join(file), 0o644)?;
-        laid_out(args, folder, |laid_out| {
+        programs.laid_out(folder, |laid_out| {
             let settings = laid_out.join("etc/queue-trace/agent.toml");
             let text = fs::read_to_string(&settings)? + "# Of the later version.\n";
             tree::write(&settings, &text)?;
             if path.extension().is_some_and(|extension| extension == "deb") {
-                deb::pack(laid_out, args.target, &later, &next)
+                deb::pack(laid_out, programs.target, &later, &next)
             } else {
-                rpm::pack(laid_out, args.target, &later, &next)
+                rpm::pack(laid_out, programs.target, &later, &next)
             }
         })?;
         scripts.push((name, script));

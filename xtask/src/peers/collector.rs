@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{PATIENCE, Peer, fetched, free_address};
+use super::{
+    fetched,
+    running::{PATIENCE, Peer, free_address},
+};
 use crate::{process, workspace};
 
 /// What it prints of a metric of each kind, and of a refusal.

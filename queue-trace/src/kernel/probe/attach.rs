@@ -166,6 +166,7 @@ fn load_with(
     if cast.is_none() {
         kernel.types = [0; _];
     }
+    let object = object::fitted(cast, &fields, &kernel)?;
     let field_bytes: &[u8] = bytemuck::cast_slice(&fields);
     let filter = selection.filter();
     let ports = selection.port_bits();
@@ -187,7 +188,7 @@ fn load_with(
         .map_max_entries("FRAMES", tasks)
         .map_max_entries("ENTERING_BY_TASK", tasks)
         .map_max_entries("TALLIES", u32::try_from(cpus).unwrap_or(u32::MAX))
-        .load(&object::fitted(cast))
+        .load(&object)
         .map_err(|error| {
             let why = lacking(&error, "for its maps").unwrap_or_else(|| anyhow!(error));
             AttachError::Other(why.context("cannot load the kernel side"))

@@ -1,8 +1,13 @@
 //! The kernel side as it was built, and made to fit the running kernel.
 
-use std::fs;
+use std::{collections::HashMap, fs};
 
-use queue_trace_common::settings::CAST_MARK;
+use anyhow::{Context, Result};
+use queue_trace_common::{
+    counter::GROUPS,
+    field::{self, Field},
+    settings::{CAST_MARK, Kernel, mark},
+};
 
 use crate::kernel::btf::Types;
 
@@ -49,26 +54,85 @@ pub fn cast(types: &Types) -> Option<u32> {
     types.cast().filter(|_| compiled && able)
 }
 
-/// The object, calling the kernel's function of the number given where it gives an address its
-/// type. Without one nothing of that is ever run. The BPF library cannot call functions of the
-/// kernel, so this is done before it has the object.
-pub fn fitted(cast: Option<u32>) -> Vec<u8> {
-    let instead = match cast {
+/// The object for a kernel: marked loads are from its places, and where an address is given its
+/// type, its function of the number given is called. Without one nothing of that is ever run. The
+/// BPF library cannot call functions of the kernel, so this is done before it has the object.
+///
+/// # Errors
+/// If a place is farther away than an instruction reaches.
+pub fn fitted(
+    cast: Option<u32>,
+    fields: &[Field; field::COUNT],
+    kernel: &Kernel,
+) -> Result<Vec<u8>> {
+    let typed = match cast {
         Some(number) => call(KERNEL_FUNCTION, number.cast_signed()),
         None => MOVE,
     };
+    let places = places(fields, kernel);
     let mut object = OBJECT.to_vec();
     let (instructions, _) = object.as_chunks_mut();
     for instruction in instructions {
         if *instruction == MARKED {
-            *instruction = instead;
+            *instruction = typed;
+        } else if let Some((bytes, mark)) = marked_load(instruction)
+            && let Some(place) = places.get(&mark)
+        {
+            let [code, registers, ..] = *instruction;
+            *instruction = if bytes > place.size {
+                [SET, registers & 0xf, 0, 0, 0, 0, 0, 0]
+            } else {
+                let [low, high] = i16::try_from(place.offset)
+                    .context("a field is farther away than an instruction reaches")?
+                    .to_le_bytes();
+                [code, registers, low, high, 0, 0, 0, 0]
+            };
         }
     }
-    object
+    Ok(object)
+}
+
+/// Sets a register to the number given: what is loaded from a field that this kernel lacks.
+const SET: u8 = 0xb7;
+
+/// How many bytes a load from memory takes, and its offset if that may be a mark.
+fn marked_load(instruction: &Instruction) -> Option<(u16, i16)> {
+    let [code, _, low, high, 0, 0, 0, 0] = *instruction else {
+        return None;
+    };
+    let bytes = match code {
+        0x61 => 4,
+        0x69 => 2,
+        0x71 => 1,
+        0x79 => 8,
+        _ => return None,
+    };
+    Some((bytes, i16::from_le_bytes([low, high])))
+}
+
+/// Where in this kernel what each mark stands for is.
+fn places(fields: &[Field; field::COUNT], kernel: &Kernel) -> HashMap<i16, Field> {
+    let word = |word: usize| Field {
+        offset: u16::try_from(8 * word).unwrap_or(u16::MAX),
+        size: 8,
+    };
+    let fields = (mark::FIELD..).zip(fields.iter().copied());
+    let returned = (mark::RETURNED..).zip(kernel.arity.map(|arity| word(arity.into())));
+    // The groups are the counters in their order.
+    let counters = GROUPS
+        .iter()
+        .zip(kernel.counters)
+        .flat_map(|(&(_, count), base)| (0..count).map(move |next| word(base as usize + next)));
+    let counters = (mark::COUNTER..).zip(counters);
+    fields.chain(returned).chain(counters).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use queue_trace_common::hook;
+
     use super::*;
 
     fn how_many(object: &[u8], selection: Instruction) -> usize {
@@ -79,12 +143,87 @@ mod tests {
             .count()
     }
 
+    fn kernel() -> ([Field; field::COUNT], Kernel) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/7.3-x86_64.btf");
+        let types = Types::of_file(&path).unwrap();
+        (types.fields().unwrap(), types.kernel().unwrap())
+    }
+
+    fn fitted_to(cast: Option<u32>) -> Vec<u8> {
+        let (fields, kernel) = kernel();
+        fitted(cast, &fields, &kernel).unwrap()
+    }
+
+    fn loads_from(object: &[u8], offsets: &[i16]) -> usize {
+        let (instructions, _) = object.as_chunks();
+        instructions
+            .iter()
+            .filter_map(marked_load)
+            .filter(|(_, offset)| offsets.contains(offset))
+            .count()
+    }
+
+    #[test]
+    fn every_marked_load_is_from_the_kernels_place() {
+        let (fields, kernel) = kernel();
+        let object = fitted_to(None);
+        let places = places(&fields, &kernel);
+        for (kind, first) in [
+            ("fields", mark::FIELD),
+            ("what is returned", mark::RETURNED),
+            ("counters", mark::COUNTER),
+        ] {
+            let marks: Vec<_> = (first..first + 0x100).collect();
+            assert!(loads_from(OBJECT, &marks) > 0, "no mark of {kind}");
+            assert_eq!(loads_from(&object, &marks), 0, "marks of {kind} are left");
+        }
+        let depth = fields[field::SK_DEPTH];
+        let of_depth = mark::FIELD + field::SK_DEPTH as i16;
+        assert_eq!(places[&of_depth], depth);
+        let loads = loads_from(OBJECT, &[of_depth]);
+        assert!(loads > 0);
+        assert!(loads_from(&object, &[depth.offset.cast_signed()]) >= loads);
+        // tcp_check_req(sk, skb, req, fastopen, lost_race, drop_reason)
+        assert_eq!(places[&(mark::RETURNED + hook::ACK as i16)].offset, 8 * 6);
+        // ListenOverflows, ListenDrops
+        let [overflows, drops] = [0, 1].map(|index| places[&(mark::COUNTER + index)].offset);
+        assert_eq!(u32::from(overflows), 8 * kernel.counters[0]);
+        assert_eq!(drops, overflows + 8);
+    }
+
+    #[test]
+    fn what_the_kernel_lacks_is_zero() {
+        let (mut fields, kernel) = kernel();
+        fields[field::NET_COOKIE] = Field::default();
+        let object = fitted(None, &fields, &kernel).unwrap();
+        let zeros = |object: &[u8]| {
+            let (instructions, _) = object.as_chunks::<8>();
+            instructions
+                .iter()
+                .filter(|[code, registers, rest @ ..]| {
+                    *code == SET && registers >> 4 == 0 && rest == &[0; 6]
+                })
+                .count()
+        };
+        let of_cookie = mark::FIELD + field::NET_COOKIE as i16;
+        let loads = loads_from(OBJECT, &[of_cookie]);
+        assert!(loads > 0);
+        assert_eq!(zeros(&object), zeros(&fitted_to(None)) + loads);
+    }
+
+    #[test]
+    fn a_field_out_of_reach_is_an_error() {
+        let (mut fields, kernel) = kernel();
+        fields[field::SK_DEPTH].offset = u16::MAX;
+        assert!(fitted(None, &fields, &kernel).is_err());
+    }
+
     #[test]
     fn every_marked_call_becomes_the_kernels() {
         let marked = how_many(OBJECT, MARKED);
         assert!(marked > 0, "the compiler writes the call otherwise");
         for (cast, instead) in [(Some(77), call(KERNEL_FUNCTION, 77)), (None, MOVE)] {
-            let object = fitted(cast);
+            let object = fitted_to(cast);
             assert_eq!(how_many(&object, MARKED), 0);
             assert_eq!(
                 how_many(&object, instead),
