@@ -606,6 +606,7 @@ fn full_lines() -> Vec<Value> {
     lines.push(json!(Ledger {
         note: Some("why".to_owned()),
         other_drops: Some(3),
+        deferred: Some(2),
         in_front: FRONT
             .iter()
             .map(|row| (Name(row.outcome()).to_string(), front))

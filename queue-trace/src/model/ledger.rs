@@ -22,6 +22,8 @@ pub struct Counters {
     pub proving: [u64; counter::COUNT],
     /// Those of packets that were dropped in front of the queues, in the order of [`FRONT`].
     pub in_front: [u64; front::COUNT],
+    /// `TCPDeferAcceptDrop`, which proves nothing and explains half-open requests that stay.
+    pub deferred: u64,
 }
 
 /// The counters that the ledger compares. `EmbryonicRsts` is only evidence: the
@@ -30,6 +32,10 @@ const COMPARED: Moved = !EMBRYONIC_RST;
 
 const PAST_TCP: &str = "full queues were counted that dropped nothing: a BPF program makes SYN cookies \
      for these listeners (bpf_tcp_gen_syncookie), of which TCP sees no packet";
+
+/// Final ACKs without data that a listener with `TCP_DEFER_ACCEPT` does not take as the end of a
+/// handshake (`tcp_check_req`, net/ipv4/tcp_minisocks.c).
+const DEFERRED: &str = "TCPDeferAcceptDrop";
 
 impl Counters {
     /// From the texts of the files, by name, as columns move between kernels. A column that a
@@ -41,6 +47,9 @@ impl Counters {
             in_front: texts.sums(),
             ..Self::default()
         };
+        if let Some(column) = columns.get(DEFERRED) {
+            counters.deferred = column.parse().ok()?;
+        }
         for (value, counter) in counters.proving.iter_mut().zip(&COUNTERS) {
             if let Some(column) = columns.get(counter.name) {
                 *value = column.parse().ok()?;
@@ -58,11 +67,13 @@ impl Counters {
 
     /// All of them.
     pub fn values(&self) -> impl Iterator<Item = u64> {
-        self.proving.into_iter().chain(self.in_front)
+        let all = self.proving.into_iter().chain(self.in_front);
+        all.chain([self.deferred])
     }
 
     fn values_mut(&mut self) -> impl Iterator<Item = &mut u64> {
-        self.proving.iter_mut().chain(&mut self.in_front)
+        let all = self.proving.iter_mut().chain(&mut self.in_front);
+        all.chain([&mut self.deferred])
     }
 
     /// Whether one of them stands lower than it stood before.
@@ -114,6 +125,10 @@ pub struct Ledger {
     /// What the kernel dropped in front of the queues, by the outcome of a SYN that it happens to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub in_front: BTreeMap<String, FrontLine>,
+    /// How far the kernel's `TCPDeferAcceptDrop` moved: final ACKs without data, dropped by design
+    /// where a listener has `TCP_DEFER_ACCEPT`. Absent if it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deferred: Option<u64>,
     /// Records that found the ring full, and are in the stream as counts only.
     pub lost: u64,
     /// Movements of the kernel's counters that no verdict explains, and verdicts that
@@ -213,6 +228,8 @@ impl Ledger {
             netns,
             counters,
             in_front,
+            deferred: Some(end.kernel.deferred.wrapping_sub(start.kernel.deferred))
+                .filter(|moved| *moved > 0),
             lost,
             unexplained: Some(unexplained),
             note: None,
@@ -265,6 +282,7 @@ impl Ledger {
         for line in ledger.in_front.values_mut() {
             line.kernel = None;
         }
+        ledger.deferred = None;
         ledger.unexplained = None;
         ledger.note = Some(why.to_owned());
         ledger
@@ -323,6 +341,7 @@ impl Ledger {
             .values()
             .all(|line| line.kernel.unwrap_or(0) == 0 && line.seen == 0)
             && self.in_front.is_empty()
+            && self.deferred.is_none()
     }
 }
 

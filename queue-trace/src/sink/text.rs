@@ -224,6 +224,12 @@ impl<W: Medium> Sink for Text<W> {
                 "{kernel:>10}  {outcome:<20}  seen {seen} (kernel: all packets)"
             )?;
         }
+        if let Some(deferred) = ledger.deferred {
+            writeln!(
+                self.out,
+                "{deferred:>10}  TCPDeferAcceptDrop    final ACKs without data, as TCP_DEFER_ACCEPT wants it"
+            )?;
+        }
         if let Some(beyond) = ledger.beyond_filter() {
             writeln!(self.out, "{}", self.paint.styled(YELLOW, &beyond))?;
         }

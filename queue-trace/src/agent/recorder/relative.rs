@@ -99,6 +99,9 @@ fn ledger_since(now: &Ledger, before: Option<&Ledger>) -> Ledger {
     ledger.in_front.retain(|_, line| {
         line.kernel.is_some_and(|kernel| kernel > 0) || line.seen.is_some_and(|seen| seen > 0)
     });
+    let deferred = ledger.deferred.unwrap_or(0);
+    let deferred = deferred.saturating_sub(before.deferred.unwrap_or(0));
+    ledger.deferred = Some(deferred).filter(|moved| *moved > 0);
     ledger.lost = ledger.lost.saturating_sub(before.lost);
     ledger.unexplained = ledger.unexplained.map(|_| unexplained);
     ledger

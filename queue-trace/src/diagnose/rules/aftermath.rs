@@ -96,7 +96,13 @@ pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
         let open = expired.max(1);
         let percent = rule.threshold("percent of handshakes that were finished, at most");
         let finished = entered.saturating_mul(100) > (entered + open).saturating_mul(percent);
-        if again < rule.threshold("SYN-ACKs sent again")
+        // With TCP_DEFER_ACCEPT the final ACKs arrive, and the request stays until data comes.
+        let deferred = case
+            .ledgers
+            .get(&key.netns)
+            .and_then(|ledger| ledger.deferred);
+        let again_for_want = again.saturating_sub(deferred.unwrap_or(0));
+        if again_for_want < rule.threshold("SYN-ACKs sent again")
             || flooded
             || finished
             || !rule.is_told(case)
