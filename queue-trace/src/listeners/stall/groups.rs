@@ -370,10 +370,12 @@ fn memory(folder: &Path, since: Option<Hits>) -> Memory {
     let high = number(&folder.join("memory.high"));
     let max = number(&folder.join("memory.max"));
     let older = folder.join("memory.limit_in_bytes");
-    let hit_high = since.is_none_or(|since| since.high > 0) && high.is_some();
+    // A wait for `high` may be longer than the time since the look before, in which it was not hit
+    // anew.
+    let only_max = since.is_some_and(|since| since.high == 0 && since.max > 0);
     let file = if older.exists() {
         older.clone()
-    } else if hit_high {
+    } else if high.is_some() && !only_max {
         folder.join("memory.high")
     } else {
         folder.join("memory.max")
@@ -528,6 +530,11 @@ mod tests {
             (Some(1 << 20), None, Some(900_000))
         );
         assert!(stall.frozen_by.unwrap().ends_with("pod/cgroup.freeze"));
+        // The setting that is none is never the one that was hit.
+        let mut still = Stall::default();
+        now.add_to(Some(&now), &mut still);
+        let memory = still.memory.unwrap();
+        assert!(memory.file.ends_with("container/memory.high"), "{memory:?}");
         // A first look has settings and no rates.
         let mut first = Stall::default();
         now.add_to(None, &mut first);
