@@ -99,7 +99,9 @@ impl Load {
                 .iter()
                 .filter(|(name, _)| name.starts_with(expected));
             let runs: u64 = of_it.map(|(_, did)| did.runs).sum();
-            runs < u64::from(cost.operations)
+            // Where a client's port is used again, a SYN may meet its own request: then another
+            // program sees it.
+            runs * 100 < u64::from(cost.operations) * 99
         });
         expected
     }
