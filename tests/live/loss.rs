@@ -20,8 +20,9 @@ fn beyond_the_rate() {
     let sums = expected(&[(outcome::COOKIE_SENT_ALWAYS, 3000)], Shown::Refusals);
     recording.assert_exact(&room.netns, &room.before, &sums);
     let (told, held): (Vec<_>, Vec<_>) = recording.events().partition(|e| e.client.is_some());
+    // A second's worth may come at once, less what the self-test right before it used up.
     assert!(
-        told.len() >= 50 && !held.is_empty(),
+        told.len() >= 25 && !held.is_empty(),
         "{}, {held:?}",
         told.len()
     );
