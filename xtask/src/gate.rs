@@ -150,9 +150,9 @@ fn documentation() -> Result<()> {
     )
 }
 
-/// What is told of an owner comes from user space: these run on this kernel, and on the others with
-/// `cargo xtask vm test`.
-const OF_OWNERS: [&str; 1] = ["stall::"];
+/// What takes long and is mostly of user space: what is told of owners, and of thousands of
+/// listeners. These run on this kernel, and on the others with `cargo xtask vm test`.
+const OF_USER_SPACE: [&str; 2] = ["stall::", "churn::"];
 
 /// The tests on one kernel, which takes longest, and the verdicts on the others.
 fn other_kernels() -> Result<()> {
@@ -168,7 +168,7 @@ fn other_kernels() -> Result<()> {
         filters,
         part: Some(part),
     };
-    let others = WAITING.iter().chain(&OF_OWNERS);
+    let others = WAITING.iter().chain(&OF_USER_SPACE);
     let all = [
         everything("waiting", WAITING.map(String::from).to_vec()),
         everything("rest", others.flat_map(skip).collect()),
