@@ -42,19 +42,8 @@ impl CleanRoot {
     /// A script of bash in it, that stops at the first failure, as root. It sees the machine's
     /// devices and processes; its mounts are gone with it.
     pub fn script(&self, script: &str) -> Result<Command> {
-        let mut command = process::as_root("unshare")?;
-        command
-            .args([
-                "--mount",
-                "--propagation=private",
-                "--",
-                "sh",
-                "-ec",
-                ENTER,
-                "sh",
-            ])
-            .arg(&self.0)
-            .arg(script);
+        let mut command = process::with_own_mounts(ENTER)?;
+        command.arg(&self.0).arg(script);
         Ok(command)
     }
 }

@@ -61,6 +61,15 @@ pub fn as_root(program: impl AsRef<OsStr>) -> Result<Command> {
     Ok(command)
 }
 
+/// A script of sh as root, with mounts of its own, which are gone with it. Arguments that are added
+/// are its `$1` and so on.
+pub fn with_own_mounts(script: &str) -> Result<Command> {
+    let mut command = as_root("unshare")?;
+    command.args(["--mount", "--propagation=private", "--"]);
+    command.args(["sh", "-ec", script, "sh"]);
+    Ok(command)
+}
+
 /// The cargo that runs this program.
 pub fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))

@@ -121,16 +121,7 @@ pub fn image(image: &Path, folder: &Path) -> Result<()> {
             );
         }
         if architecture == Architecture::HERE {
-            let mut run = process::as_root("unshare")?;
-            run.args([
-                "--mount",
-                "--propagation=private",
-                "--",
-                "sh",
-                "-ec",
-                ENTER,
-                "sh",
-            ]);
+            let mut run = process::with_own_mounts(ENTER)?;
             let metrics = process::stdout(run.arg(&root).arg(entry))?;
             if !metrics.contains("queue_trace_build_info") {
                 bail!("the agent of the image prints no metrics:\n{metrics}");
