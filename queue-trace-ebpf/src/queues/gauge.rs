@@ -1,6 +1,6 @@
-//! The gauges of a listener's queues: how deep they were at most, and how long the accept
-//! queue was full, and how long handshakes took. Read right after what moves them, on the CPU that moved them, so a
-//! spike between two looks from user space is not missed.
+//! The gauges of a listener's queues: how deep they were at most, how long the accept queue was
+//! full, and how long handshakes took. Read right after what moves them, on the CPU that moved
+//! them, so a spike between two looks from user space is not missed.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use queue_trace_common::{
