@@ -77,8 +77,10 @@ impl Latest {
         moved.map(|(seen, _)| seen.netns)
     }
 
-    /// The ledgers of those that were compared now, and of the others as they were.
-    fn with(&mut self, compared: &BTreeSet<u32>, ledgers: Vec<Ledger>) -> Vec<Ledger> {
+    /// The ledgers of those that were compared now, and of the others as they were: also of one
+    /// that was not found.
+    fn with(&mut self, ledgers: Vec<Ledger>) -> Vec<Ledger> {
+        let compared: BTreeSet<_> = ledgers.iter().map(|ledger| ledger.netns).collect();
         let mut all = std::mem::take(&mut self.ledgers);
         all.retain(|ledger| !compared.contains(&ledger.netns));
         all.extend(ledgers);
@@ -345,9 +347,9 @@ impl Audit {
         });
         let mut audited = self.compare_again(false, only.as_ref())?;
         match &only {
-            Some(only) => {
+            Some(_) => {
                 let compared = std::mem::take(&mut audited.ledgers);
-                audited.ledgers = self.latest.with(only, compared);
+                audited.ledgers = self.latest.with(compared);
             }
             None => self.latest.whole_at = Some(Instant::now()),
         }
@@ -514,6 +516,29 @@ mod tests {
         assert_eq!(dropped.map(|line| line.seen).sum::<u64>(), 5000 * 5001 / 2);
         assert_eq!(ledgers[GONE].netns, 0);
         assert!(ledgers_of_gone(vec![(CountedNetns::default(), moved(0))], 0, 0).is_empty());
+    }
+
+    #[test]
+    fn only_what_moved_or_differs_is_compared_and_the_rest_is_as_it_was() {
+        let seen = |netns| CountedNetns { netns, cookie: 1 };
+        let ledger = |netns, unexplained| Ledger {
+            unexplained: Some(unexplained),
+            ..Ledger::one_sided(netns, &moved(3), 0, 0, "")
+        };
+        let mut latest = Latest {
+            ledgers: vec![ledger(1, 0), ledger(2, 5), ledger(3, 0)],
+            sides: [(seen(1), moved(3)), (seen(3), moved(3))].into(),
+            ..Latest::default()
+        };
+        assert_eq!(latest.unexplained().collect::<Vec<_>>(), [2]);
+        let sides = [(seen(1), moved(3)), (seen(3), moved(4)), (seen(4), moved(1))];
+        let mut due: Vec<_> = latest.moved(&sides.into()).collect();
+        due.sort_unstable();
+        assert_eq!(due, [3, 4]);
+        // The fourth was not found.
+        let all = latest.with(vec![ledger(2, 0), ledger(3, 0)]);
+        let told: Vec<_> = all.iter().map(|one| (one.netns, one.unexplained)).collect();
+        assert_eq!(told, [(1, Some(0)), (2, Some(0)), (3, Some(0))]);
     }
 
     #[test]
