@@ -97,6 +97,7 @@ pub fn run(program: &Path, attach: &str, calm: Duration) {
     let found: Vec<_> = found
         .filter(|found| found["listener"] == own.as_str() && found["netns"] == room.netns.id())
         .collect();
+    assert!(!found.is_empty(), "nothing is found: {incident}");
     println!("found: {}", found[0]["what"]);
     assert_eq!(
         found[0]["rule"], "backlog-too-small-for-bursts",

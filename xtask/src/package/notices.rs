@@ -161,7 +161,7 @@ impl Notices {
                 text,
                 "\n{}\n{}\n\n{license}\n",
                 "=".repeat(78),
-                textwrap::fill(&whose.join(", "), 78)
+                whose.join("\n")
             );
         }
         text
@@ -237,13 +237,9 @@ mod tests {
                 "{name}\n{list}"
             );
         }
-        for component in list.lines().skip(4) {
+        for component in list.lines().skip(4).filter(|line| !line.is_empty()) {
             let (name, _) = component.split_once(": ").unwrap();
-            let told = textwrap::unfill(texts).0;
-            assert!(
-                texts.contains(name) || told.contains(name),
-                "{name} has no text"
-            );
+            assert!(texts.lines().any(|line| line == name), "{name} has no text");
         }
         for words in [
             "Permission is hereby granted, free of charge",
