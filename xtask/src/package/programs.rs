@@ -56,7 +56,7 @@ impl Programs {
         };
         let root = folder.join("tree");
         tree::lay_out(&root, &program, &here)?;
-        tree::add_notices(&root, &notices::write(self.target)?)?;
+        tree::add_document(&root, notices::FILE, &notices::write(self.target)?)?;
         let packed = pack(&root)?;
         fs::remove_dir_all(root)?;
         Ok(packed)

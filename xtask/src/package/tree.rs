@@ -10,7 +10,6 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::notices;
 use crate::{process, workspace};
 
 /// Files that a person may have changed, and an upgrade leaves as they are.
@@ -70,10 +69,9 @@ pub fn lay_out(root: &Path, program: &Path, here: &Path) -> Result<()> {
     permit(root)
 }
 
-/// Adds the licences of what is linked.
-pub fn add_notices(root: &Path, notices: &str) -> Result<()> {
-    let path = root.join("usr/share/doc/queue-trace").join(notices::FILE);
-    write(&path, notices)?;
+/// Adds a text to the documentation.
+pub fn add_document(root: &Path, name: &str, text: &str) -> Result<()> {
+    write(&root.join("usr/share/doc/queue-trace").join(name), text)?;
     permit(root)
 }
 
