@@ -36,8 +36,6 @@ pub struct Filter {
     /// Outcome tags for which records are sent, a bit each. Counting is not
     /// affected.
     pub outcomes: u64,
-    /// Nanoseconds that a record costs of its CPU's allowance; 0: no limit.
-    pub record_cost_ns: u64,
     /// Connections are told as accepted only if they waited at least so long,
     /// nanoseconds; 0: all.
     pub slow_ns: u64,
@@ -45,6 +43,8 @@ pub struct Filter {
     pub netns: [u32; MAX_NETNS],
     /// How many namespaces are named.
     pub netns_count: u32,
+    /// Nanoseconds that a record costs of its CPU's allowance, a second at most; 0: no limit.
+    pub record_cost_ns: u32,
     /// 1: only ports in the bitmap `PORTS`.
     pub ports: u8,
     /// 1: only packets to an address in the trie `ADDRS`.
@@ -54,6 +54,10 @@ pub struct Filter {
     /// 1: SYNs for ports without a listener are of interest on every port, 0: only on those whose
     /// listener was closed while attached.
     pub unheard: u8,
+    /// 1: the kernel side's own messages are wanted.
+    pub debug: u8,
+    /// Padding.
+    pub _pad: [u8; 3],
 }
 
 /// The mark of the namespace in which a queue-trace tests itself: its `net.core.somaxconn` is one

@@ -139,7 +139,8 @@ pub fn open<const WHICH: Moved>(
     };
     shut(frame);
     let net = sk.follow::<{ field::SK_NET }>();
-    let address = counters::of(net, cpu_offset(here), &mut frame.counters);
+    let address = counters::of(net, cpu_offset(here));
+    frame.counters = address;
     frame.saw = 0;
     frame.sk = sk.address();
     frame.skb = skb;

@@ -11,15 +11,11 @@ use queue_trace_common::{
 use super::memory::{self, Pointer, Status, Typed};
 use crate::state::{config, types::Counters};
 
-/// The address of this CPU's counters of a namespace; `place` is in a map, in which what
-/// was a pointer to the verifier becomes a number.
+/// The address of this CPU's counters of a namespace.
 #[inline(always)]
-pub fn of(net: impl Pointer, cpu_offset: u64, place: &mut u64) -> u64 {
-    *place = net.follow::<{ field::NET_COUNTERS }>().address();
-    // SAFETY: a reference is good to read from.
-    let shared = unsafe { core::ptr::read_volatile(place) };
-    *place = shared.wrapping_add(cpu_offset);
-    *place
+pub fn of(net: impl Pointer, cpu_offset: u64) -> u64 {
+    let shared = net.follow::<{ field::NET_COUNTERS }>().address();
+    memory::plain(shared).wrapping_add(cpu_offset)
 }
 
 /// Reads counters into a place: those asked for, or all.

@@ -19,14 +19,16 @@ static FIELDS: [Field; field::COUNT] = [Field { offset: 0, size: 0 }; field::COU
 #[unsafe(no_mangle)]
 static FILTER: Filter = Filter {
     outcomes: 0,
-    record_cost_ns: 0,
     slow_ns: 0,
     netns: [0; _],
     netns_count: 0,
+    record_cost_ns: 0,
     ports: 0,
     addrs: 0,
     clients: 0,
     unheard: 0,
+    debug: 0,
+    _pad: [0; _],
 };
 
 #[unsafe(no_mangle)]
@@ -106,7 +108,7 @@ pub fn wanted() -> outcome::Set {
 /// What a record costs of its CPU's allowance, nanoseconds; 0: no limit.
 #[inline(always)]
 pub fn record_cost_ns() -> u64 {
-    global!(FILTER.record_cost_ns)
+    known!(FILTER.record_cost_ns, 4)
 }
 
 /// Below what time in the accept queue an accepted connection is not told, nanoseconds.
@@ -138,6 +140,12 @@ pub fn filters_addresses() -> (bool, bool) {
 #[inline(always)]
 pub fn unheard() -> bool {
     known!(FILTER.unheard, 1) != 0
+}
+
+/// Whether the kernel side's own messages are wanted.
+#[inline(always)]
+pub fn debug() -> bool {
+    known!(FILTER.debug, 1) != 0
 }
 
 /// Which of [`REASONS`](reason::REASONS) this kernel's number of a reason for freeing a packet is,

@@ -97,7 +97,8 @@ fn enter(skb: *mut __sk_buff) {
         left_open(frame);
     }
     let net = sk.follow::<{ field::SK_NET }>();
-    let counters = counters::of(net, offset, &mut frame.counters);
+    let counters = counters::of(net, offset);
+    frame.counters = counters;
     if !counters::read::<ALL>(&mut frame.before, counters) {
         return;
     }
@@ -143,7 +144,8 @@ fn icmp(skb: u64) {
     if frame.skb != 0 {
         left_open(frame);
     }
-    let counters = counters::of(net, offset, &mut frame.counters);
+    let counters = counters::of(net, offset);
+    frame.counters = counters;
     if !counters::read::<ALL>(&mut frame.before, counters) {
         return;
     }

@@ -79,9 +79,7 @@ fn prime(net: impl Pointer) {
         return;
     }
     let Some(here) = Here::find() else { return };
-    // SAFETY: this CPU's copy, in which no frame is open in this mode.
-    let place = unsafe { &mut (*here.own()).frame.counters };
-    let address = counters::of(net, frame::cpu_offset(here), place);
+    let address = counters::of(net, frame::cpu_offset(here));
     let mut baseline = Baseline {
         net: net.address(),
         address,
