@@ -34,7 +34,7 @@ use crate::{
         config,
         maps::{CPU, FRAMES, IF_MISSING},
         tally,
-        types::{Call, Counters, Cpu, Frame, Request},
+        types::{Call, Counters, Cpu, Frame, Request, saw},
     },
 };
 
@@ -63,6 +63,9 @@ static NO_FRAME: Frame = Frame {
     paused: NO_COUNTERS,
     pauses: 0,
     latest: 0,
+    sole: 0,
+    sole_paused: 0,
+    sole_after: 0,
 };
 
 /// This CPU's memory.
@@ -209,7 +212,12 @@ pub fn close(call: Call, hook: usize, skb: u64) -> Option<(&'static mut Frame, M
     }
     // Moved, so that the call stays a constant here, and what it may move too.
     let read = move |frame: &mut Frame| {
-        let ok = counters::read(&mut frame.after, frame.counters, call.counters());
+        let mut ok = counters::read(&mut frame.after, frame.counters, call.counters());
+        if config::softirqs_mix() && frame.saw & saw::WATCHES != 0 {
+            let now = counters::sole(frame.counters, call.sole());
+            ok &= now.is_some();
+            frame.sole_after = now.unwrap_or(0);
+        }
         // From here on a pause leaves `before` alone.
         set_call(frame, Call::None);
         ok
@@ -230,6 +238,41 @@ pub fn close(call: Call, hook: usize, skb: u64) -> Option<(&'static mut Frame, M
         tally::lost(|loss| &mut loss.ambiguous);
     }
     Some((frame, movement.moved))
+}
+
+/// Watches the counter of [`SOLE`](counter::SOLE) that packets of `call` may move, until the frame
+/// is closed.
+#[inline(always)]
+pub fn watch(frame: &mut Frame, call: Call) {
+    let read = move |frame: &mut Frame| {
+        let now = counters::sole(frame.counters, call.sole());
+        frame.sole = now.unwrap_or(0);
+        now.is_some()
+    };
+    // Before it is read, so that a pause is noticed.
+    frame.saw |= saw::WATCHES;
+    let begun = if config::softirqs_mix() {
+        steady(frame, read)
+    } else {
+        read(frame)
+    };
+    if !begun {
+        frame.saw &= !saw::WATCHES;
+    }
+}
+
+/// Whether the counter that a frame watched moved. The frame was closed.
+#[inline(always)]
+pub fn watched_moved(frame: &Frame, call: Call) -> bool {
+    if frame.saw & saw::WATCHES == 0 {
+        return false;
+    }
+    let now = if config::softirqs_mix() {
+        Some(frame.sole_after)
+    } else {
+        counters::sole(frame.counters, call.sole())
+    };
+    now.is_some_and(|now| now != frame.sole)
 }
 
 /// Reads counters until the task was not paused meanwhile.
@@ -258,11 +301,15 @@ fn steady(frame: &mut Frame, mut read: impl FnMut(&mut Frame) -> bool) -> bool {
 /// then.
 #[inline(always)]
 pub fn note(what: impl FnOnce() -> u32) {
-    if let Some(frame) = current()
-        && frame.call != Call::None as u32
-    {
+    if let Some(frame) = opened() {
         frame.saw |= what();
     }
+}
+
+/// The open frame, if there is one.
+#[inline(always)]
+pub fn opened() -> Option<&'static mut Frame> {
+    current().filter(|frame| frame.call != Call::None as u32)
 }
 
 /// Where softirqs mix: a task with an open frame is taken off its CPU.
@@ -270,6 +317,9 @@ pub fn note(what: impl FnOnce() -> u32) {
 pub fn pause(task: u64) {
     if let Some(frame) = open_of(task) {
         let _ = counters::read(&mut frame.paused, frame.counters, ALL);
+        if frame.saw & saw::WATCHES != 0 {
+            frame.sole_paused = sole_now(frame);
+        }
     }
 }
 
@@ -284,7 +334,22 @@ pub fn resume(task: u64) {
         let by_others = frame.after[index].wrapping_sub(frame.paused[index]);
         frame.before[index] = frame.before[index].wrapping_add(by_others);
     }
+    if frame.saw & saw::WATCHES != 0 {
+        let by_others = sole_now(frame).wrapping_sub(frame.sole_paused);
+        frame.sole = frame.sole.wrapping_add(by_others);
+    }
     frame.pauses += 1;
+}
+
+/// The counter that an open frame watches.
+#[inline(always)]
+fn sole_now(frame: &Frame) -> u64 {
+    let now = if frame.call == Call::Ack as u32 {
+        counters::sole(frame.counters, Call::Ack.sole())
+    } else {
+        counters::sole(frame.counters, Call::Syn.sole())
+    };
+    now.unwrap_or(0)
 }
 
 #[inline(always)]
