@@ -85,7 +85,8 @@ pub mod mark {
     /// and an index of [`hook`](crate::hook): of what its function returned, behind its last
     /// argument.
     pub const RETURNED: i16 = 0x6100;
-    /// and an index of [`counter`](crate::counter): of that counter among one CPU's.
+    /// and an index of [`counter`](crate::counter): of that counter among one CPU's. Behind
+    /// [`COUNTERS`](crate::counter::COUNTERS) come [`SOLE`](crate::counter::SOLE).
     pub const COUNTER: i16 = 0x6200;
 
     /// Numbers that a register is set to, of a member of [`Kernel`](super::Kernel): the size of the
@@ -153,6 +154,8 @@ pub struct Kernel {
     /// Place of the first counter of each of [`counter::GROUPS`] in the kernel's
     /// array.
     pub counters: [u32; counter::GROUPS.len()],
+    /// Place of each of [`counter::SOLE`] there.
+    pub sole: [u32; counter::SOLE.len()],
     /// This kernel's number of each of [`reason::REASONS`]; 0: it has none.
     pub reasons: [u32; reason::COUNT],
     /// Which hooks would have been seen, a bit per [`hook`] index: those attached, and
@@ -306,6 +309,8 @@ pub struct Baseline {
     pub values: [u64; counter::COUNT],
     /// Their values now, while a packet is looked at.
     pub now: [u64; counter::COUNT],
+    /// The values of [`counter::SOLE`].
+    pub sole: [u64; counter::SOLE.len()],
     /// Inode number of the namespace.
     pub netns: u32,
     /// The verdict, while the kernel side passes it through a map.

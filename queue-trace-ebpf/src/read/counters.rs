@@ -39,6 +39,15 @@ pub fn read<const WHICH: Moved>(place: &mut Counters, counters: u64) -> bool {
     status.ok()
 }
 
+/// Reads one of [`SOLE`](counter::SOLE).
+#[inline(always)]
+pub fn sole(counters: u64, which: usize) -> Option<u64> {
+    match Typed::cast::<{ typed::COUNTERS }>(counters) {
+        Some(counters) => Some(counters.counter(counter::COUNT + which)),
+        None => memory::read(counters + 8 * config::sole_place(which)),
+    }
+}
+
 #[inline(always)]
 fn fetch_group<const LENGTH: usize>(run: &mut [u64], counters: u64, group: usize) -> Status {
     // The lengths are the groups' own, so there is always such a run.

@@ -38,6 +38,7 @@ static PORTS: [u64; PORT_WORDS] = [0; PORT_WORDS];
 static KERNEL: Kernel = Kernel {
     asked: [0; _],
     counters: [0; _],
+    sole: [0; _],
     reasons: [0; _],
     types: [0; _],
     self_test: 0,
@@ -103,6 +104,12 @@ pub fn field(index: usize) -> Field {
 #[inline(always)]
 pub fn wanted() -> outcome::Set {
     global!(FILTER.outcomes)
+}
+
+/// Whether records of an outcome are wanted.
+#[inline(always)]
+pub fn wants(outcome: u8) -> bool {
+    wanted() >> outcome & 1 != 0
 }
 
 /// What a record costs of its CPU's allowance, nanoseconds; 0: no limit.
@@ -190,6 +197,12 @@ pub fn port_wanted(port: u16) -> bool {
 #[inline(always)]
 pub fn counter_place(group: usize) -> u64 {
     u64::from(global!(KERNEL.counters[group]))
+}
+
+/// Place of a counter of [`SOLE`](counter::SOLE) in the kernel's array.
+#[inline(always)]
+pub fn sole_place(which: usize) -> u64 {
+    u64::from(global!(KERNEL.sole[which]))
 }
 
 /// The number of a struct of [`TYPED`](queue_trace_common::settings::TYPED) among the kernel's
