@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::tree;
+use super::{notices, tree};
 use crate::{
     architecture::Architecture,
     artifacts::{self, For},
@@ -56,6 +56,7 @@ impl Programs {
         };
         let root = folder.join("tree");
         tree::lay_out(&root, &program, &here)?;
+        tree::add_notices(&root, &notices::write(self.target)?)?;
         let packed = pack(&root)?;
         fs::remove_dir_all(root)?;
         Ok(packed)

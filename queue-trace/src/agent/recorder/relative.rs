@@ -1,7 +1,7 @@
 //! What the kernel side counted since the recording began, from what it counted since it was
 //! attached.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use queue_trace_common::queue::BUCKETS;
 
@@ -33,8 +33,8 @@ struct SinceBase {
 }
 
 impl Base {
-    /// Of all listeners at a moment.
-    pub fn of(listeners: &[Snapshot]) -> Self {
+    /// Takes in all listeners at a moment: `within` some namespaces, or anywhere.
+    pub fn looked(&mut self, listeners: &[Snapshot], within: Option<&BTreeSet<u32>>) {
         let counted = |one: &Snapshot| {
             let accept = one.accept_queue.as_ref();
             let syn = one.syn_queue.as_ref();
@@ -47,13 +47,10 @@ impl Base {
             }
         };
         let key = |one: &Snapshot| key_of(one.netns, &one.listener);
-        Self {
-            listeners: listeners
-                .iter()
-                .map(|one| (key(one), counted(one)))
-                .collect(),
-            ledgers: BTreeMap::new(),
-        }
+        let elsewhere = |netns: u32| within.is_some_and(|within| !within.contains(&netns));
+        self.listeners.retain(|(netns, ..), _| elsewhere(*netns));
+        let all = listeners.iter().map(|one| (key(one), counted(one)));
+        self.listeners.extend(all);
     }
 
     /// The ledgers of the time since another base.
