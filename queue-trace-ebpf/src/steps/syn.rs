@@ -22,6 +22,7 @@ use crate::{
     },
     state::{
         config,
+        tally::Here,
         types::{Call, Frame, saw},
     },
 };
@@ -36,7 +37,7 @@ fn enter(hook: usize, sk: impl Pointer, skb: u64) {
     if !filter::netns_of(sk) || !filter::addresses(skb) {
         return frame::skip();
     }
-    let _ = frame::open(Call::Syn, hook, sk, skb, 0);
+    let _ = frame::open::<{ Call::Syn.counters() }>(Call::Syn, hook, sk, skb, 0);
 }
 
 /// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked
@@ -48,7 +49,10 @@ fn exit<P: Pointer>(
     _returned: impl FnOnce() -> u64,
     listener: impl FnOnce(&Frame) -> P,
 ) {
-    let Some((frame, moved)) = frame::close(Call::Syn, hook, skb) else {
+    let Some(here) = Here::find() else { return };
+    let Some((frame, moved)) =
+        frame::close::<{ Call::Syn.counters() }, { Call::Syn.alone() }>(here, Call::Syn, hook, skb)
+    else {
         return;
     };
     let sk = listener(frame);
@@ -62,7 +66,7 @@ fn exit<P: Pointer>(
             inode,
         });
     }
-    emit::packet(frame, outcome, moved, sk, inode);
+    emit::packet(here, frame, outcome, moved, sk, inode);
 }
 
 /// The verdict. The order is that of the evidence's strength: a request that was

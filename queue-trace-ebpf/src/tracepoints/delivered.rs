@@ -33,7 +33,12 @@ use crate::{
         packet::{self, Packet, Peer, flag},
         socket::{self, Identity},
     },
-    state::{config, maps::DELIVERED, tally, types::Delivered},
+    state::{
+        config,
+        maps::DELIVERED,
+        tally::{self, Here},
+        types::Delivered,
+    },
     steps::syn,
 };
 
@@ -84,7 +89,7 @@ fn enter(skb: *mut __sk_buff) {
     if !filter::port(sk) || !filter::netns_of(sk) {
         return;
     }
-    let (Some(offset), Some(frame)) = (frame::cpu_offset(), delivered()) else {
+    let (Some(offset), Some(frame)) = (Here::find().map(frame::cpu_offset), delivered()) else {
         return;
     };
     let skb = memory::plain(skb as u64);
@@ -93,7 +98,7 @@ fn enter(skb: *mut __sk_buff) {
     }
     let net = sk.follow::<{ field::SK_NET }>();
     let counters = counters::of(net, offset, &mut frame.counters);
-    if !counters::read(&mut frame.before, counters, ALL) {
+    if !counters::read::<ALL>(&mut frame.before, counters) {
         return;
     }
     let Identity {
@@ -127,7 +132,7 @@ fn icmp(skb: u64) {
     let net = Plain(skb)
         .follow::<{ field::SKB_DEV }>()
         .follow::<{ field::DEV_NET }>();
-    let (Some(offset), Some(frame)) = (frame::cpu_offset(), delivered()) else {
+    let (Some(offset), Some(frame)) = (Here::find().map(frame::cpu_offset), delivered()) else {
         return;
     };
     let (ports, _, _) = config::filters();
@@ -139,7 +144,7 @@ fn icmp(skb: u64) {
         left_open(frame);
     }
     let counters = counters::of(net, offset, &mut frame.counters);
-    if !counters::read(&mut frame.before, counters, ALL) {
+    if !counters::read::<ALL>(&mut frame.before, counters) {
         return;
     }
     let Identity {
@@ -180,10 +185,10 @@ pub fn freed(skb: u64, how: Freed) {
 #[inline(always)]
 fn settle(frame: &mut Delivered, skb: u64, how: Freed) {
     frame.skb = 0;
-    if !counters::read(&mut frame.after, frame.counters, ALL) {
+    if !counters::read::<ALL>(&mut frame.after, frame.counters) {
         return;
     }
-    let movement = Movement::between(&frame.before, &frame.after, ALL);
+    let movement = Movement::between::<ALL>(&frame.before, &frame.after);
     let moved = movement.moved;
     let Some(outcome) = decide(frame, how, moved) else {
         return;
@@ -232,7 +237,7 @@ fn rose(frame: &Delivered) {
         sk: frame.sk,
         inode: frame.inode,
     };
-    let (depth, limit) = match Typed::cast(frame.sk, typed::LISTENER) {
+    let (depth, limit) = match Typed::cast::<{ typed::LISTENER }>(frame.sk) {
         Some(sk) => gauge::accept_queue(sk),
         None => gauge::accept_queue(Plain(frame.sk)),
     };
@@ -314,7 +319,7 @@ pub fn completed(child: u64) {
         return;
     }
     frame.skb = 0;
-    if !counters::read(&mut frame.after, frame.counters, ALL) {
+    if !counters::read::<ALL>(&mut frame.after, frame.counters) {
         return;
     }
     const RECV: usize = COOKIE_RECV.trailing_zeros() as usize;
