@@ -310,13 +310,15 @@ fn own_cookie() -> io::Result<Option<u64>> {
     Ok(Some(cookie))
 }
 
-/// The cookies of namespaces, which tell each from an earlier one that had its number (`None`
-/// before Linux 5.14, which has none), and their counters. It ends as soon as `goes_on` does not
-/// hold.
+/// A namespace's cookie, which tells it from an earlier one that had its number (`None` before
+/// Linux 5.14, which has none), and its counters.
+pub type CookieAndCounters = (Option<u64>, Counters);
+
+/// The cookies of namespaces and their counters. It ends as soon as `goes_on` does not hold.
 pub fn audited<'a>(
     namespaces: impl Iterator<Item = (u32, &'a NetnsPath)> + Send,
     goes_on: impl Fn() -> bool + Send + Sync,
-) -> Vec<(u32, io::Result<(Option<u64>, Counters)>)> {
+) -> Vec<(u32, io::Result<CookieAndCounters>)> {
     let own = || Ok((own_cookie()?, parsed(&counter_texts("/proc/thread-self")?)?));
     each_inside(namespaces, |_| goes_on().then(own))
 }
@@ -352,7 +354,7 @@ mod tests {
 
     use super::*;
 
-    fn audited_one(netns: u32, path: &NetnsPath) -> io::Result<(Option<u64>, Counters)> {
+    fn audited_one(netns: u32, path: &NetnsPath) -> io::Result<CookieAndCounters> {
         let mut all = audited(std::iter::once((netns, path)), || true);
         let (told, audited) = all.pop().unwrap();
         assert_eq!(told, netns);

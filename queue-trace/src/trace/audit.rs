@@ -531,7 +531,11 @@ mod tests {
             ..Latest::default()
         };
         assert_eq!(latest.unexplained().collect::<Vec<_>>(), [2]);
-        let sides = [(seen(1), moved(3)), (seen(3), moved(4)), (seen(4), moved(1))];
+        let sides = [
+            (seen(1), moved(3)),
+            (seen(3), moved(4)),
+            (seen(4), moved(1)),
+        ];
         let mut due: Vec<_> = latest.moved(&sides.into()).collect();
         due.sort_unstable();
         assert_eq!(due, [3, 4]);

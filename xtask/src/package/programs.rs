@@ -53,7 +53,7 @@ impl Programs {
         let here = self.program(Architecture::HERE)?;
         let root = folder.join("tree");
         tree::lay_out(&root, &program, &here)?;
-        tree::add_notices(&root, &notices::write(self.target)?)?;
+        notices::add(&root, &notices::write(self.target)?)?;
         let packed = pack(&root)?;
         fs::remove_dir_all(root)?;
         Ok(packed)

@@ -10,7 +10,6 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::notices;
 use crate::{process, workspace};
 
 /// Files that a person may have changed, and an upgrade leaves as they are.
@@ -70,13 +69,6 @@ pub fn lay_out(root: &Path, program: &Path, here: &Path) -> Result<()> {
     permit(root)
 }
 
-/// Adds the licences of what is linked.
-pub fn add_notices(root: &Path, notices: &str) -> Result<()> {
-    let path = root.join("usr/share/doc/queue-trace").join(notices::FILE);
-    write(&path, notices)?;
-    permit(root)
-}
-
 /// Copies a file, and makes the folder that it goes to.
 pub fn put(from: &Path, to: &Path, mode: u32) -> Result<()> {
     make_folder(to.parent().unwrap_or(to))?;
@@ -109,7 +101,7 @@ fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Folders are for everybody to look into, whatever the umask was; files are as they were put,
 /// or for everybody to read.
-fn permit(path: &Path) -> Result<()> {
+pub fn permit(path: &Path) -> Result<()> {
     let about = fs::symlink_metadata(path)?;
     let mode = if about.is_dir() || about.permissions().mode() & 0o111 != 0 {
         0o755
