@@ -36,8 +36,6 @@ pub struct Filter {
     /// Outcome tags for which records are sent, a bit each. Counting is not
     /// affected.
     pub outcomes: u64,
-    /// Nanoseconds that a record costs of its CPU's allowance; 0: no limit.
-    pub record_cost_ns: u64,
     /// Connections are told as accepted only if they waited at least so long,
     /// nanoseconds; 0: all.
     pub slow_ns: u64,
@@ -45,6 +43,8 @@ pub struct Filter {
     pub netns: [u32; MAX_NETNS],
     /// How many namespaces are named.
     pub netns_count: u32,
+    /// Nanoseconds that a record costs of its CPU's allowance, a second at most; 0: no limit.
+    pub record_cost_ns: u32,
     /// 1: only ports in the bitmap `PORTS`.
     pub ports: u8,
     /// 1: only packets to an address in the trie `ADDRS`.
@@ -54,6 +54,10 @@ pub struct Filter {
     /// 1: SYNs for ports without a listener are of interest on every port, 0: only on those whose
     /// listener was closed while attached.
     pub unheard: u8,
+    /// 1: the kernel side's own messages are wanted.
+    pub debug: u8,
+    /// Padding.
+    pub _pad: [u8; 3],
 }
 
 /// The mark of the namespace in which a queue-trace tests itself: its `net.core.somaxconn` is one
@@ -81,7 +85,8 @@ pub mod mark {
     /// and an index of [`hook`](crate::hook): of what its function returned, behind its last
     /// argument.
     pub const RETURNED: i16 = 0x6100;
-    /// and an index of [`counter`](crate::counter): of that counter among one CPU's.
+    /// and an index of [`counter`](crate::counter): of that counter among one CPU's. Behind
+    /// [`COUNTERS`](crate::counter::COUNTERS) come [`SOLE`](crate::counter::SOLE).
     pub const COUNTER: i16 = 0x6200;
 
     /// Numbers that a register is set to, of a member of [`Kernel`](super::Kernel): the size of the
@@ -149,6 +154,8 @@ pub struct Kernel {
     /// Place of the first counter of each of [`counter::GROUPS`] in the kernel's
     /// array.
     pub counters: [u32; counter::GROUPS.len()],
+    /// Place of each of [`counter::SOLE`] there.
+    pub sole: [u32; counter::SOLE.len()],
     /// This kernel's number of each of [`reason::REASONS`]; 0: it has none.
     pub reasons: [u32; reason::COUNT],
     /// Which hooks would have been seen, a bit per [`hook`] index: those attached, and
@@ -302,6 +309,8 @@ pub struct Baseline {
     pub values: [u64; counter::COUNT],
     /// Their values now, while a packet is looked at.
     pub now: [u64; counter::COUNT],
+    /// The values of [`counter::SOLE`].
+    pub sole: [u64; counter::SOLE.len()],
     /// Inode number of the namespace.
     pub netns: u32,
     /// The verdict, while the kernel side passes it through a map.

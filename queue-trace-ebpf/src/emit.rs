@@ -1,7 +1,7 @@
 //! Out of the kernel: exact counts, records, and what was lost.
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_jiffies64};
-use aya_log_ebpf::{debug, macro_support::Level};
+use aya_log_ebpf::debug;
 use queue_trace_common::{
     counter::Moved,
     field,
@@ -171,7 +171,7 @@ fn tell(
     peer: impl FnOnce() -> Option<Peer>,
     more: impl FnOnce(&mut Record),
 ) {
-    if aya_log_ebpf::macro_support::level_enabled(Level::Debug) {
+    if config::debug() {
         log(verdict.outcome, verdict.listener.port);
     }
 
@@ -234,7 +234,7 @@ fn wanted(outcome: u8) -> bool {
     config::wanted() & (1 << outcome) != 0
 }
 
-/// For `-vv`. Without it the level is a constant to the verifier, which removes the
+/// For `-vv`. Without it nobody asks, which is a constant to the verifier: it removes the
 /// call. A function of its own, for the stack's sake.
 #[inline(never)]
 fn log(outcome: u8, port: u16) {
@@ -387,10 +387,11 @@ fn within_allowance(here: Here) -> Option<u64> {
     // SAFETY: a plain helper without arguments; a load, once verified.
     let tick = unsafe { bpf_jiffies64() };
     // SAFETY: as above.
-    let (until, used_up) = unsafe { (account.read_volatile(), used_up_at.read_volatile()) };
-    if used_up == tick {
+    if unsafe { used_up_at.read_volatile() } == tick {
         return None;
     }
+    // SAFETY: as above.
+    let until = unsafe { account.read_volatile() };
     // SAFETY: as above.
     let now = unsafe { bpf_ktime_get_ns() };
     let from = if until > now { until } else { now };

@@ -34,7 +34,7 @@ use crate::{
         config,
         maps::{FRAMES, IF_MISSING},
         tally::{self, Here},
-        types::{Call, Counters, Frame, Request},
+        types::{Call, Counters, Frame, Request, saw},
     },
 };
 
@@ -63,6 +63,9 @@ static NO_FRAME: Frame = Frame {
     paused: NO_COUNTERS,
     pauses: 0,
     latest: 0,
+    sole: 0,
+    sole_paused: 0,
+    sole_after: 0,
 };
 
 /// What to add to a per-CPU address to reach this CPU's copy.
@@ -139,7 +142,8 @@ pub fn open<const WHICH: Moved>(
     };
     shut(frame);
     let net = sk.follow::<{ field::SK_NET }>();
-    let address = counters::of(net, cpu_offset(here), &mut frame.counters);
+    let address = counters::of(net, cpu_offset(here));
+    frame.counters = address;
     frame.saw = 0;
     frame.sk = sk.address();
     frame.skb = skb;
@@ -204,7 +208,12 @@ pub fn close<const WHICH: Moved, const ALONE: Moved>(
     let movement = if config::softirqs_mix() {
         let ended = steady(frame, move |frame| {
             set_call(frame, call);
-            let ok = counters::read::<WHICH>(&mut frame.after, frame.counters);
+            let mut ok = counters::read::<WHICH>(&mut frame.after, frame.counters);
+            if frame.saw & saw::WATCHES != 0 {
+                let now = counters::sole(frame.counters, call.sole());
+                ok &= now.is_some();
+                frame.sole_after = now.unwrap_or(0);
+            }
             // From here on a pause leaves `before` alone.
             set_call(frame, Call::None);
             ok
@@ -221,6 +230,41 @@ pub fn close<const WHICH: Moved, const ALONE: Moved>(
         tally::lost(|loss| &mut loss.ambiguous);
     }
     Some((frame, movement.moved))
+}
+
+/// Watches the counter of [`SOLE`](counter::SOLE) that packets of `call` may move, until the frame
+/// is closed.
+#[inline(always)]
+pub fn watch(frame: &mut Frame, call: Call) {
+    let read = move |frame: &mut Frame| {
+        let now = counters::sole(frame.counters, call.sole());
+        frame.sole = now.unwrap_or(0);
+        now.is_some()
+    };
+    // Before it is read, so that a pause is noticed.
+    frame.saw |= saw::WATCHES;
+    let begun = if config::softirqs_mix() {
+        steady(frame, read)
+    } else {
+        read(frame)
+    };
+    if !begun {
+        frame.saw &= !saw::WATCHES;
+    }
+}
+
+/// Whether the counter that a frame watched moved. The frame was closed.
+#[inline(always)]
+pub fn watched_moved(frame: &Frame, call: Call) -> bool {
+    if frame.saw & saw::WATCHES == 0 {
+        return false;
+    }
+    let now = if config::softirqs_mix() {
+        Some(frame.sole_after)
+    } else {
+        counters::sole(frame.counters, call.sole())
+    };
+    now.is_some_and(|now| now != frame.sole)
 }
 
 /// Reads counters until the task was not paused meanwhile.
@@ -249,11 +293,17 @@ fn steady(frame: &mut Frame, mut read: impl FnMut(&mut Frame) -> bool) -> bool {
 /// then.
 #[inline(always)]
 pub fn note(what: impl FnOnce() -> u32) {
-    if let Some(frame) = Here::find().and_then(current)
-        && frame.call != Call::None as u32
-    {
+    if let Some(frame) = opened() {
         frame.saw |= what();
     }
+}
+
+/// The open frame, if there is one.
+#[inline(always)]
+pub fn opened() -> Option<&'static mut Frame> {
+    Here::find()
+        .and_then(current)
+        .filter(|frame| frame.call != Call::None as u32)
 }
 
 /// Where softirqs mix: a task with an open frame is taken off its CPU.
@@ -261,6 +311,9 @@ pub fn note(what: impl FnOnce() -> u32) {
 pub fn pause(task: u64) {
     if let Some(frame) = open_of(task) {
         let _ = counters::read::<ALL>(&mut frame.paused, frame.counters);
+        if frame.saw & saw::WATCHES != 0 {
+            frame.sole_paused = sole_now(frame);
+        }
     }
 }
 
@@ -275,7 +328,22 @@ pub fn resume(task: u64) {
         let by_others = frame.after[index].wrapping_sub(frame.paused[index]);
         frame.before[index] = frame.before[index].wrapping_add(by_others);
     }
+    if frame.saw & saw::WATCHES != 0 {
+        let by_others = sole_now(frame).wrapping_sub(frame.sole_paused);
+        frame.sole = frame.sole.wrapping_add(by_others);
+    }
     frame.pauses += 1;
+}
+
+/// The counter that an open frame watches.
+#[inline(always)]
+fn sole_now(frame: &Frame) -> u64 {
+    let now = if frame.call == Call::Ack as u32 {
+        counters::sole(frame.counters, Call::Ack.sole())
+    } else {
+        counters::sole(frame.counters, Call::Syn.sole())
+    };
+    now.unwrap_or(0)
 }
 
 #[inline(always)]

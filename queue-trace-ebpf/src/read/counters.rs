@@ -11,15 +11,11 @@ use queue_trace_common::{
 use super::memory::{self, Pointer, Status, Typed};
 use crate::state::{config, types::Counters};
 
-/// The address of this CPU's counters of a namespace; `place` is in a map, in which what
-/// was a pointer to the verifier becomes a number.
+/// The address of this CPU's counters of a namespace.
 #[inline(always)]
-pub fn of(net: impl Pointer, cpu_offset: u64, place: &mut u64) -> u64 {
-    *place = net.follow::<{ field::NET_COUNTERS }>().address();
-    // SAFETY: a reference is good to read from.
-    let shared = unsafe { core::ptr::read_volatile(place) };
-    *place = shared.wrapping_add(cpu_offset);
-    *place
+pub fn of(net: impl Pointer, cpu_offset: u64) -> u64 {
+    let shared = net.follow::<{ field::NET_COUNTERS }>().address();
+    memory::plain(shared).wrapping_add(cpu_offset)
 }
 
 /// Reads counters into a place: those asked for, or all.
@@ -41,6 +37,15 @@ pub fn read<const WHICH: Moved>(place: &mut Counters, counters: u64) -> bool {
         | fetch_group::<{ GROUPS[1].1 }>(second, counters, 1)
         | fetch_group::<{ GROUPS[2].1 }>(third, counters, 2);
     status.ok()
+}
+
+/// Reads one of [`SOLE`](counter::SOLE).
+#[inline(always)]
+pub fn sole(counters: u64, which: usize) -> Option<u64> {
+    match Typed::cast::<{ typed::COUNTERS }>(counters) {
+        Some(counters) => Some(counters.counter(counter::COUNT + which)),
+        None => memory::read(counters + 8 * config::sole_place(which)),
+    }
 }
 
 #[inline(always)]

@@ -169,7 +169,7 @@ impl Typed {
                 }
             };
         }
-        const { assert!(counter::COUNT <= 12) };
+        const { assert!(counter::COUNT + counter::SOLE.len() <= 12) };
         of!(0 1 2 3 4 5 6 7 8 9 10 11)
     }
 }

@@ -19,14 +19,16 @@ static FIELDS: [Field; field::COUNT] = [Field { offset: 0, size: 0 }; field::COU
 #[unsafe(no_mangle)]
 static FILTER: Filter = Filter {
     outcomes: 0,
-    record_cost_ns: 0,
     slow_ns: 0,
     netns: [0; _],
     netns_count: 0,
+    record_cost_ns: 0,
     ports: 0,
     addrs: 0,
     clients: 0,
     unheard: 0,
+    debug: 0,
+    _pad: [0; _],
 };
 
 #[unsafe(no_mangle)]
@@ -36,6 +38,7 @@ static PORTS: [u64; PORT_WORDS] = [0; PORT_WORDS];
 static KERNEL: Kernel = Kernel {
     asked: [0; _],
     counters: [0; _],
+    sole: [0; _],
     reasons: [0; _],
     types: [0; _],
     self_test: 0,
@@ -103,10 +106,16 @@ pub fn wanted() -> outcome::Set {
     global!(FILTER.outcomes)
 }
 
+/// Whether records of an outcome are wanted.
+#[inline(always)]
+pub fn wants(outcome: u8) -> bool {
+    wanted() >> outcome & 1 != 0
+}
+
 /// What a record costs of its CPU's allowance, nanoseconds; 0: no limit.
 #[inline(always)]
 pub fn record_cost_ns() -> u64 {
-    global!(FILTER.record_cost_ns)
+    known!(FILTER.record_cost_ns, 4)
 }
 
 /// Below what time in the accept queue an accepted connection is not told, nanoseconds.
@@ -138,6 +147,12 @@ pub fn filters_addresses() -> (bool, bool) {
 #[inline(always)]
 pub fn unheard() -> bool {
     known!(FILTER.unheard, 1) != 0
+}
+
+/// Whether the kernel side's own messages are wanted.
+#[inline(always)]
+pub fn debug() -> bool {
+    known!(FILTER.debug, 1) != 0
 }
 
 /// Which of [`REASONS`](reason::REASONS) this kernel's number of a reason for freeing a packet is,
@@ -182,6 +197,12 @@ pub fn port_wanted(port: u16) -> bool {
 #[inline(always)]
 pub fn counter_place(group: usize) -> u64 {
     u64::from(global!(KERNEL.counters[group]))
+}
+
+/// Place of a counter of [`SOLE`](counter::SOLE) in the kernel's array.
+#[inline(always)]
+pub fn sole_place(which: usize) -> u64 {
+    u64::from(global!(KERNEL.sole[which]))
 }
 
 /// The number of a struct of [`TYPED`](queue_trace_common::settings::TYPED) among the kernel's

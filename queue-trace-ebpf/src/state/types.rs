@@ -29,6 +29,15 @@ pub enum Call {
 }
 
 impl Call {
+    /// The counter of [`SOLE`](counter::SOLE) that its packets may move.
+    #[inline(always)]
+    pub const fn sole(self) -> usize {
+        match self {
+            Self::Ack => counter::DEFERRED,
+            _ => counter::FAST_OPEN_FULL,
+        }
+    }
+
     /// The counters that its outcomes move, or may move.
     pub const fn counters(self) -> Moved {
         self.counters_with(0)
@@ -84,6 +93,8 @@ pub mod saw {
     pub const NOT_ADDED: u32 = 1 << 7;
     /// The SYN-ACK was sent again.
     pub const RETRANSMITTED: u32 = 1 << 8;
+    /// No function: a counter of [`SOLE`](queue_trace_common::counter::SOLE) is watched.
+    pub const WATCHES: u32 = 1 << 10;
 }
 
 /// What is remembered of the packet in hand.
@@ -120,6 +131,12 @@ pub struct Frame {
     pub pauses: u64,
     /// The slot that was counted in last.
     pub latest: u64,
+    /// The counter of [`SOLE`](counter::SOLE) that is watched, at entry.
+    pub sole: u64,
+    /// Where softirqs mix: when the task was taken off its CPU,
+    pub sole_paused: u64,
+    /// and when the frame was closed.
+    pub sole_after: u64,
 }
 
 /// What only the kernel side sees of a CPU's memory.
@@ -238,6 +255,8 @@ pub struct Delivered {
     pub after: Counters,
     /// The verdict; see [`forget_range`](crate::frame::forget_range).
     pub verdict: u32,
-    /// Padding.
-    pub _pad2: u32,
+    /// 1: a counter of [`SOLE`](counter::SOLE) is watched.
+    pub watches: u32,
+    /// Its value before.
+    pub sole: u64,
 }

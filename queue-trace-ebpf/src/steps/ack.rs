@@ -32,7 +32,13 @@ fn enter(call: Call, hook: usize, sk: impl Pointer, skb: u64, request: u64) {
     if !filter::netns_of(sk) || !filter::addresses(skb) {
         return frame::skip();
     }
-    let _ = frame::open::<{ Call::Ack.counters() }>(call, hook, sk, skb, request);
+    let opened = frame::open::<{ Call::Ack.counters() }>(call, hook, sk, skb, request);
+    if call == Call::Ack
+        && config::wants(outcome::ACK_DEFERRED)
+        && let Some(frame) = opened
+    {
+        frame::watch(frame, call);
+    }
 }
 
 /// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked
@@ -96,8 +102,10 @@ fn decide(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
     if dropped {
         return Some(outcome::ACK_DROPPED_OTHER);
     }
-    // A retransmitted SYN, a bare ACK under TCP_DEFER_ACCEPT, a packet out of
-    // window, a reset: no verdict on the handshake.
+    if frame::watched_moved(frame, Call::Ack) {
+        return Some(outcome::ACK_DEFERRED);
+    }
+    // A retransmitted SYN, a packet out of window, a reset: no verdict on the handshake.
     None
 }
 

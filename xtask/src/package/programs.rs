@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::tree;
+use super::{notices, tree};
 use crate::{
     architecture::Architecture,
     artifacts::{self, For},
@@ -53,6 +53,7 @@ impl Programs {
         let here = self.program(Architecture::HERE)?;
         let root = folder.join("tree");
         tree::lay_out(&root, &program, &here)?;
+        notices::add(&root, &notices::write(self.target)?)?;
         let packed = pack(&root)?;
         fs::remove_dir_all(root)?;
         Ok(packed)

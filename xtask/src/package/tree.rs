@@ -101,7 +101,7 @@ fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Folders are for everybody to look into, whatever the umask was; files are as they were put,
 /// or for everybody to read.
-fn permit(path: &Path) -> Result<()> {
+pub fn permit(path: &Path) -> Result<()> {
     let about = fs::symlink_metadata(path)?;
     let mode = if about.is_dir() || about.permissions().mode() & 0o111 != 0 {
         0o755

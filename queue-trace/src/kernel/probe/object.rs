@@ -144,7 +144,8 @@ fn places(fields: &[Field; field::COUNT], kernel: &Kernel) -> HashMap<i16, Field
         .iter()
         .zip(kernel.counters)
         .flat_map(|(&(_, count), base)| (0..count).map(move |next| word(base as usize + next)));
-    let counters = (mark::COUNTER..).zip(counters);
+    let sole = kernel.sole.iter().map(|place| word(*place as usize));
+    let counters = (mark::COUNTER..).zip(counters.chain(sole));
     fields.chain(returned).chain(counters).collect()
 }
 
