@@ -23,7 +23,7 @@ use queue_trace_common::outcome::{
     self, SYN_DROPPED_AO, SYN_DROPPED_CHECKSUM, SYN_DROPPED_MD5, SYN_DROPPED_MIN_TTL,
     SYN_DROPPED_POLICY, SYN_DROPPED_SOCKET_FILTER,
 };
-use socket2::{Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use crate::diagnose::{assert_found, diagnosed};
 
@@ -222,7 +222,7 @@ fn signed(
     let connect = || {
         let mut clients = Vec::new();
         for _ in 0..SYNS {
-            let client = Socket::new(family.domain(), Type::STREAM, None)?;
+            let client = Socket::new(Domain::for_address(room.address), Type::STREAM, None)?;
             sign(&client)?;
             client.set_nonblocking(true)?;
             let begun = client.connect(&room.address.into());
@@ -271,7 +271,13 @@ fn an_md5_signature_that_is_wrong_or_not_asked_for() {
         let key = Md5Key::of(family, SECRET);
         let wrong = Md5Key::of(family, OTHER_SECRET);
         let failure = (SYN_DROPPED_MD5, "TCPMD5Failure");
-        signed(family, &|at| key.set(at), &|by| wrong.set(by), failure, told);
+        signed(
+            family,
+            &|at| key.set(at),
+            &|by| wrong.set(by),
+            failure,
+            told,
+        );
         let unexpected = (SYN_DROPPED_MD5, "TCPMD5Unexpected");
         signed(family, &|_| Ok(()), &|by| key.set(by), unexpected, told);
     }
@@ -292,7 +298,13 @@ fn an_authentication_option_that_is_wrong_or_not_asked_for() {
         let bad = (SYN_DROPPED_AO, "TCPAOBad");
         signed(family, &|at| key.set(at), &|by| wrong.set(by), bad, true);
         let not_found = (SYN_DROPPED_AO, "TCPAOKeyNotFound");
-        signed(family, &|at| key.set(at), &|by| unknown.set(by), not_found, true);
+        signed(
+            family,
+            &|at| key.set(at),
+            &|by| unknown.set(by),
+            not_found,
+            true,
+        );
         signed(family, &|_| Ok(()), &|by| key.set(by), not_found, true);
     }
 }

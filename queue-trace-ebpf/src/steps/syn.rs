@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use queue_trace_common::{
-    counter::{COOKIE_SENT, DO_COOKIES, DROP, Moved, OVERFLOW, QUEUE_DROP},
+    counter::{self, COOKIE_SENT, DO_COOKIES, DROP, Moved, OVERFLOW, QUEUE_DROP},
     field, hook, outcome,
     queue::QueueKey,
 };
@@ -24,6 +24,7 @@ use crate::{
     },
     state::{
         config,
+        tally::Here,
         types::{Call, Frame, saw},
     },
 };
@@ -38,7 +39,7 @@ fn enter(hook: usize, sk: impl Pointer, skb: u64) {
     if !filter::netns_of(sk) || !filter::addresses(skb) {
         return frame::skip();
     }
-    let _ = frame::open(Call::Syn, hook, sk, skb, 0);
+    let _ = frame::open::<{ Call::Syn.counters() }>(Call::Syn, hook, sk, skb, 0);
 }
 
 /// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked
@@ -50,7 +51,10 @@ fn exit<P: Pointer>(
     _returned: impl FnOnce() -> u64,
     listener: impl FnOnce(&Frame) -> P,
 ) {
-    let Some((frame, moved)) = frame::close(Call::Syn, hook, skb) else {
+    let Some(here) = Here::find() else { return };
+    let Some((frame, moved)) =
+        frame::close::<{ Call::Syn.counters() }, { Call::Syn.alone() }>(here, Call::Syn, hook, skb)
+    else {
         return;
     };
     let sk = listener(frame);
@@ -58,7 +62,7 @@ fn exit<P: Pointer>(
     let inode = socket::inode(sk);
     let outcome = decide(frame, moved, net);
     let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
-    if config::wants(outcome::FAST_OPEN_REFUSED) && frame::watched_moved(frame, Call::Syn) {
+    if frame::watched_moved::<{ counter::FAST_OPEN_FULL }>(frame) {
         refused_fast_open(frame, inode);
     }
     if outcome == outcome::QUEUED {
@@ -67,7 +71,7 @@ fn exit<P: Pointer>(
             inode,
         });
     }
-    emit::packet(frame, outcome, moved, sk, inode);
+    emit::packet(here, frame, outcome, moved, sk, inode);
 }
 
 /// The verdict. The order is that of the evidence's strength: a request that was
@@ -164,7 +168,7 @@ fn allocated<P: Pointer>(returned: impl FnOnce() -> u64, net: impl FnOnce(&Frame
         && serves_fast_open(net(frame))
         && frame.call == Call::Syn as u32
     {
-        frame::watch(frame, Call::Syn);
+        frame::watch::<{ counter::FAST_OPEN_FULL }>(frame);
     }
 }
 

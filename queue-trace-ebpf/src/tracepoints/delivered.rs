@@ -33,7 +33,12 @@ use crate::{
         packet::{self, Packet, Peer, flag},
         socket::{self, Identity},
     },
-    state::{config, maps::DELIVERED, tally, types::Delivered},
+    state::{
+        config,
+        maps::DELIVERED,
+        tally::{self, Here},
+        types::Delivered,
+    },
     steps::syn,
 };
 
@@ -84,7 +89,7 @@ fn enter(skb: *mut __sk_buff) {
     if !filter::port(sk) || !filter::netns_of(sk) {
         return;
     }
-    let (Some(offset), Some(frame)) = (frame::cpu_offset(), delivered()) else {
+    let (Some(offset), Some(frame)) = (Here::find().map(frame::cpu_offset), delivered()) else {
         return;
     };
     let skb = memory::plain(skb as u64);
@@ -93,7 +98,7 @@ fn enter(skb: *mut __sk_buff) {
     }
     let net = sk.follow::<{ field::SK_NET }>();
     let counters = counters::of(net, offset, &mut frame.counters);
-    if !counters::read(&mut frame.before, counters, ALL) {
+    if !counters::read::<ALL>(&mut frame.before, counters) {
         return;
     }
     let Identity {
@@ -131,9 +136,9 @@ fn is_syn(flags: u8) -> bool {
 #[inline(always)]
 fn sole_now(frame: &Delivered) -> u64 {
     let now = if is_syn(frame.flags) {
-        counters::sole(frame.counters, counter::FAST_OPEN_FULL)
+        counters::sole::<{ counter::FAST_OPEN_FULL }>(frame.counters)
     } else {
-        counters::sole(frame.counters, counter::DEFERRED)
+        counters::sole::<{ counter::DEFERRED }>(frame.counters)
     };
     now.unwrap_or(0)
 }
@@ -152,7 +157,7 @@ fn icmp(skb: u64) {
     let net = Plain(skb)
         .follow::<{ field::SKB_DEV }>()
         .follow::<{ field::DEV_NET }>();
-    let (Some(offset), Some(frame)) = (frame::cpu_offset(), delivered()) else {
+    let (Some(offset), Some(frame)) = (Here::find().map(frame::cpu_offset), delivered()) else {
         return;
     };
     let (ports, _, _) = config::filters();
@@ -164,7 +169,7 @@ fn icmp(skb: u64) {
         left_open(frame);
     }
     let counters = counters::of(net, offset, &mut frame.counters);
-    if !counters::read(&mut frame.before, counters, ALL) {
+    if !counters::read::<ALL>(&mut frame.before, counters) {
         return;
     }
     let Identity {
@@ -206,10 +211,10 @@ pub fn freed(skb: u64, how: Freed) {
 #[inline(always)]
 fn settle(frame: &mut Delivered, skb: u64, how: Freed) {
     frame.skb = 0;
-    if !counters::read(&mut frame.after, frame.counters, ALL) {
+    if !counters::read::<ALL>(&mut frame.after, frame.counters) {
         return;
     }
-    let movement = Movement::between(&frame.before, &frame.after, ALL);
+    let movement = Movement::between::<ALL>(&frame.before, &frame.after);
     let moved = movement.moved;
     let sole = frame.watches != 0 && sole_now(frame) != frame.sole;
     let decided = match decide(frame, how, moved) {
@@ -293,7 +298,7 @@ fn rose(frame: &Delivered) {
         sk: frame.sk,
         inode: frame.inode,
     };
-    let (depth, limit) = match Typed::cast(frame.sk, typed::LISTENER) {
+    let (depth, limit) = match Typed::cast::<{ typed::LISTENER }>(frame.sk) {
         Some(sk) => gauge::accept_queue(sk),
         None => gauge::accept_queue(Plain(frame.sk)),
     };
@@ -375,7 +380,7 @@ pub fn completed(child: u64) {
         return;
     }
     frame.skb = 0;
-    if !counters::read(&mut frame.after, frame.counters, ALL) {
+    if !counters::read::<ALL>(&mut frame.after, frame.counters) {
         return;
     }
     const RECV: usize = COOKIE_RECV.trailing_zeros() as usize;

@@ -40,7 +40,12 @@ use crate::{
         packet::{self, Packet, Peer, flag},
         socket::{self, Identity},
     },
-    state::{config, maps::BASELINES, tally, types::Counters},
+    state::{
+        config,
+        maps::BASELINES,
+        tally::{self, Here},
+        types::Counters,
+    },
     steps::{close, syn},
 };
 
@@ -73,10 +78,10 @@ fn prime(net: impl Pointer) {
     if identity == 0 || baseline_of(identity).is_some() {
         return;
     }
-    let Some(cpu) = frame::cpu() else { return };
+    let Some(here) = Here::find() else { return };
     // SAFETY: this CPU's copy, in which no frame is open in this mode.
-    let (offset, place) = unsafe { ((*cpu).offset, &mut (*cpu).frame.counters) };
-    let address = counters::of(net, offset, place);
+    let place = unsafe { &mut (*here.own()).frame.counters };
+    let address = counters::of(net, frame::cpu_offset(here), place);
     let mut baseline = Baseline {
         net: net.address(),
         address,
@@ -86,12 +91,12 @@ fn prime(net: impl Pointer) {
         netns: net.load::<_, { field::NET_ID }>(),
         verdict: 0,
     };
-    if !counters::read(&mut baseline.values, address, ALL) {
+    if !counters::read::<ALL>(&mut baseline.values, address) {
         return;
     }
     baseline.sole = [
-        counters::sole(address, counter::DEFERRED).unwrap_or(0),
-        counters::sole(address, counter::FAST_OPEN_FULL).unwrap_or(0),
+        counters::sole::<{ counter::DEFERRED }>(address).unwrap_or(0),
+        counters::sole::<{ counter::FAST_OPEN_FULL }>(address).unwrap_or(0),
     ];
     // Sets this CPU's copy alone, also where the entry exists. Where there is no room, each
     // packet that ends is counted as one without a baseline.
@@ -102,8 +107,8 @@ fn prime(net: impl Pointer) {
 /// device of its route, which is the loopback device for what is ours. 0 if it has no route.
 #[inline(always)]
 fn identity_of(skb: u64) -> u64 {
-    match Typed::cast(skb, typed::PACKET) {
-        Some(packet) => Typed::cast(route_of(packet), typed::ROUTE).map_or(0, |route| {
+    match Typed::cast::<{ typed::PACKET }>(skb) {
+        Some(packet) => Typed::cast::<{ typed::ROUTE }>(route_of(packet)).map_or(0, |route| {
             identity(net_of(route.follow::<{ field::DST_DEV }>()))
         }),
         None => match route_of(Plain(skb)) {
@@ -134,10 +139,10 @@ fn freed(skb: u64, how: Freed) {
         return without_baseline(skb);
     };
     let net = baseline.net;
-    if !counters::read(&mut baseline.now, baseline.address, ALL) {
+    if !counters::read::<ALL>(&mut baseline.now, baseline.address) {
         return;
     }
-    let movement = Movement::between(&baseline.values, &baseline.now, ALL);
+    let movement = Movement::between::<ALL>(&baseline.values, &baseline.now);
     let moved = movement.moved;
     let may_be_queued = how == Freed::Consumed && config::wanted() & (1 << outcome::QUEUED) != 0;
     let sole = sole_movement(baseline, how);
@@ -230,7 +235,11 @@ fn sole_movement(baseline: &Baseline, how: Freed) -> u64 {
         return 0;
     }
     let which = sole_of(how);
-    let now = counters::sole(baseline.address, which);
+    let now = if how == Freed::Consumed {
+        counters::sole::<{ counter::FAST_OPEN_FULL }>(baseline.address)
+    } else {
+        counters::sole::<{ counter::DEFERRED }>(baseline.address)
+    };
     now.map_or(0, |now| now.wrapping_sub(baseline.sole[which]))
 }
 
@@ -384,7 +393,7 @@ fn packet_received(ctx: RawTracePointContext) -> i32 {
         delivered::received(skb);
         return 0;
     }
-    match Typed::cast(skb, typed::PACKET) {
+    match Typed::cast::<{ typed::PACKET }>(skb) {
         Some(packet) => prime(net_of(packet.follow::<{ field::SKB_DEV }>())),
         None => prime(net_of(Plain(skb).follow::<{ field::SKB_DEV }>())),
     }
@@ -500,7 +509,7 @@ fn completed(sk: u64, net: u64) {
     let Some(baseline) = baseline_of(identity(Plain(net))) else {
         return;
     };
-    if !counters::read(&mut baseline.now, baseline.address, ALL) {
+    if !counters::read::<ALL>(&mut baseline.now, baseline.address) {
         return;
     }
     const RECV: usize = COOKIE_RECV.trailing_zeros() as usize;

@@ -84,6 +84,8 @@ pub struct Live {
     /// Those among them that are about listeners.
     unlisted: Vec<String>,
     listeners: HashMap<QueueKey, Listener>,
+    /// The one of them that is there for the latest record: mostly it is the next one's too.
+    told_last: Option<(QueueKey, Listener)>,
     clients: ClientTable,
     losses: Losses,
     undecoded: u64,
@@ -165,6 +167,7 @@ impl Live {
             selection,
             host,
             listeners: HashMap::new(),
+            told_last: None,
             losses: Losses::default(),
             undecoded: 0,
             events: 0,
@@ -473,6 +476,7 @@ impl Live {
             self.counted.remove(&key);
             self.held.forget(&key);
             self.listeners.remove(&socket(&key));
+            self.told_last = None;
         }
     }
 
@@ -521,8 +525,11 @@ impl Live {
                 if let (sk, Some(inode)) = (event.sk, event.listener.inode)
                     && sk != 0
                 {
-                    let socket = QueueKey { sk, inode };
-                    self.listeners.insert(socket, event.listener);
+                    let told = (QueueKey { sk, inode }, event.listener);
+                    if self.told_last != Some(told) {
+                        self.told_last = Some(told);
+                        self.listeners.insert(told.0, told.1);
+                    }
                 }
                 self.clients.take(&event);
                 sink.event(&event)
