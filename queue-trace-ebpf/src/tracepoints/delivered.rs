@@ -137,9 +137,9 @@ fn is_syn(flags: u8) -> bool {
 #[inline(always)]
 fn sole_now(frame: &Delivered) -> u64 {
     let now = if is_syn(frame.flags) {
-        counters::sole(frame.counters, counter::FAST_OPEN_FULL)
+        counters::sole::<{ counter::FAST_OPEN_FULL }>(frame.counters)
     } else {
-        counters::sole(frame.counters, counter::DEFERRED)
+        counters::sole::<{ counter::DEFERRED }>(frame.counters)
     };
     now.unwrap_or(0)
 }

@@ -93,8 +93,8 @@ fn prime(net: impl Pointer) {
         return;
     }
     baseline.sole = [
-        counters::sole(address, counter::DEFERRED).unwrap_or(0),
-        counters::sole(address, counter::FAST_OPEN_FULL).unwrap_or(0),
+        counters::sole::<{ counter::DEFERRED }>(address).unwrap_or(0),
+        counters::sole::<{ counter::FAST_OPEN_FULL }>(address).unwrap_or(0),
     ];
     // Sets this CPU's copy alone, also where the entry exists. Where there is no room, each
     // packet that ends is counted as one without a baseline.
@@ -233,7 +233,11 @@ fn sole_movement(baseline: &Baseline, how: Freed) -> u64 {
         return 0;
     }
     let which = sole_of(how);
-    let now = counters::sole(baseline.address, which);
+    let now = if how == Freed::Consumed {
+        counters::sole::<{ counter::FAST_OPEN_FULL }>(baseline.address)
+    } else {
+        counters::sole::<{ counter::DEFERRED }>(baseline.address)
+    };
     now.map_or(0, |now| now.wrapping_sub(baseline.sole[which]))
 }
 

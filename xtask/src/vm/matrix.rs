@@ -44,9 +44,10 @@ const SERVERS: [&str; 2] = ["/usr/sbin/nginx", "/usr/bin/redis-server"];
 
 /// Tests of servers that are more than a program and its libraries, or too big to travel in
 /// memory, and of a disk: on this machine's own kernel only.
-const HERE_ONLY: [&str; 10] = [
+const HERE_ONLY: [&str; 11] = [
     "defaults",
     "incidents",
+    "refused::haproxy_restarts",
     "servers::python",
     "servers::node",
     "diagnose::a_default_backlog_that_nobody_chose",
