@@ -190,9 +190,14 @@ fn other_kernels() -> Result<()> {
         // kprobes' programs out meanwhile, and say so.
         verdicts(&["5.10.223", "6.12"], Attach::Kprobe),
         verdicts(&["6.18", "7.2"], Attach::Tracepoint),
-        // One of the other architecture: it is emulated, and slow.
+        // One of the other architecture. A clock that counts instructions does not wait while
+        // nothing happens.
         vm::matrix::Args {
             filters: vec!["handshakes::".into()],
+            size: vm::Size {
+                icount: true,
+                ..vm::Size::default()
+            },
             ..verdicts(&["6.12-arm64"], Attach::Fentry)
         },
     ];
