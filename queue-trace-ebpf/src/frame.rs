@@ -208,11 +208,9 @@ pub fn close<const WHICH: Moved, const ALONE: Moved>(
     let movement = if config::softirqs_mix() {
         let ended = steady(frame, move |frame| {
             set_call(frame, call);
-            let mut ok = counters::read::<WHICH>(&mut frame.after, frame.counters);
+            let ok = counters::read::<WHICH>(&mut frame.after, frame.counters);
             if frame.saw & saw::WATCHES != 0 {
-                let now = counters::sole(frame.counters, call.sole());
-                ok &= now.is_some();
-                frame.sole_after = now.unwrap_or(0);
+                frame.sole_after = sole_now(frame);
             }
             // From here on a pause leaves `before` alone.
             set_call(frame, Call::None);
@@ -232,12 +230,12 @@ pub fn close<const WHICH: Moved, const ALONE: Moved>(
     Some((frame, movement.moved))
 }
 
-/// Watches the counter of [`SOLE`](counter::SOLE) that packets of `call` may move, until the frame
-/// is closed.
+/// Watches the counter of [`SOLE`](counter::SOLE) that packets of the frame's call may move, until
+/// the frame is closed: `WHICH`.
 #[inline(always)]
-pub fn watch(frame: &mut Frame, call: Call) {
+pub fn watch<const WHICH: usize>(frame: &mut Frame) {
     let read = move |frame: &mut Frame| {
-        let now = counters::sole(frame.counters, call.sole());
+        let now = counters::sole::<WHICH>(frame.counters);
         frame.sole = now.unwrap_or(0);
         now.is_some()
     };
@@ -255,14 +253,14 @@ pub fn watch(frame: &mut Frame, call: Call) {
 
 /// Whether the counter that a frame watched moved. The frame was closed.
 #[inline(always)]
-pub fn watched_moved(frame: &Frame, call: Call) -> bool {
+pub fn watched_moved<const WHICH: usize>(frame: &Frame) -> bool {
     if frame.saw & saw::WATCHES == 0 {
         return false;
     }
     let now = if config::softirqs_mix() {
         Some(frame.sole_after)
     } else {
-        counters::sole(frame.counters, call.sole())
+        counters::sole::<WHICH>(frame.counters)
     };
     now.is_some_and(|now| now != frame.sole)
 }
@@ -339,9 +337,9 @@ pub fn resume(task: u64) {
 #[inline(always)]
 fn sole_now(frame: &Frame) -> u64 {
     let now = if frame.call == Call::Ack as u32 {
-        counters::sole(frame.counters, Call::Ack.sole())
+        counters::sole::<{ counter::DEFERRED }>(frame.counters)
     } else {
-        counters::sole(frame.counters, Call::Syn.sole())
+        counters::sole::<{ counter::FAST_OPEN_FULL }>(frame.counters)
     };
     now.unwrap_or(0)
 }

@@ -41,10 +41,10 @@ pub fn read<const WHICH: Moved>(place: &mut Counters, counters: u64) -> bool {
 
 /// Reads one of [`SOLE`](counter::SOLE).
 #[inline(always)]
-pub fn sole(counters: u64, which: usize) -> Option<u64> {
+pub fn sole<const WHICH: usize>(counters: u64) -> Option<u64> {
     match Typed::cast::<{ typed::COUNTERS }>(counters) {
-        Some(counters) => Some(counters.counter(counter::COUNT + which)),
-        None => memory::read(counters + 8 * config::sole_place(which)),
+        Some(counters) => Some(counters.counter(counter::COUNT + WHICH)),
+        None => memory::read(counters + 8 * config::sole_place(WHICH)),
     }
 }
 

@@ -29,15 +29,6 @@ pub enum Call {
 }
 
 impl Call {
-    /// The counter of [`SOLE`](counter::SOLE) that its packets may move.
-    #[inline(always)]
-    pub const fn sole(self) -> usize {
-        match self {
-            Self::Ack => counter::DEFERRED,
-            _ => counter::FAST_OPEN_FULL,
-        }
-    }
-
     /// The counters that its outcomes move, or may move.
     pub const fn counters(self) -> Moved {
         self.counters_with(0)

@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use queue_trace_common::{
-    counter::{COOKIE_FAILED, COOKIE_RECV, DROP, EMBRYONIC_RST, Moved, OVERFLOW},
+    counter::{self, COOKIE_FAILED, COOKIE_RECV, DROP, EMBRYONIC_RST, Moved, OVERFLOW},
     field, hook, outcome,
 };
 
@@ -37,7 +37,7 @@ fn enter(call: Call, hook: usize, sk: impl Pointer, skb: u64, request: u64) {
         && config::wants(outcome::ACK_DEFERRED)
         && let Some(frame) = opened
     {
-        frame::watch(frame, call);
+        frame::watch::<{ counter::DEFERRED }>(frame);
     }
 }
 
@@ -102,7 +102,7 @@ fn decide(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
     if dropped {
         return Some(outcome::ACK_DROPPED_OTHER);
     }
-    if frame::watched_moved(frame, Call::Ack) {
+    if frame::watched_moved::<{ counter::DEFERRED }>(frame) {
         return Some(outcome::ACK_DEFERRED);
     }
     // A retransmitted SYN, a packet out of window, a reset: no verdict on the handshake.

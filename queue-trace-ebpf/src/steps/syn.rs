@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use queue_trace_common::{
-    counter::{COOKIE_SENT, DO_COOKIES, DROP, Moved, OVERFLOW, QUEUE_DROP},
+    counter::{self, COOKIE_SENT, DO_COOKIES, DROP, Moved, OVERFLOW, QUEUE_DROP},
     field, hook, outcome,
     queue::QueueKey,
 };
@@ -62,7 +62,7 @@ fn exit<P: Pointer>(
     let inode = socket::inode(sk);
     let outcome = decide(frame, moved, net);
     let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
-    if frame::watched_moved(frame, Call::Syn) {
+    if frame::watched_moved::<{ counter::FAST_OPEN_FULL }>(frame) {
         refused_fast_open(frame, inode);
     }
     if outcome == outcome::QUEUED {
@@ -168,7 +168,7 @@ fn allocated<P: Pointer>(returned: impl FnOnce() -> u64, net: impl FnOnce(&Frame
         && serves_fast_open(net(frame))
         && frame.call == Call::Syn as u32
     {
-        frame::watch(frame, Call::Syn);
+        frame::watch::<{ counter::FAST_OPEN_FULL }>(frame);
     }
 }
 
