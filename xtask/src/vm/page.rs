@@ -58,11 +58,12 @@ Verdicts of `check --btf` on kernels outside Debian, as numbers of observable ou
 | Ubuntu 24.04, AWS | 7.0.0-1018-aws | 29 | 29 | 18 |
 | Ubuntu 26.04 | 7.0.0-14-generic | 29 | 29 | 18 |
 
-Of these kernels only those types were kept that queue-trace read at that time. Seven outcomes came
-later and were not judged: `syn_refused:no_listener`, `syn_dropped:md5`, `syn_dropped:ao`,
-`syn_dropped:min_ttl`, `syn_dropped:socket_filter`, `syn_dropped:policy`, `syn_dropped:checksum`.
-Linux 5.15 gives no reason for freeing a packet, so the six of `syn_dropped` are not observable
-there. `queue-trace check` on one of these machines judges all outcomes.
+Of these kernels only those types were kept that queue-trace read at that time. Some outcomes came
+later and were not judged: `syn_refused:no_listener`, `fast_open_refused`, `ack_deferred`,
+`syn_dropped:md5`, `syn_dropped:ao`, `syn_dropped:min_ttl`, `syn_dropped:socket_filter`,
+`syn_dropped:policy`, `syn_dropped:checksum`. Linux 5.15 gives no reason for freeing a packet, so
+the six of `syn_dropped` are not observable there. `queue-trace check` on one of these machines
+judges all outcomes.
 
 The types of RHEL, Amazon Linux, Container-Optimized OS, Azure Linux and Android were not judged:
 the tests have no such data. RHEL 8 (Linux 4.18) is too old.
