@@ -297,7 +297,7 @@ fn oldest(listening: &Listening, found: &Contents) -> Option<u64> {
 }
 
 /// Says whose they are.
-fn own(rows: &mut [Snapshot], how: How<'_>) {
+pub(crate) fn own(rows: &mut [Snapshot], how: How<'_>) {
     let sockets: HashSet<_> = rows.iter().filter_map(|row| row.listener.inode).collect();
     let told = how.iterators.and_then(|all| {
         let logged = |error| log::info!("{error:#}");

@@ -3,7 +3,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -154,7 +157,10 @@ impl Watch {
     /// If what the kernel side keeps cannot be read.
     pub fn all(&mut self) -> Result<News> {
         let began = Instant::now();
-        let look = self.look();
+        let look = self.look_while(|watch| !watch.is_given_up());
+        if self.is_given_up() {
+            return Ok(News::default());
+        }
         let news = News {
             took: Some(began.elapsed()),
             ..self.add_to(look)?
@@ -163,17 +169,34 @@ impl Watch {
         Ok(news)
     }
 
-    /// All listeners as they are, and why those in trouble do not accept.
+    /// All listeners as they are, and why those in trouble do not accept. One that is given up
+    /// leaves out some of them, and says so.
     pub fn look(&mut self) -> Look {
+        self.look_while(|_| true)
+    }
+
+    /// The same; what is found so far, once it is not to go on.
+    fn look_while(&mut self, goes_on: impl Fn(&Self) -> bool) -> Look {
         let iterators = self.attached.as_ref().map(|(reader, _)| reader.iterators());
         let how = How {
             given_up: Some(&self.given_up),
             ..How::all(&self.selection, iterators.as_ref())
         };
-        let mut look = look::look(how, &mut self.folders);
-        self.stalls.look(&mut look.rows);
-        self.note_trouble(&look.rows);
+        let mut look = look::gauges(how, &mut self.folders);
+        if goes_on(self) {
+            look::own(&mut look.rows, how);
+        }
+        if goes_on(self) {
+            self.stalls.look(&mut look.rows);
+            self.note_trouble(&look.rows);
+        }
         look
+    }
+
+    /// Whether what the look under way finds is of no interest any more: all of it will be found
+    /// by the next one.
+    fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
     }
 
     fn note_trouble(&mut self, rows: &[Snapshot]) {
@@ -211,6 +234,9 @@ impl Watch {
             self.next_owners = Instant::now() + OWNERS;
             look::look(how, &mut self.folders)
         };
+        if self.is_given_up() {
+            return Ok(news);
+        }
         self.stalls.look(&mut look.rows);
         self.note_trouble(&look.rows);
         look.rows.retain(Snapshot::is_stalled);
@@ -309,7 +335,10 @@ impl Watch {
         let Some((reader, _)) = &self.attached else {
             return Ok(HashSet::new());
         };
-        if self.next_sweep > Instant::now() || reader.counts_taken()? < CROWDED {
+        if self.next_sweep > Instant::now()
+            || reader.counts_taken()? < CROWDED
+            || self.is_given_up()
+        {
             return Ok(HashSet::new());
         }
         let before = reader.counts()?;
