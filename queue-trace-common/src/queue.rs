@@ -94,20 +94,6 @@ pub struct Entered {
     pub listener: QueueKey,
 }
 
-/// A listening socket that a process holds, as an iterator finds it.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Held {
-    /// Inode number of the socket.
-    pub inode: u64,
-    /// Short name of the process.
-    pub comm: [u8; 16],
-    /// The process.
-    pub pid: u32,
-    /// Padding.
-    pub _pad: u32,
-}
-
 /// What an iterator tells of a listener that the kernel's socket diagnosis does not.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -124,6 +110,20 @@ pub struct Depths {
     pub index: u32,
     /// How many are in the group; 0: it is in none.
     pub size: u32,
+}
+
+/// A listening socket that a process holds, as an iterator finds it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Held {
+    /// The socket.
+    pub depths: Depths,
+    /// Short name of the process.
+    pub comm: [u8; 16],
+    /// The process.
+    pub pid: u32,
+    /// Padding.
+    pub _pad: u32,
 }
 
 /// Places of a histogram of times.

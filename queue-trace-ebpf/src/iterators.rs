@@ -42,7 +42,8 @@ struct TaskFile {
     file: u64,
 }
 
-/// Every process's listening sockets.
+/// Every process's listening sockets, of all namespaces, each with its SYN queue and its place in
+/// its group.
 #[unsafe(link_section = "iter/task_file")]
 #[unsafe(no_mangle)]
 fn held_sockets(ctx: *const TaskFile) -> i32 {
@@ -69,7 +70,10 @@ fn held_sockets(ctx: *const TaskFile) -> i32 {
     }
     let leader: u64 = memory::value(task, field::TASK_LEADER);
     let held = Held {
-        inode: memory::value(inode, field::INODE_NUMBER),
+        depths: Depths {
+            inode: memory::value(inode, field::INODE_NUMBER),
+            ..depths(sk)
+        },
         comm: memory::value(leader, field::TASK_COMM),
         pid: memory::value(task, field::TASK_PID),
         _pad: 0,
@@ -85,7 +89,7 @@ struct Tcp {
     sk: u64,
 }
 
-/// The SYN queue of each listener of the namespace, and its place in its group.
+/// The same of all listeners of one namespace, also of those that no process holds.
 #[unsafe(link_section = "iter/tcp")]
 #[unsafe(no_mangle)]
 fn queue_depths(ctx: *const Tcp) -> i32 {
@@ -99,17 +103,26 @@ fn queue_depths(ctx: *const Tcp) -> i32 {
     if memory::value::<u8>(sk, field::SK_STATE) != listen {
         return 0;
     }
-    let (index, size) = place_in_group(sk);
     let depths = Depths {
-        sk,
         inode: socket::inode(Plain(sk)),
+        ..depths(sk)
+    };
+    write(meta, &depths);
+    0
+}
+
+/// The SYN queue of a listener, and its place in its group; not its inode number.
+#[inline(always)]
+fn depths(sk: u64) -> Depths {
+    let (index, size) = place_in_group(sk);
+    Depths {
+        sk,
+        inode: 0,
         syn_depth: memory::value(sk, field::SYN_DEPTH),
         syn_young: memory::value(sk, field::SYN_YOUNG),
         index,
         size,
-    };
-    write(meta, &depths);
-    0
+    }
 }
 
 /// Place in the `SO_REUSEPORT` group, and how many are in it; (0, 0): in none.

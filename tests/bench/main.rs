@@ -14,6 +14,7 @@
 mod churn;
 mod contender;
 mod idle;
+mod late;
 mod load;
 mod scale;
 mod soak;
@@ -64,6 +65,10 @@ struct Args {
     /// which nothing happens.
     #[arg(long)]
     idle: Option<u64>,
+    /// Instead of all this: an overflow of two seconds after so many in which all is well. Fails
+    /// if the agent's incident recording lacks the minute before, or tells a wrong cause.
+    #[arg(long)]
+    late: Option<u64>,
     /// node_exporter, for `--idle`.
     #[arg(long)]
     node_exporter: Option<PathBuf>,
@@ -94,6 +99,10 @@ fn main() -> ExitCode {
             args.node_exporter.as_deref(),
             time,
         );
+        return ExitCode::SUCCESS;
+    }
+    if let Some(seconds) = args.late {
+        late::run(&args.program, &args.attach, Duration::from_secs(seconds));
         return ExitCode::SUCCESS;
     }
     if args.scale {

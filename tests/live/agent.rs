@@ -149,6 +149,52 @@ fn what_is_served_is_what_the_kernel_counted() {
     assert!(!socket.exists(), "the socket is left behind");
 }
 
+/// What the agent knows of the only listener of a namespace.
+fn listener_in(at: SocketAddr, room: &Room) -> Option<Value> {
+    let answer = get(at, "/listeners");
+    let lines = answer.lines();
+    let mut lines = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.find(|line| line["netns"] == room.netns.id())
+}
+
+/// When it was looked at.
+fn looked_at(at: SocketAddr, room: &Room) -> Option<String> {
+    let listener = listener_in(at, room)?;
+    Some(listener["time"].as_str().unwrap().to_owned())
+}
+
+/// Trouble in one namespace is followed each second, and nobody looks at the others for it.
+#[test]
+fn only_where_something_refuses_it_looks_each_second() {
+    let sysctls = [("net.ipv4.tcp_syncookies", 0)];
+    let [troubled, calm] = [(); 2].map(|()| Room::new(Family::V4, 2, &sysctls));
+    let _inhabitants = [&troubled, &calm].map(|room| Inhabitant::of(&room.netns));
+    let at = free_address();
+    let tracer = Launch::plain(["agent", "--attach", attach().name(), "--look", "10m"])
+        .args(["--listen", &at.to_string()])
+        .start();
+    eventually("both are known", || {
+        [&troubled, &calm]
+            .iter()
+            .all(|room| looked_at(at, room).is_some())
+    });
+    let _clients = clients(&troubled, 6);
+    eventually("it is in trouble", || {
+        sum(&get(at, "/metrics"), "queue_trace_episodes", &[]) >= 1.0
+    });
+    let before = looked_at(at, &calm);
+    let mut looks = std::collections::BTreeSet::new();
+    eventually("it is looked at again and again", || {
+        looks.extend(looked_at(at, &troubled));
+        looks.len() >= 3
+    });
+    assert_eq!(looked_at(at, &calm), before);
+    // What was not looked at is still told.
+    let stands = |room: &Room| listener_in(at, room).unwrap()["accept_queue"]["depth"].clone();
+    assert_eq!((stands(&troubled), stands(&calm)), (3.into(), 0.into()));
+    stop(tracer);
+}
+
 /// Whoever connects and says nothing keeps nobody else from being served for long.
 #[test]
 fn nobody_keeps_it_busy() {

@@ -277,6 +277,7 @@ fn timers_among_refusals() {
 /// it from one SYN to the next; what an accept queue refuses does not.
 #[test]
 fn while_cookies_are_switched() {
+    const QUEUE_FULL: &str = "syn_dropped:syn_queue_full";
     for family in Family::ALL {
         let (room, late) = crowded(family, 0);
         let (flooded, flooded_listener) = beside(&room, 8081, 16);
@@ -303,9 +304,15 @@ fn while_cookies_are_switched() {
         });
         let recording = tracer.stop();
 
-        let at_crowded = refused_at_the_crowded();
-        let told = totals_of(&recording, inode(&room.listener));
-        assert_eq!(told, at_crowded, "{family}");
+        let at_crowded = totals_of(&recording, inode(&room.listener));
+        // The kernel reads the sysctl twice. Where it was 2 and then 0 it drops a SYN though the SYN
+        // queue has room (`tcp_conn_request` and `tcp_syn_flood_action`, net/ipv4/tcp_input.c).
+        let mut told = at_crowded.clone();
+        let switched = told.remove(QUEUE_FULL).unwrap_or(0);
+        *told
+            .entry("syn_dropped:accept_queue_full".into())
+            .or_default() += switched;
+        assert_eq!(told, refused_at_the_crowded(), "{family}");
         let at_flooded = totals_of(&recording, inode(&flooded_listener));
         assert_complete(&recording, &room, &before, &[&at_crowded, &at_flooded]);
         println!("{family}: {at_flooded:?}");
@@ -316,8 +323,9 @@ fn while_cookies_are_switched() {
         };
         let cookies = count(&["cookie_sent:syn_queue_full", "cookie_sent:always"]);
         assert_eq!(cookies, after.since(&before, "SyncookiesSent"));
-        let dropped = count(&["syn_dropped:syn_queue_full"]);
-        assert_eq!(dropped, after.since(&before, "TCPReqQFullDrop"));
+        let dropped = count(&[QUEUE_FULL]);
+        let by_kernel = after.since(&before, "TCPReqQFullDrop");
+        assert_eq!(dropped + switched, by_kernel);
         let queued = count(&["queued"]);
         assert_eq!(queued + cookies + dropped, u64::from(THREADS * EACH));
         assert_eq!(at_flooded.values().sum::<u64>(), queued + cookies + dropped);

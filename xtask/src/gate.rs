@@ -180,6 +180,11 @@ fn other_kernels() -> Result<()> {
         // kprobes' programs out meanwhile, and say so.
         verdicts(&["5.10.223", "6.12"], Attach::Kprobe),
         verdicts(&["6.18", "7.2"], Attach::Tracepoint),
+        // One of the other architecture: it is emulated, and slow.
+        vm::matrix::Args {
+            filters: vec!["handshakes::".into()],
+            ..verdicts(&["6.12-arm64"], Attach::Fentry)
+        },
     ];
     if !vm::matrix::run_all(&all)? {
         bail!("tests failed");

@@ -5,6 +5,7 @@
 mod check;
 mod deb;
 mod image;
+mod notices;
 mod programs;
 mod release;
 mod rpm;
@@ -32,7 +33,8 @@ pub struct Args {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "tarball")]
     pub form: Vec<Form>,
     /// Also let the distributions' checkers read what was made, and install, start, upgrade and
-    /// remove it in a clean root of Debian. The target must be this machine's.
+    /// remove it in a clean root of Debian. Of packages for another architecture, which cannot be
+    /// started here, only what is in them is checked.
     #[arg(long)]
     pub check: bool,
     /// Also install the Debian package in a virtual machine with this kernel (`cargo xtask vm
@@ -51,7 +53,7 @@ impl Args {
             let mut all = self.form.iter().zip(made);
             all.find_map(|(other, path)| (*other == form).then_some(path))
         };
-        if (self.check || self.boot.is_some()) && self.programs.target != Architecture::HERE {
+        if self.boot.is_some() && self.programs.target != Architecture::HERE {
             bail!("only packages for this machine can be started on it");
         }
         if self.check {
@@ -118,7 +120,11 @@ pub fn run(args: &Args) -> Result<()> {
 fn image(args: &Args, release: &Release, folder: &Path) -> Result<PathBuf> {
     let mut programs = Vec::new();
     for architecture in Architecture::ALL {
-        programs.push((architecture, args.programs.program(architecture)?));
+        let content = image::Content {
+            program: args.programs.program(architecture)?,
+            notices: notices::write(architecture)?,
+        };
+        programs.push((architecture, content));
     }
     image::pack(&programs, release, folder)
 }
@@ -162,6 +168,8 @@ fn tarball(args: &Args, release: &Release, folder: &Path) -> Result<PathBuf> {
             copy(&from, &content.join(file))?;
         }
     }
+    let notices = notices::write(args.programs.target)?;
+    tree::write(&content.join(notices::FILE), &notices)?;
     let tarball = folder.join(format!("{name}.tar"));
     tree::tar(folder, &name, release.date, &tarball)?;
     fs::remove_dir_all(&content).with_context(|| format!("cannot remove {}", content.display()))?;

@@ -23,7 +23,7 @@ pub struct BoardState {
     /// The machine and the agent.
     pub host: HostSeries,
     /// The listeners as they were at the last look.
-    pub listeners: Arc<[Snapshot]>,
+    pub listeners: Arc<[Arc<Snapshot>]>,
     /// Why it is not ready; `None`: it is.
     pub not_ready: Option<String>,
 }

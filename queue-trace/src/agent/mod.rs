@@ -3,13 +3,14 @@
 //!
 //! [`registry`] says which metrics there are. [`series`] and [`host`] count, [`exposition`]
 //! is what they tell at a moment, [`text`] and [`otlp`] write it. [`recorder`] keeps the last
-//! minute. [`watch`] is the sink that feeds them all, on the one stream.
+//! minute. [`pace`] says how often listeners are looked at. [`watch`] is the sink that feeds them all, on the one stream.
 
 pub mod board;
 pub mod exposition;
 pub mod host;
 pub mod labels;
 pub mod otlp;
+pub mod pace;
 mod ports;
 pub mod recorder;
 pub mod registry;

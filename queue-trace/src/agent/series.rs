@@ -171,6 +171,10 @@ pub struct Fleet {
     /// Whether the listeners that come now were there before.
     attaching: bool,
     half: Duration,
+    /// Whether sockets or series changed since they were settled.
+    changed: bool,
+    /// When the next young listener will be old.
+    ages: Option<Duration>,
     host: BTreeMap<u8, u64>,
 }
 
@@ -205,6 +209,8 @@ impl Fleet {
             look: 0,
             attaching: true,
             half: Duration::ZERO,
+            changed: true,
+            ages: None,
             host: FROM_ZERO.map(|tag| (tag, 0)).into(),
         }
     }
@@ -212,6 +218,7 @@ impl Fleet {
     /// Other limits from now on: every listener finds its place again.
     pub fn limit(&mut self, limits: Limits) {
         self.limits = limits;
+        self.changed = true;
         for socket in self.sockets.values_mut() {
             socket.placed = false;
             socket.outdated = true;
@@ -224,20 +231,21 @@ impl Fleet {
         self.attaching = false;
     }
 
-    /// Whether there are counts of listeners that were not looked at.
-    #[must_use]
-    pub fn wants_look(&self) -> bool {
-        !self.pending.is_empty()
+    /// The namespaces of counts whose listeners were not looked at.
+    pub fn unknown(&self) -> impl Iterator<Item = u32> {
+        self.pending.keys().map(|(netns, ..)| *netns)
     }
 
-    /// All listeners that there are, at a moment.
-    pub fn look(&mut self, listeners: &[Snapshot], now: Duration) {
+    /// All listeners that there are, at a moment: `within` some namespaces, or anywhere.
+    pub fn look(&mut self, listeners: &[Snapshot], within: Option<&BTreeSet<u32>>, now: Duration) {
         self.look += 1;
         for one in listeners {
             self.update(one, now);
         }
         let look = self.look;
-        self.sockets.retain(|_, socket| socket.look == look);
+        let elsewhere = |netns: u32| within.is_some_and(|within| !within.contains(&netns));
+        self.sockets
+            .retain(|(netns, ..), socket| socket.look == look || elsewhere(*netns));
         self.settle(now);
     }
 
@@ -248,6 +256,7 @@ impl Fleet {
     }
 
     fn update(&mut self, one: &Snapshot, now: Duration) {
+        self.changed = true;
         let snapshot = one;
         let key = key_of(snapshot.netns, &snapshot.listener);
         let owner = Owner::of(snapshot, &mut self.pods);
@@ -424,13 +433,33 @@ impl Fleet {
                 self.add(key, pending.outcomes);
             }
         }
-        self.place(now);
         if now.saturating_sub(self.half) >= HALF {
             self.half = now;
             for socket in self.sockets.values_mut() {
                 socket.deepest = [socket.depth.unwrap_or(0), socket.deepest[0]];
             }
         }
+        // Sorting out a thousand listeners each second is most of what a calm second would cost.
+        if std::mem::take(&mut self.changed) || self.ages.is_some_and(|at| now >= at) {
+            self.place(now);
+            self.find_vacant(now);
+            let young = self
+                .sockets
+                .values()
+                .filter(|socket| !socket.placed && !socket.older)
+                .map(|socket| socket.since + YOUNG);
+            self.ages = young.filter(|at| *at > now).min();
+        }
+        let before = self.series.len();
+        self.series.retain(|_, series| {
+            series
+                .vacant
+                .is_none_or(|since| now.saturating_sub(since) < STAYS)
+        });
+        self.changed = self.series.len() < before;
+    }
+
+    fn find_vacant(&mut self, now: Duration) {
         let taken: BTreeSet<_> = self
             .sockets
             .values()
@@ -444,11 +473,6 @@ impl Fleet {
                 since => since,
             };
         }
-        self.series.retain(|_, series| {
-            series
-                .vacant
-                .is_none_or(|since| now.saturating_sub(since) < STAYS)
-        });
     }
 
     /// Gives places: to those that refused something first, then to the oldest.

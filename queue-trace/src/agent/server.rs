@@ -272,7 +272,7 @@ fn listeners<T>(request: &Request<T>, board: &Board) -> HttpResponse {
     let listeners = Arc::clone(&board.state().listeners);
     let mut lines = Vec::new();
     for snapshot in listeners.iter() {
-        if serde_json::to_writer(&mut lines, snapshot).is_ok() {
+        if serde_json::to_writer(&mut lines, &**snapshot).is_ok() {
             lines.push(b'\n');
         }
     }

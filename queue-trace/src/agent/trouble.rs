@@ -1,5 +1,7 @@
 //! The episodes that go on, as the diagnosis tells them.
 
+use std::collections::{BTreeMap, btree_map::Entry};
+
 use queue_trace_common::outcome::Set;
 use serde_json::{Map, Value};
 
@@ -50,7 +52,8 @@ const ROOM: usize = 256;
 pub struct Troubles {
     clock: Timeline,
     episodes: Episodes,
-    open: u64,
+    /// How many go on in each namespace.
+    open: BTreeMap<u32, u64>,
 }
 
 impl Troubles {
@@ -60,14 +63,19 @@ impl Troubles {
         Self {
             clock: Timeline::default(),
             episodes: Episodes::new(observable, ROOM),
-            open: 0,
+            open: BTreeMap::new(),
         }
     }
 
     /// How many episodes go on.
     #[must_use]
     pub fn open(&self) -> u64 {
-        self.open
+        self.open.values().sum()
+    }
+
+    /// The namespaces in which some go on.
+    pub fn places(&self) -> impl Iterator<Item = u32> {
+        self.open.keys().copied()
     }
 
     /// Takes in an event.
@@ -140,10 +148,15 @@ impl Troubles {
                 numbers,
             });
             if began {
-                self.open += 1;
+                *self.open.entry(key.netns).or_default() += 1;
                 TroubleChange::Began(troubled)
             } else {
-                self.open = self.open.saturating_sub(1);
+                if let Entry::Occupied(mut open) = self.open.entry(key.netns) {
+                    *open.get_mut() -= 1;
+                    if *open.get() == 0 {
+                        open.remove();
+                    }
+                }
                 TroubleChange::Ended(troubled)
             }
         });

@@ -1,8 +1,8 @@
 //! The sink that feeds the agent: counts go to the board, lines to the recorder, refusals to
-//! OTLP. It looks at all listeners each second while one of them refuses, and seldom else.
+//! OTLP.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -15,6 +15,7 @@ use queue_trace_common::outcome::Kind;
 use super::{
     board::Board,
     otlp::{Refusal, RefusalQueue},
+    pace::Pace,
     recorder::{self, Finished, NotWritten, Recorder},
     series::{SeriesKey, key_of},
     settings::Settings,
@@ -32,7 +33,7 @@ use crate::{
         lines::{Counts, Header, LossNote, Total},
         snapshot::Snapshot,
     },
-    sink::Sink,
+    sink::{Extent, Sink, Wanted},
 };
 
 /// How soon, and how rarely at least, an episode that goes on is judged.
@@ -58,8 +59,7 @@ pub struct Watcher {
     /// When it is judged next.
     judged: Duration,
     began: Instant,
-    looked: Option<Instant>,
-    rest: Duration,
+    pace: Pace,
     /// Whether the stream shows the listeners that were there before.
     attaching: bool,
 }
@@ -74,7 +74,7 @@ impl Watcher {
         refusals: Option<Arc<RefusalQueue>>,
         new_settings: NewSettings,
         told: Announcer,
-        rest: Duration,
+        pace: Pace,
     ) -> Self {
         Self {
             board,
@@ -89,8 +89,7 @@ impl Watcher {
             troubled: None,
             judged: Duration::ZERO,
             began: Instant::now(),
-            looked: None,
-            rest,
+            pace,
             attaching: true,
         }
     }
@@ -110,10 +109,13 @@ impl Watcher {
                         state.fleet.owner(&began.key).cloned().unwrap_or_default()
                     };
                     let who = format!("{} {}", began.listener.port, words::owner(&owner));
+                    let before = self.recorder.open_file().cloned();
                     let file = self.begin(&who, began.listener.port);
                     self.told.began(&began, &owner, file.as_deref());
-                    // So that the recording has all listeners as they are now.
-                    self.looked = None;
+                    if file.is_some() && file != before {
+                        // So that the recording has all listeners as they are now.
+                        self.pace.all();
+                    }
                 }
                 TroubleChange::Ended(ended) => {
                     let owner = {
@@ -236,7 +238,7 @@ impl Watcher {
         if let Some(new) = new {
             self.recorder.bound(new.bounds);
             self.board.state().fleet.limit(new.limits);
-            self.looked = None;
+            self.pace.all();
         }
     }
 }
@@ -250,6 +252,7 @@ impl Sink for Watcher {
 
     fn event(&mut self, event: &Event) -> io::Result<()> {
         let now = self.now();
+        self.pace.moved(event.netns);
         if let Some(queue) = event.accept_queue {
             self.board
                 .state()
@@ -291,6 +294,7 @@ impl Sink for Watcher {
 
     fn listener(&mut self, snapshot: &Snapshot) -> io::Result<()> {
         let now = self.now();
+        self.pace.listener(snapshot);
         self.board.state().fleet.one(snapshot, now);
         let recorded = self.recorder.listener(snapshot, now);
         self.record(recorded);
@@ -300,6 +304,7 @@ impl Sink for Watcher {
 
     fn counts(&mut self, counts: &Counts) -> io::Result<()> {
         let now = self.now();
+        self.pace.moved(counts.netns);
         let named = counts.outcomes.iter();
         let outcomes: BTreeMap<u8, u64> = named
             .filter_map(|(name, count)| Some((outcome_named(name)?.tag, *count)))
@@ -319,6 +324,7 @@ impl Sink for Watcher {
     fn loss(&mut self, note: &LossNote) -> io::Result<()> {
         let now = self.now();
         self.board.state().host.lost(note);
+        self.pace.lost();
         let recorded = self.recorder.line(note, now);
         self.record(recorded);
         self.feed(|case| case.loss(note));
@@ -354,7 +360,7 @@ impl Sink for Watcher {
         Ok(())
     }
 
-    fn second(&mut self) -> io::Result<bool> {
+    fn second(&mut self) -> io::Result<Wanted> {
         let now = self.now();
         self.board.turn();
         self.watchdog.turn();
@@ -370,32 +376,32 @@ impl Sink for Watcher {
         self.judge(trouble, now);
         let finished = self.recorder.second(trouble, now);
         self.finished(finished);
-        let wants = {
-            let mut state = self.board.state();
-            state.fleet.settle(now);
-            state.fleet.wants_look()
-        };
-        let due = self
-            .looked
-            .is_none_or(|looked| looked.elapsed() >= self.rest);
-        Ok(trouble || wants || due)
-    }
-
-    fn look(&mut self, listeners: &[Snapshot], took: Duration) -> io::Result<()> {
-        let now = self.now();
-        self.looked = Some(Instant::now());
+        let mut places: BTreeSet<u32> = self.troubles.places().collect();
         {
             let mut state = self.board.state();
-            state.fleet.look(listeners, now);
-            state.host.look = Some(took.as_secs_f64());
-            let open = listeners.iter().filter(|one| !one.is_closed());
-            state.listeners = open.cloned().collect();
+            state.fleet.settle(now);
+            places.extend(state.fleet.unknown());
+        }
+        Ok(self.pace.second(places, now))
+    }
+
+    fn look(&mut self, listeners: &[Snapshot], extent: &Extent) -> io::Result<()> {
+        let now = self.now();
+        let within = extent.within.as_ref();
+        self.pace.looked(listeners, extent);
+        {
+            let mut state = self.board.state();
+            state.fleet.look(listeners, within, now);
+            if within.is_none() {
+                state.host.look = Some(extent.took.as_secs_f64());
+            }
+            state.listeners = merged(&state.listeners, listeners, within);
         }
         for one in listeners {
             self.troubles.listener(one);
             self.feed(|case| case.listener(&recorder::alone(one)));
         }
-        let recorded = self.recorder.look(listeners, now);
+        let recorded = self.recorder.look(listeners, within, now);
         self.record(recorded);
         Ok(())
     }
@@ -406,4 +412,20 @@ impl Sink for Watcher {
         self.recorder.ledgers(ledgers, now);
         Ok(())
     }
+}
+
+/// The listeners that there are now: those that were looked at, and those before that are
+/// elsewhere.
+fn merged(
+    before: &[Arc<Snapshot>],
+    looked: &[Snapshot],
+    within: Option<&BTreeSet<u32>>,
+) -> Arc<[Arc<Snapshot>]> {
+    let known: HashSet<_> = looked.iter().map(Snapshot::key).collect();
+    let stays = |one: &&Arc<Snapshot>| {
+        within.is_some_and(|within| !within.contains(&one.netns)) && !known.contains(&one.key())
+    };
+    let open = looked.iter().filter(|one| !one.is_closed());
+    let elsewhere = before.iter().filter(stays).map(Arc::clone);
+    elsewhere.chain(open.cloned().map(Arc::new)).collect()
 }

@@ -23,6 +23,7 @@ use crate::{
         host::{Attached, HostSeries},
         labels::{Allowed, Ephemeral},
         otlp::{self, Endpoint, RefusalQueue},
+        pace::Pace,
         recorder::{Folder, Recorder},
         series::Fleet,
         server::{self, Bound},
@@ -106,7 +107,8 @@ pub struct AgentArgs {
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: u32,
 
-    /// How often all listeners are looked at while nothing is refused; each second else
+    /// How often listeners are looked at where something happened; each second where something
+    /// is refused; all of them every fourth time
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "15s")]
     pub look: Duration,
 
@@ -154,6 +156,9 @@ impl AgentArgs {
     }
 }
 
+/// How often the two sides of the ledger are compared where nothing was counted.
+const AUDIT_AT_REST: Duration = Duration::from_secs(60);
+
 /// Runs until a signal comes.
 ///
 /// # Errors
@@ -180,7 +185,8 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         rate: args.rate,
         ..Selection::default()
     };
-    let live = Live::begin_until(&args.kernel, selection, signals)?;
+    let mut live = Live::begin_until(&args.kernel, selection, signals)?;
+    live.at_rest(AUDIT_AT_REST);
     let board = Arc::new(Board::new(BoardState {
         fleet: Fleet::new(settings.limits.clone(), PodNames::new("/var/log".as_ref())),
         host: HostSeries::new(attached(live.plan(), live.host(), args)),
@@ -217,7 +223,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         } else {
             Announcer::default()
         },
-        args.look,
+        Pace::new(args.look, live.plan().observable),
     );
     live.announce();
     let status = format!("attached by {}", live.plan().family.name());

@@ -122,7 +122,7 @@ pub async fn run(args: &ListenersArgs) -> Result<()> {
         if let Some(Session { probe, .. }) = &mut session {
             // Only counts are shown here.
             while probe.take_records().len() == AT_ONCE {}
-            if let Some(more) = losses.news(probe, 0)? {
+            if let Some(more) = losses.news(probe, 0, true)? {
                 lost.add(&more);
                 lost.records = 0;
             }

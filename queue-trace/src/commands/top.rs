@@ -215,7 +215,7 @@ mod live {
                 self.held.forget(&key, counted.held);
             }
             let undecoded = std::mem::take(&mut self.undecoded);
-            if let Some(note) = self.losses.news(probe, undecoded)? {
+            if let Some(note) = self.losses.news(probe, undecoded, true)? {
                 self.seen.lost(&note);
             }
             for event in events {

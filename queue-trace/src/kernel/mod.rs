@@ -11,6 +11,7 @@ pub mod decode;
 pub mod host;
 pub mod judgement;
 pub mod mark;
+pub mod namespaces;
 pub mod netns;
 pub mod obstacle;
 pub mod plan;

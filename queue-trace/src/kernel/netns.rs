@@ -171,31 +171,26 @@ impl NetnsPath {
         }
     }
 
-    /// Does something with the first way that still leads to the namespace of that number.
-    /// `Err`: of the ways that exist, why the first one could not be used; else not found.
-    fn first<R>(&self, netns: u32, work: impl Fn(&Path, File) -> io::Result<R>) -> io::Result<R> {
+    /// Opens it by the first way that still leads to the namespace of that number. `Err`: of the
+    /// ways that exist, why the first one could not be used; else not found.
+    fn open(&self, netns: u32) -> io::Result<File> {
         let mut why: io::Error = io::ErrorKind::NotFound.into();
         for way in &self.ways {
-            let done = File::open(way).and_then(|namespace| {
+            let opened = File::open(way).and_then(|namespace| {
                 if id_of(&namespace)? == netns {
-                    work(way, namespace)
+                    Ok(namespace)
                 } else {
                     Err(io::ErrorKind::NotFound.into())
                 }
             });
-            match done {
-                Ok(done) => return Ok(done),
+            match opened {
+                Ok(namespace) => return Ok(namespace),
                 Err(error) if is_gone(&error) => {}
                 Err(error) if is_gone(&why) => why = error,
                 Err(_) => {}
             }
         }
         Err(why)
-    }
-
-    /// Opens it, and checks that it still leads to the namespace of that number.
-    fn open(&self, netns: u32) -> io::Result<File> {
-        self.first(netns, |_, namespace| Ok(namespace))
     }
 }
 
@@ -232,16 +227,65 @@ pub fn inside<R: Send>(
     })
 }
 
-/// What tells a namespace from an earlier one that had its number; `None` before Linux
-/// 5.14, which does not tell.
-///
-/// # Errors
-/// If the namespace is gone, or may not be entered.
-pub fn cookie(netns: u32, path: &NetnsPath) -> io::Result<Option<u64>> {
-    inside(netns, path, own_cookie)
+/// Does `work` inside each of these namespaces, one after the other, in one thread that enters
+/// them and ends. `None` ends it: what is left is of no interest any more.
+pub fn each_inside<'a, R: Send>(
+    namespaces: impl Iterator<Item = (u32, &'a NetnsPath)> + Send,
+    mut work: impl FnMut(u32) -> Option<io::Result<R>> + Send,
+) -> Vec<(u32, io::Result<R>)> {
+    let own = own().ok();
+    let mut done = Vec::new();
+    let mut others = Vec::new();
+    for (id, path) in namespaces {
+        if own != Some(id) {
+            others.push((id, path));
+            continue;
+        }
+        // Takes no privilege.
+        let Some(result) = work(id) else {
+            return done;
+        };
+        done.push((id, result));
+    }
+    if others.is_empty() {
+        return done;
+    }
+    let numbers: Vec<_> = others.iter().map(|(id, _)| *id).collect();
+    let visit = || {
+        let mut visited = Vec::with_capacity(others.len());
+        for (id, path) in others {
+            let entered = path.open(id).and_then(|namespace| {
+                let kind = Some(LinkNameSpaceType::Network);
+                Ok(move_into_link_name_space(namespace.as_fd(), kind)?)
+            });
+            let result = match entered {
+                Ok(()) => work(id),
+                Err(error) => Some(Err(error)),
+            };
+            let Some(result) = result else {
+                break;
+            };
+            visited.push((id, result));
+        }
+        visited
+    };
+    let visited = thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, visit)?;
+        let panicked = |_| io::Error::other("the thread in the namespaces panicked");
+        thread.join().map_err(panicked)
+    });
+    match visited {
+        Ok(visited) => done.extend(visited),
+        Err(error) => {
+            let same = || io::Error::new(error.kind(), error.to_string());
+            done.extend(numbers.into_iter().map(|id| (id, Err(same()))));
+        }
+    }
+    done
 }
 
-/// That of the calling thread's namespace.
+/// What tells the calling thread's namespace from an earlier one that had its number; `None`
+/// before Linux 5.14, which does not tell.
 fn own_cookie() -> io::Result<Option<u64>> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     let mut cookie = 0u64;
@@ -266,36 +310,30 @@ fn own_cookie() -> io::Result<Option<u64>> {
     Ok(Some(cookie))
 }
 
-/// The counters of a namespace.
-///
-/// # Errors
-/// If the namespace is gone, or may not be entered.
-pub fn counters(netns: u32, path: &NetnsPath) -> io::Result<Counters> {
-    let read = |folder: &str| -> io::Result<[String; 3]> {
-        let file = |name: &str| fs::read_to_string(format!("{folder}/net/{name}"));
-        let xfrm = match file("xfrm_stat") {
-            // A kernel without IPsec.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            text => text?,
-        };
-        Ok([file("netstat")?, file("snmp")?, xfrm])
+/// The cookies of namespaces, which tell each from an earlier one that had its number (`None`
+/// before Linux 5.14, which has none), and their counters. It ends as soon as `goes_on` does not
+/// hold.
+pub fn audited<'a>(
+    namespaces: impl Iterator<Item = (u32, &'a NetnsPath)> + Send,
+    goes_on: impl Fn() -> bool + Send + Sync,
+) -> Vec<(u32, io::Result<(Option<u64>, Counters)>)> {
+    let own = || Ok((own_cookie()?, parsed(&counter_texts("/proc/thread-self")?)?));
+    each_inside(namespaces, |_| goes_on().then(own))
+}
+
+/// What a thread shows of its namespace's counters.
+fn counter_texts(folder: &str) -> io::Result<[String; 3]> {
+    let file = |name: &str| fs::read_to_string(format!("{folder}/net/{name}"));
+    let xfrm = match file("xfrm_stat") {
+        // A kernel without IPsec.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        text => text?,
     };
-    let texts = path.first(netns, |way, namespace| {
-        // A process or a thread shows them without being entered, which takes fewer
-        // privileges. It may end meanwhile, and its number be given to another.
-        let folder = way.to_str().and_then(|way| way.strip_suffix("/ns/net"));
-        if let Some(folder) = folder.filter(|folder| folder.starts_with("/proc/")) {
-            let texts = read(folder)?;
-            return (id(way)? == netns)
-                .then_some(texts)
-                .ok_or_else(|| io::ErrorKind::NotFound.into());
-        }
-        drop(namespace);
-        inside(netns, &NetnsPath::at(way.to_owned()), || {
-            read("/proc/thread-self")
-        })
-    })?;
-    let [netstat, snmp, xfrm] = &texts;
+    Ok([file("netstat")?, file("snmp")?, xfrm])
+}
+
+fn parsed(texts: &[String; 3]) -> io::Result<Counters> {
+    let [netstat, snmp, xfrm] = texts;
     Counters::parse(FrontTexts {
         netstat,
         snmp,
@@ -314,6 +352,13 @@ mod tests {
 
     use super::*;
 
+    fn audited_one(netns: u32, path: &NetnsPath) -> io::Result<(Option<u64>, Counters)> {
+        let mut all = audited(std::iter::once((netns, path)), || true);
+        let (told, audited) = all.pop().unwrap();
+        assert_eq!(told, netns);
+        audited
+    }
+
     #[test]
     fn our_own_namespace_is_found_with_its_counters() {
         let own = own().unwrap();
@@ -322,7 +367,8 @@ mod tests {
             .get(&own)
             .expect("our own namespace is among those listed");
         assert_eq!(path.ways[0], Path::new(OWN));
-        counters(own, path).unwrap();
+        let (cookie, _) = audited_one(own, path).unwrap();
+        assert_eq!(cookie, own_cookie().unwrap());
     }
 
     #[test]
@@ -358,7 +404,7 @@ mod tests {
     #[test]
     fn a_path_that_leads_elsewhere_is_noticed() {
         let path = NetnsPath::at(OWN.into());
-        let error = counters(1, &path).unwrap_err();
+        let error = audited_one(1, &path).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
@@ -377,11 +423,11 @@ mod tests {
             thread::yield_now();
         }
         let mut path = NetnsPath::default();
-        assert!(is_gone(&counters(own, &path).unwrap_err()));
+        assert!(is_gone(&path.open(own).unwrap_err()));
         for way in ways {
             path.add(way);
         }
-        counters(own, &path).unwrap();
+        path.open(own).unwrap();
         ended.wait().unwrap();
     }
 }

@@ -3,6 +3,7 @@
 //! processes, and no faster.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs, io,
     sync::atomic::{AtomicBool, Ordering},
@@ -12,12 +13,17 @@ use queue_trace_common::queue::Depths;
 use rustix::net::{AddressFamily, SocketType, netdevice::index_to_name, socket};
 
 use crate::{
-    kernel::{netns, probe::Iterators, selection::Selection},
+    kernel::{
+        netns::{self, NetnsPath},
+        probe::{HeldListener, Iterators},
+        selection::Selection,
+    },
     listeners::{
         LimitFrom,
         cgroup::{Cgroup, Folders},
         diag::{self, Listening},
-        group, language, owners,
+        group, language,
+        owners::{self, Owners},
         takers::Takers,
     },
     model::{
@@ -36,6 +42,8 @@ pub struct Look {
     pub rows: Vec<Snapshot>,
     /// What could not be looked at, and why, a sentence each.
     pub notes: Vec<String>,
+    /// The namespaces into which none of the listed ways leads any more.
+    pub(super) gone: BTreeSet<u32>,
 }
 
 /// How a look is done.
@@ -45,6 +53,8 @@ pub struct How<'a> {
     pub selection: &'a Selection,
     /// Only in these namespaces; `None`: in all.
     pub only: Option<&'a BTreeSet<u32>>,
+    /// The namespaces that there are, if somebody has listed them.
+    pub listed: Option<&'a BTreeMap<u32, NetnsPath>>,
     /// The kernel's own lists, which tell more than `/proc` does.
     pub iterators: Option<&'a Iterators>,
     /// Set by somebody else: what is left is of no interest any more.
@@ -58,6 +68,7 @@ impl<'a> How<'a> {
         Self {
             selection,
             only: None,
+            listed: None,
             iterators,
             given_up: None,
         }
@@ -84,68 +95,159 @@ struct Contents {
 /// own lists if there are iterators, else by `/proc`.
 #[must_use]
 pub fn look(how: How<'_>, folders: &mut Folders) -> Look {
-    let mut look = gauges(how, folders);
-    own(&mut look.rows, how);
-    look
+    gauge(how, folders, 0).owned(how)
 }
 
 /// The same without looking for their owners, which takes a look at every process.
 #[must_use]
-pub(crate) fn gauges(how: How<'_>, folders: &mut Folders) -> Look {
-    let mut look = Look::default();
-    let mut failed: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-    for (id, path) in &how.selection.namespaces() {
-        if how.only.is_some_and(|only| !only.contains(id)) {
-            continue;
-        }
-        if how.is_given_up() {
+pub(crate) fn gauges(how: How<'_>, folders: &mut Folders) -> Gauged {
+    gauge(how, folders, FEW)
+}
+
+/// `few`: in more namespaces than these all open files are walked over.
+fn gauge(how: How<'_>, folders: &mut Folders, few: usize) -> Gauged {
+    let mut found = Found::of(how, folders);
+    let walk = how.iterators.filter(|_| found.inhabited.len() > few);
+    let held = walk.and_then(held);
+    found.deepen(how, held.as_ref(), folders);
+    Gauged {
+        look: found.look(),
+        held,
+    }
+}
+
+/// A look that has not asked yet whose the listeners are.
+pub(crate) struct Gauged {
+    /// The listeners.
+    pub look: Look,
+    /// What processes hold, if it was looked at.
+    held: Option<HeldListeners>,
+}
+
+impl Gauged {
+    /// Finds whose they are.
+    pub fn owned(mut self, how: How<'_>) -> Look {
+        let held = self.held.or_else(|| how.iterators.and_then(held));
+        own(&mut self.look.rows, held.as_ref());
+        self.look
+    }
+}
+
+/// In more namespaces than these, one walk over all open files is cheaper than a list of each
+/// one's sockets.
+const FEW: usize = 4;
+
+type HeldListeners = HashMap<u64, HeldListener>;
+
+fn held(iterators: &Iterators) -> Option<HeldListeners> {
+    let logged = |error| log::info!("{error:#}");
+    iterators.held().map_err(logged).ok()
+}
+
+/// What a look has found so far.
+struct Found {
+    look: Look,
+    /// The namespaces that have listeners.
+    inhabited: BTreeMap<u32, NetnsPath>,
+}
+
+impl Found {
+    /// What the kernel's socket diagnosis tells in every namespace.
+    fn of(how: How<'_>, folders: &mut Folders) -> Self {
+        let mut look = Look::default();
+        let mut failed: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+        let listed = match how.listed {
+            Some(listed) => Cow::Borrowed(listed),
+            None => Cow::Owned(how.selection.namespaces()),
+        };
+        let is_wanted = |id: &u32| how.only.is_none_or(|only| only.contains(id));
+        let wanted: Vec<_> = listed.iter().filter(|(id, _)| is_wanted(id)).collect();
+        // Else the kernel's own lists tell of the requests.
+        let requests = how.iterators.is_none();
+        let visits = netns::each_inside(wanted.iter().map(|(id, path)| (**id, *path)), |_| {
+            (!how.is_given_up()).then(|| find(how.selection, requests))
+        });
+        if visits.len() < wanted.len() {
             let note = "the look at the listeners was cut short: some are left out";
             look.notes.push(note.to_owned());
-            break;
         }
-        let find = |requests| netns::inside(*id, path, || find(how.selection, requests));
-        let mut found = match find(how.iterators.is_none()) {
-            Ok(found) => found,
-            // It ended while we looked.
-            Err(error) if netns::is_gone(&error) => continue,
-            Err(error) => {
-                failed.entry(error.to_string()).or_default().push(*id);
-                continue;
+        let mut inhabited = BTreeMap::new();
+        for (id, found) in visits {
+            match found {
+                Ok(found) if found.listening.is_empty() => {}
+                Ok(found) => {
+                    look.rows.extend(rows(id, &found, folders));
+                    inhabited.extend(listed.get(&id).map(|path| (id, path.clone())));
+                }
+                // It ended while we looked.
+                Err(error) if netns::is_gone(&error) => {
+                    look.gone.insert(id);
+                }
+                Err(error) => failed.entry(error.to_string()).or_default().push(id),
             }
-        };
-        if found.listening.is_empty() {
-            continue;
         }
-        let depths = how.iterators.and_then(|all| {
-            let logged = |error| log::info!("netns {id}: {error:#}");
-            all.depths(*id, path).map_err(logged).ok()
-        });
-        if how.iterators.is_some() && depths.is_none() {
-            // The requests have to be counted one by one after all.
-            found = find(true).unwrap_or(found);
-        }
-        look.rows.extend(rows(*id, &found, folders).map(|mut row| {
-            if let Some(depths) = &depths {
-                deepen(&mut row, depths);
-            }
-            row
-        }));
+        look.notes
+            .extend(failed.iter().map(|(why, ids)| note(why, ids)));
+        Self { look, inhabited }
     }
-    look.notes
-        .extend(failed.iter().map(|(why, ids)| note(why, ids)));
-    group::find(&mut look.rows);
-    sort(&mut look.rows);
-    look
+
+    /// Adds what the kernel's iterators tell: of those that processes hold, by `held`; of the
+    /// others by a list of their namespace.
+    fn deepen(&mut self, how: How<'_>, held: Option<&HeldListeners>, folders: &mut Folders) {
+        let Some(iterators) = how.iterators else {
+            return;
+        };
+        let mut rest = BTreeSet::new();
+        for row in &mut self.look.rows {
+            let Some(inode) = row.listener.inode else {
+                continue;
+            };
+            match held.and_then(|held| held.get(&inode)) {
+                Some(held) => deepen(row, &held.depths),
+                None => {
+                    rest.insert(row.netns);
+                }
+            }
+        }
+        for id in rest {
+            let Some(path) = self.inhabited.get(&id) else {
+                continue;
+            };
+            let logged = |error| log::info!("netns {id}: {error:#}");
+            let depths = iterators.depths(id, path).map_err(logged);
+            let mut own = self.look.rows.iter_mut().filter(|row| row.netns == id);
+            if let Ok(depths) = depths {
+                for row in own {
+                    if let Some(depths) = row.listener.inode.and_then(|inode| depths.get(&inode)) {
+                        deepen(row, depths);
+                    }
+                }
+            } else if own.any(|row| row.syn_queue.is_none())
+                && let Ok(found) = netns::inside(id, path, || find(how.selection, true))
+            {
+                // The requests have to be counted one by one after all.
+                self.look.rows.retain(|row| row.netns != id);
+                self.look.rows.extend(rows(id, &found, folders));
+            }
+        }
+    }
+
+    fn look(mut self) -> Look {
+        group::find(&mut self.look.rows);
+        sort(&mut self.look.rows);
+        self.look
+    }
 }
 
 /// The inode numbers of the sockets that listen, by namespace: of those that could be looked
 /// into.
 pub(crate) fn sockets(selection: &Selection) -> HashMap<u32, HashSet<u64>> {
     let namespaces = selection.namespaces();
-    let all = namespaces.iter().filter_map(|(id, path)| {
-        let listening = netns::inside(*id, path, diag::listening).ok()?;
-        let inodes = listening.iter().map(|one| u64::from(one.inode));
-        Some((*id, inodes.collect()))
+    let all = namespaces.iter().map(|(id, path)| (*id, path));
+    let all = netns::each_inside(all, |_| Some(diag::listening())).into_iter();
+    let all = all.filter_map(|(id, listening)| {
+        let inodes = listening.ok()?.into_iter();
+        Some((id, inodes.map(|one| u64::from(one.inode)).collect()))
     });
     all.collect()
 }
@@ -166,11 +268,8 @@ fn note(why: &str, ids: &[u32]) -> String {
     }
 }
 
-/// Adds what the kernel's iterator tells.
-fn deepen(row: &mut Snapshot, depths: &HashMap<u64, Depths>) {
-    let Some(depths) = row.listener.inode.and_then(|inode| depths.get(&inode)) else {
-        return;
-    };
+/// Adds what the kernel's iterators tell of one.
+fn deepen(row: &mut Snapshot, depths: &Depths) {
     row.syn_queue = Some(Gauge {
         depth: Some(depths.syn_depth),
         young: Some(depths.syn_young),
@@ -296,17 +395,20 @@ fn oldest(listening: &Listening, found: &Contents) -> Option<u64> {
     u64::try_from(age.as_micros()).ok()
 }
 
-/// Says whose they are.
-pub(crate) fn own(rows: &mut [Snapshot], how: How<'_>) {
+/// Says whose they are: by what processes hold, or by `/proc`.
+fn own(rows: &mut [Snapshot], held: Option<&HeldListeners>) {
     let sockets: HashSet<_> = rows.iter().filter_map(|row| row.listener.inode).collect();
-    let told = how.iterators.and_then(|all| {
-        let logged = |error| log::info!("{error:#}");
-        all.owners().map_err(logged).ok()
-    });
-    let owners = told.unwrap_or_else(|| owners::of(&sockets));
+    let by_proc = match held {
+        Some(_) => Owners::new(),
+        None => owners::of(&sockets),
+    };
+    let owners = |inode: u64| match held {
+        Some(held) => held.get(&inode).map(|one| &one.processes),
+        None => by_proc.get(&inode),
+    };
     let mut known = KnownProcesses::default();
     for row in rows {
-        let processes = row.listener.inode.and_then(|inode| owners.get(&inode));
+        let processes = row.listener.inode.and_then(owners);
         let processes = processes.cloned().unwrap_or_default();
         if let Some(cgroup) = processes.first().and_then(|first| known.cgroup(first.pid)) {
             cgroup.describe(row);

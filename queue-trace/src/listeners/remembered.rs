@@ -16,6 +16,8 @@ struct RememberedOwner {
     listener: Listener,
     processes: Vec<Process>,
     cgroup: [Option<String>; 4],
+    /// Whose default its limit is, and the limit.
+    default_of: Option<(String, u32)>,
     device_name: Option<String>,
 }
 
@@ -39,6 +41,12 @@ impl Remembered {
         }
     }
 
+    /// Whether it is known whose all of these are.
+    pub fn knows(&self, rows: &[Snapshot]) -> bool {
+        let mut inodes = rows.iter().map(|row| row.listener.inode);
+        inodes.all(|inode| inode.is_none_or(|inode| self.0.contains_key(&inode)))
+    }
+
     /// Forgets all listeners but these, which are all that there are.
     pub fn keep_only(&mut self, rows: &[Snapshot]) {
         let there: std::collections::HashSet<_> =
@@ -53,6 +61,7 @@ impl RememberedOwner {
             listener: row.listener,
             processes: row.processes.clone().unwrap_or_default(),
             device_name: row.device_name.clone(),
+            default_of: row.default_of.clone().zip(row.limit()),
             cgroup: [&row.cgroup, &row.unit, &row.container, &row.pod].map(Clone::clone),
         }
     }
@@ -65,6 +74,12 @@ impl RememberedOwner {
         }
         if row.processes.as_ref().is_none_or(Vec::is_empty) {
             row.processes = Some(self.processes.clone());
+        }
+        if let Some((name, limit)) = &self.default_of
+            && row.default_of.is_none()
+            && row.limit() == Some(*limit)
+        {
+            row.default_of = Some(name.clone());
         }
         if row.cgroup.is_none() {
             let [cgroup, unit, container, pod] = self.cgroup.clone();

@@ -18,7 +18,9 @@ use queue_trace_common::{
 };
 
 use crate::{
-    kernel::{plan::HookFamily, probe::MapReader, selection::Selection},
+    kernel::{
+        namespaces::KnownNamespaces, plan::HookFamily, probe::MapReader, selection::Selection,
+    },
     listeners::{
         cgroup::Folders,
         look::{self, How, Look},
@@ -28,6 +30,7 @@ use crate::{
         stats::Stats,
     },
     model::{clock::monotonic_now, snapshot::Snapshot},
+    sink::Extent,
 };
 
 /// What has been reported already. It reads the kernel side itself, so that it can do so in a
@@ -44,8 +47,9 @@ pub struct Watch {
     stalls: Stalls,
     /// The namespaces of those that were in trouble at the latest look.
     troubled: BTreeSet<u32>,
-    /// When it is time to find out again whose those are.
-    next_owners: Instant,
+    /// When it was found out whose they are.
+    owners_at: Option<Instant>,
+    namespaces: KnownNamespaces,
     reported: HashSet<QueueKey>,
     /// The closed ones that were reported, which the kernel side will be told to forget.
     closed: HashSet<QueueKey>,
@@ -62,8 +66,8 @@ pub struct News {
     pub rows: Vec<Snapshot>,
     /// What could not be looked at, and why, a sentence each.
     pub notes: Vec<String>,
-    /// How long it took to look at all listeners, if they are all.
-    pub took: Option<Duration>,
+    /// What was looked at: all listeners, or all of some namespaces. `None`: these are news only.
+    pub looked: Option<Extent>,
     /// Sockets, closed for a while, to which nothing can come any more.
     pub over: HashSet<QueueKey>,
     /// Counts of sockets that are no listeners any more, whose end was not noticed.
@@ -97,6 +101,7 @@ impl From<News> for Look {
         Self {
             rows: news.rows,
             notes: news.notes,
+            ..Self::default()
         }
     }
 }
@@ -106,8 +111,9 @@ const CROWDED: usize = 2048;
 /// How often at most, as it takes a while.
 const SWEEP: Duration = Duration::from_secs(5);
 
-/// How often at most it is asked whose the listeners in trouble are.
-const OWNERS: Duration = Duration::from_secs(10);
+/// How often at most it is asked whose the listeners in trouble are, and whose the others.
+const OWNERS_IN_TROUBLE: Duration = Duration::from_secs(10);
+const OWNERS: Duration = Duration::from_secs(60);
 
 /// A packet that found a listener before it was closed is dealt with within this time.
 const LINGER_NS: u64 = 500_000_000;
@@ -135,7 +141,8 @@ impl Watch {
             remembered: Remembered::default(),
             stalls: Stalls::default(),
             troubled: BTreeSet::new(),
-            next_owners: Instant::now(),
+            owners_at: None,
+            namespaces: KnownNamespaces::default(),
             reported: HashSet::new(),
             closed: HashSet::new(),
             changes: 0,
@@ -162,7 +169,10 @@ impl Watch {
             return Ok(News::default());
         }
         let news = News {
-            took: Some(began.elapsed()),
+            looked: Some(Extent {
+                within: None,
+                took: began.elapsed(),
+            }),
             ..self.add_to(look)?
         };
         self.remembered.keep_only(&news.rows);
@@ -178,17 +188,17 @@ impl Watch {
     /// The same; what is found so far, once it is not to go on.
     fn look_while(&mut self, goes_on: impl Fn(&Self) -> bool) -> Look {
         let iterators = self.attached.as_ref().map(|(reader, _)| reader.iterators());
+        let listed = self.namespaces.list(&self.selection);
         let how = How {
+            listed: Some(&listed),
             given_up: Some(&self.given_up),
             ..How::all(&self.selection, iterators.as_ref())
         };
-        let mut look = look::gauges(how, &mut self.folders);
-        if goes_on(self) {
-            look::own(&mut look.rows, how);
-        }
+        let mut look = look::look(how, &mut self.folders);
+        self.owners_at = Some(Instant::now());
         if goes_on(self) {
             self.stalls.look(&mut look.rows);
-            self.note_trouble(&look.rows);
+            self.troubled = troubled(&look.rows);
         }
         look
     }
@@ -199,9 +209,53 @@ impl Watch {
         self.given_up.load(Ordering::Relaxed)
     }
 
-    fn note_trouble(&mut self, rows: &[Snapshot]) {
-        let stalled = rows.iter().filter(|row| row.is_stalled());
-        self.troubled = stalled.map(|row| row.netns).collect();
+    /// The same in some namespaces. Whose listeners are takes a look at every process, so that is
+    /// asked when it is not known, or may have changed.
+    fn look_in(&mut self, places: &BTreeSet<u32>) -> Look {
+        let iterators = self.attached.as_ref().map(|(reader, _)| reader.iterators());
+        let mut listed = self.namespaces.with(&self.selection, places);
+        let all = How {
+            only: Some(places),
+            given_up: Some(&self.given_up),
+            ..How::all(&self.selection, iterators.as_ref())
+        };
+        let how = How {
+            listed: Some(&listed),
+            ..all
+        };
+        let mut found = look::gauges(how, &mut self.folders);
+        if !found.look.gone.is_empty() {
+            // All processes by which it was found may have ended, and others be in it still.
+            listed = self.namespaces.list(&self.selection);
+            let how = How {
+                listed: Some(&listed),
+                ..all
+            };
+            found = look::gauges(how, &mut self.folders);
+        }
+        if self.is_given_up() {
+            return found.look;
+        }
+        let in_trouble = troubled(&found.look.rows);
+        let asked = if in_trouble.is_empty() {
+            OWNERS
+        } else {
+            OWNERS_IN_TROUBLE
+        };
+        let known = self.owners_at.is_some_and(|at| at.elapsed() < asked)
+            && in_trouble.is_subset(&self.troubled)
+            && self.remembered.knows(&found.look.rows);
+        let mut look = if known {
+            self.remembered.complete(&mut found.look.rows);
+            found.look
+        } else {
+            self.owners_at = Some(Instant::now());
+            found.owned(all)
+        };
+        self.stalls.look(&mut look.rows);
+        self.troubled.retain(|netns| !places.contains(netns));
+        self.troubled.extend(in_trouble);
+        look
     }
 
     /// Whether a listener was in trouble at the latest look.
@@ -210,40 +264,43 @@ impl Watch {
         !self.troubled.is_empty()
     }
 
+    /// All listeners of these namespaces, and what [`Self::news`] tells of the others.
+    ///
+    /// # Errors
+    /// If what the kernel side keeps cannot be read.
+    pub fn some(&mut self, mut places: BTreeSet<u32>) -> Result<News> {
+        let began = Instant::now();
+        // While they are in trouble their evidence is followed.
+        places.extend(&self.troubled);
+        let news = self.news()?;
+        let look = self.look_in(&places);
+        let mut news = self.add_some(news, look)?;
+        news.looked = Some(Extent {
+            within: Some(places),
+            took: began.elapsed(),
+        });
+        Ok(news)
+    }
+
     /// The listeners in trouble: in these namespaces, and in those where some were at the latest
     /// look. And what [`Self::news`] tells.
     ///
     /// # Errors
     /// If what the kernel side keeps cannot be read.
     pub fn trouble(&mut self, refused_in: &BTreeSet<u32>) -> Result<News> {
-        let mut news = self.news()?;
-        let places: BTreeSet<_> = self.troubled.union(refused_in).copied().collect();
-        let iterators = self.attached.as_ref().map(|(reader, _)| reader.iterators());
-        let how = How {
-            only: Some(&places),
-            given_up: Some(&self.given_up),
-            ..How::all(&self.selection, iterators.as_ref())
-        };
-        // Whose they are takes a look at every process, so that is asked when it may have changed.
-        let known = self.next_owners > Instant::now() && places.is_subset(&self.troubled);
-        let mut look = if known {
-            let mut look = look::gauges(how, &mut self.folders);
-            self.remembered.complete(&mut look.rows);
-            look
-        } else {
-            self.next_owners = Instant::now() + OWNERS;
-            look::look(how, &mut self.folders)
-        };
-        if self.is_given_up() {
-            return Ok(news);
-        }
-        self.stalls.look(&mut look.rows);
-        self.note_trouble(&look.rows);
+        let news = self.news()?;
+        let places = self.troubled.union(refused_in).copied().collect();
+        let mut look = self.look_in(&places);
         look.rows.retain(Snapshot::is_stalled);
         if look.rows.is_empty() {
             return Ok(news);
         }
-        let stalled: HashSet<_> = look.rows.iter().map(Snapshot::key).collect();
+        self.add_some(news, look)
+    }
+
+    /// Adds to `news` some of the listeners that there are.
+    fn add_some(&mut self, mut news: News, look: Look) -> Result<News> {
+        let wanted: HashSet<_> = look.rows.iter().map(Snapshot::key).collect();
         let before = self.reported.clone();
         let mut more = self.add_to(look)?;
         // One that was made meanwhile is still to be told.
@@ -252,9 +309,9 @@ impl Watch {
             .retain(|key| before.contains(key) || told.contains(&Some(key.inode)));
         // What closed is told once, here or there; of the others only those are wanted.
         more.rows
-            .retain(|row| row.is_closed() || stalled.contains(&row.key()));
+            .retain(|row| row.is_closed() || wanted.contains(&row.key()));
         news.rows
-            .retain(|row| row.is_closed() || !stalled.contains(&row.key()));
+            .retain(|row| row.is_closed() || !wanted.contains(&row.key()));
         news.rows.append(&mut more.rows);
         news.notes.append(&mut more.notes);
         news.over.extend(more.over);
@@ -307,7 +364,7 @@ impl Watch {
             if self.selection.names_owners {
                 look::look(how, &mut self.folders)
             } else {
-                look::gauges(how, &mut self.folders)
+                look::gauges(how, &mut self.folders).look
             }
         };
         if look.rows.is_empty() && !any_closed {
@@ -429,4 +486,10 @@ impl Watch {
         }
         Ok(over)
     }
+}
+
+/// The namespaces in which listeners are in trouble.
+fn troubled(rows: &[Snapshot]) -> BTreeSet<u32> {
+    let stalled = rows.iter().filter(|row| row.is_stalled());
+    stalled.map(|row| row.netns).collect()
 }

@@ -1,7 +1,7 @@
 //! A sink that passes on what a filter lets through: what the kernel side cannot filter, and what
 //! a recording has of others.
 
-use std::{io, time::Duration};
+use std::io;
 
 use crate::{
     model::{
@@ -12,7 +12,7 @@ use crate::{
         snapshot::Snapshot,
     },
     recording::{Line, select::Only},
-    sink::Sink,
+    sink::{Extent, Sink, Wanted},
 };
 
 /// Passes on to another sink what is wanted.
@@ -102,12 +102,12 @@ impl Sink for Narrowed<'_> {
         Some(self.shown)
     }
 
-    fn second(&mut self) -> io::Result<bool> {
+    fn second(&mut self) -> io::Result<Wanted> {
         self.inner.second()
     }
 
-    fn look(&mut self, rows: &[Snapshot], took: Duration) -> io::Result<()> {
-        self.inner.look(rows, took)
+    fn look(&mut self, rows: &[Snapshot], extent: &Extent) -> io::Result<()> {
+        self.inner.look(rows, extent)
     }
 
     fn ledgers(&mut self, ledgers: &[Ledger]) -> io::Result<()> {

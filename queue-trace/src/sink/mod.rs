@@ -11,7 +11,7 @@ mod rows;
 mod standard;
 mod text;
 
-use std::{io, time::Duration};
+use std::{collections::BTreeSet, io, time::Duration};
 
 pub use self::{
     file::NewFile,
@@ -27,6 +27,42 @@ use crate::model::{
     lines::{Counts, Header, LossNote, Total},
     snapshot::Snapshot,
 };
+
+/// Which listeners a sink wants to see.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// None.
+    #[default]
+    Nothing,
+    /// Those of these namespaces.
+    In(BTreeSet<u32>),
+    /// All.
+    All,
+}
+
+impl Wanted {
+    /// What is in one of both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Nothing, one) | (one, Self::Nothing) => one,
+            (Self::In(mut one), Self::In(mut other)) => {
+                one.append(&mut other);
+                Self::In(one)
+            }
+            _ => Self::All,
+        }
+    }
+}
+
+/// What was looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// All listeners of these namespaces, and what is new of the others; `None`: all listeners.
+    pub within: Option<BTreeSet<u32>>,
+    /// How long it took.
+    pub took: Duration,
+}
 
 /// One form of output. A sink writes what it is given, in the order given.
 pub trait Sink {
@@ -58,16 +94,31 @@ pub trait Sink {
     fn shown(&self) -> Option<u64> {
         None
     }
-    /// Once a second, live; whether it wants to see all listeners now.
-    fn second(&mut self) -> io::Result<bool> {
-        Ok(false)
+    /// Once a second, live; which listeners it wants to see now.
+    fn second(&mut self) -> io::Result<Wanted> {
+        Ok(Wanted::Nothing)
     }
-    /// All listeners, as it wanted, and how long it took to look at them.
-    fn look(&mut self, _: &[Snapshot], _: Duration) -> io::Result<()> {
+    /// The listeners that it wanted, and how long it took to look at them.
+    fn look(&mut self, _: &[Snapshot], _: &Extent) -> io::Result<()> {
         Ok(())
     }
     /// The ledgers of all namespaces, live, as often as they are compared.
     fn ledgers(&mut self, _: &[Ledger]) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_is_not_forgotten() {
+        let some = |netns: &[u32]| Wanted::In(netns.iter().copied().collect());
+        assert_eq!(Wanted::Nothing.and(some(&[1, 2])), some(&[1, 2]));
+        assert_eq!(some(&[1]).and(Wanted::Nothing), some(&[1]));
+        assert_eq!(some(&[1]).and(some(&[3, 2])), some(&[1, 2, 3]));
+        assert_eq!(some(&[1]).and(Wanted::All), Wanted::All);
+        assert_eq!(Wanted::All.and(some(&[1])), Wanted::All);
     }
 }

@@ -2,14 +2,14 @@
 //! namespace.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -18,8 +18,9 @@ use queue_trace_common::outcome;
 use crate::{
     kernel::{
         mark,
+        namespaces::KnownNamespaces,
         netns::{self, NetnsPath},
-        probe::{CountedNetns, MapReader},
+        probe::{CountActivity, CountedNetns, MapReader},
         selection::Selection,
     },
     model::ledger::{BothSides, Counters, Ledger},
@@ -41,6 +42,51 @@ pub struct Audit {
     /// What an audit has reported already, by namespace.
     reported: BTreeMap<u32, u64>,
     given_up: Arc<AtomicBool>,
+    namespaces: Mutex<KnownNamespaces>,
+    /// How often it is compared where nothing was counted; `None`: as often as elsewhere.
+    calm: Option<Duration>,
+    latest: Latest,
+}
+
+/// What the latest audit found.
+#[derive(Default)]
+struct Latest {
+    ledgers: Vec<Ledger>,
+    /// Our side.
+    sides: HashMap<CountedNetns, Counters>,
+    activity: Option<CountActivity>,
+    /// When all namespaces were looked at.
+    whole_at: Option<Instant>,
+}
+
+impl Latest {
+    /// The namespaces whose two sides differed.
+    fn unexplained(&self) -> impl Iterator<Item = u32> {
+        let differing = self
+            .ledgers
+            .iter()
+            .filter(|ledger| ledger.unexplained.is_some_and(|count| count > 0));
+        differing.map(|ledger| ledger.netns)
+    }
+
+    /// The namespaces in which something was counted since.
+    fn moved(&self, sides: &HashMap<CountedNetns, Counters>) -> impl Iterator<Item = u32> {
+        let moved = sides
+            .iter()
+            .filter(|(seen, side)| self.sides.get(seen) != Some(side));
+        moved.map(|(seen, _)| seen.netns)
+    }
+
+    /// The ledgers of those that were compared now, and of the others as they were: also of one
+    /// that was not found.
+    fn with(&mut self, ledgers: Vec<Ledger>) -> Vec<Ledger> {
+        let compared: BTreeSet<_> = ledgers.iter().map(|ledger| ledger.netns).collect();
+        let mut all = std::mem::take(&mut self.ledgers);
+        all.retain(|ledger| !compared.contains(&ledger.netns));
+        all.extend(ledgers);
+        all.sort_by_key(|ledger| ledger.netns);
+        all
+    }
 }
 
 /// What an audit found.
@@ -132,8 +178,11 @@ impl Audit {
             partial: (!selection.counts_all()).then_some("a filter leaves out some packets"),
             reported: BTreeMap::new(),
             given_up: Arc::default(),
+            namespaces: Mutex::default(),
+            calm: None,
+            latest: Latest::default(),
         };
-        let looked = audit.look(true)?;
+        let looked = audit.look(true, None)?;
         audit.unread = looked.failed;
         audit.start = looked.looks;
         Ok(audit)
@@ -154,48 +203,61 @@ impl Audit {
         self.given_up.load(Ordering::Relaxed)
     }
 
-    /// Both sides now. One that is given up may end before it is `whole`.
-    fn look(&self, whole: bool) -> Result<Looked> {
-        let listed = self.selection.namespaces();
+    /// Both sides now, of all namespaces or `only` of some. One that is given up may end before
+    /// it is `whole`.
+    fn look(&self, whole: bool, only: Option<&BTreeSet<u32>>) -> Result<Looked> {
+        let listed = {
+            let mut known = self
+                .namespaces
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            match only {
+                None => known.list(&self.selection),
+                Some(only) => known.with(&self.selection, only),
+            }
+        };
         let before = Sides::of(&self.reader.sides()?);
         let mut looked = Looked {
-            whole: true,
             there: listed.keys().copied().collect(),
             ..Looked::default()
         };
         let mut kernel = BTreeMap::new();
-        let mut lost = Vec::new();
-        let mut take =
-            |id: u32, path: &NetnsPath, failed: &mut BTreeMap<u32, io::Error>| match read(id, path)
-            {
-                Ok((identity, counters)) => {
-                    kernel.insert(identity, counters);
-                    true
+        let goes_on = || whole || !self.is_given_up();
+        let mut take = |namespaces: Vec<(u32, &NetnsPath)>, failed: &mut BTreeMap<_, _>| {
+            let count = namespaces.len();
+            let read = netns::audited(namespaces.into_iter(), goes_on);
+            let all = read.len() == count;
+            let mut lost = Vec::new();
+            for (netns, read) in read {
+                match read {
+                    Ok((cookie, counters)) => {
+                        kernel.insert(NetnsIdentity { netns, cookie }, counters);
+                    }
+                    Err(error) if netns::is_gone(&error) => lost.push(netns),
+                    Err(error) => {
+                        failed.insert(netns, error);
+                    }
                 }
-                Err(error) if netns::is_gone(&error) => false,
-                Err(error) => {
-                    failed.insert(id, error);
-                    true
-                }
-            };
-        for (id, path) in &listed {
-            if !whole && self.is_given_up() {
-                looked.whole = false;
-                break;
             }
-            if !take(*id, path, &mut looked.failed) {
-                lost.push(*id);
-            }
-        }
+            (all, lost)
+        };
+        let wanted = |id: &u32| only.is_none_or(|only| only.contains(id));
+        let all = listed.iter().filter(|(id, _)| wanted(id));
+        let (all, lost) = take(
+            all.map(|(id, path)| (*id, path)).collect(),
+            &mut looked.failed,
+        );
+        looked.whole = all && only.is_none();
         if !lost.is_empty() {
             // All processes by which it was found may have ended, and others be in it still.
             let listed = self.selection.namespaces();
+            let again = lost
+                .iter()
+                .filter_map(|id| Some((*id, listed.get(id)?)))
+                .collect();
+            let (_, lost) = take(again, &mut looked.failed);
             for id in lost {
-                if let Some(path) = listed.get(&id)
-                    && !take(id, path, &mut looked.failed)
-                {
-                    looked.failed.insert(id, io::ErrorKind::NotFound.into());
-                }
+                looked.failed.insert(id, io::ErrorKind::NotFound.into());
             }
         }
         looked.sides = self.reader.sides()?;
@@ -218,11 +280,11 @@ impl Audit {
     /// # Errors
     /// If the kernel side's counts cannot be read.
     pub fn close(&self) -> Result<Audited> {
-        self.compare_again(true)
+        self.compare_again(true, None)
     }
 
-    fn compare_again(&self, whole: bool) -> Result<Audited> {
-        let mut audited = self.compare(whole)?;
+    fn compare_again(&self, whole: bool, only: Option<&BTreeSet<u32>>) -> Result<Audited> {
+        let mut audited = self.compare(whole, only)?;
         for _ in 1..TRIES {
             let differs = |ledger: &Ledger| ledger.unexplained.is_some_and(|count| count > 0);
             if !audited.ledgers.iter().any(differs) || self.partial.is_some() || self.is_given_up()
@@ -230,7 +292,7 @@ impl Audit {
                 break;
             }
             thread::sleep(BETWEEN);
-            audited = self.compare(whole)?;
+            audited = self.compare(whole, only)?;
         }
         let ledgers = &mut audited.ledgers;
         if self.reader.loss().uncounted > 0 {
@@ -249,12 +311,54 @@ impl Audit {
         Ok(audited)
     }
 
+    /// Compares the two sides so often where nothing was counted and they agreed. What the kernel
+    /// counts and nobody sees is noticed as much later.
+    pub fn at_rest(&mut self, calm: Duration) {
+        self.calm = Some(calm);
+    }
+
+    /// Whether it is time to look at all namespaces.
+    fn is_whole_due(&self) -> bool {
+        let at = self.latest.whole_at;
+        self.calm
+            .is_none_or(|calm| at.is_none_or(|at| at.elapsed() >= calm))
+    }
+
+    /// Whether there may be news: something was counted, or it is time to look at all.
+    #[must_use]
+    pub fn may_have_news(&self) -> bool {
+        self.is_whole_due()
+            || self.latest.activity != Some(self.reader.activity())
+            || self.latest.unexplained().next().is_some()
+    }
+
     /// Audits while running, and says which differences are new.
     ///
     /// # Errors
     /// If the kernel side's counts cannot be read.
     pub fn news(&mut self) -> Result<Audited> {
-        let mut audited = self.compare_again(false)?;
+        let activity = self.reader.activity();
+        let sides = self.reader.sides()?;
+        let only = (!self.is_whole_due()).then(|| {
+            let moved = self.latest.moved(&sides);
+            moved
+                .chain(self.latest.unexplained())
+                .collect::<BTreeSet<_>>()
+        });
+        let mut audited = self.compare_again(false, only.as_ref())?;
+        match &only {
+            Some(_) => {
+                let compared = std::mem::take(&mut audited.ledgers);
+                audited.ledgers = self.latest.with(compared);
+            }
+            None => self.latest.whole_at = Some(Instant::now()),
+        }
+        self.latest = Latest {
+            ledgers: audited.ledgers.clone(),
+            sides,
+            activity: Some(activity),
+            ..std::mem::take(&mut self.latest)
+        };
         let mut reported = BTreeMap::new();
         let news = audited.ledgers.iter().filter(|ledger| {
             let unexplained = ledger.unexplained.unwrap_or(0);
@@ -268,10 +372,10 @@ impl Audit {
         Ok(audited)
     }
 
-    fn compare(&self, whole: bool) -> Result<Audited> {
+    fn compare(&self, whole: bool, only: Option<&BTreeSet<u32>>) -> Result<Audited> {
         let lost = self.reader.loss().records;
         let told = self.told;
-        let end = self.look(whole)?;
+        let end = self.look(whole, only)?;
         let own = netns::own().ok();
         let sides = Sides::of(&end.sides);
         let ledger = |(identity, look): (&NetnsIdentity, &BothSides)| {
@@ -383,14 +487,6 @@ fn ledgers_of_gone(
     ledgers
 }
 
-fn read(netns: u32, path: &NetnsPath) -> io::Result<(NetnsIdentity, Counters)> {
-    let identity = NetnsIdentity {
-        netns,
-        cookie: netns::cookie(netns, path)?,
-    };
-    Ok((identity, netns::counters(netns, path)?))
-}
-
 #[cfg(test)]
 mod tests {
     use queue_trace_common::counter::DROP;
@@ -420,6 +516,33 @@ mod tests {
         assert_eq!(dropped.map(|line| line.seen).sum::<u64>(), 5000 * 5001 / 2);
         assert_eq!(ledgers[GONE].netns, 0);
         assert!(ledgers_of_gone(vec![(CountedNetns::default(), moved(0))], 0, 0).is_empty());
+    }
+
+    #[test]
+    fn only_what_moved_or_differs_is_compared_and_the_rest_is_as_it_was() {
+        let seen = |netns| CountedNetns { netns, cookie: 1 };
+        let ledger = |netns, unexplained| Ledger {
+            unexplained: Some(unexplained),
+            ..Ledger::one_sided(netns, &moved(3), 0, 0, "")
+        };
+        let mut latest = Latest {
+            ledgers: vec![ledger(1, 0), ledger(2, 5), ledger(3, 0)],
+            sides: [(seen(1), moved(3)), (seen(3), moved(3))].into(),
+            ..Latest::default()
+        };
+        assert_eq!(latest.unexplained().collect::<Vec<_>>(), [2]);
+        let sides = [
+            (seen(1), moved(3)),
+            (seen(3), moved(4)),
+            (seen(4), moved(1)),
+        ];
+        let mut due: Vec<_> = latest.moved(&sides.into()).collect();
+        due.sort_unstable();
+        assert_eq!(due, [3, 4]);
+        // The fourth was not found.
+        let all = latest.with(vec![ledger(2, 0), ledger(3, 0)]);
+        let told: Vec<_> = all.iter().map(|one| (one.netns, one.unexplained)).collect();
+        assert_eq!(told, [(1, Some(0)), (2, Some(0)), (3, Some(0))]);
     }
 
     #[test]

@@ -17,13 +17,23 @@ pub struct Losses {
 
 impl Losses {
     /// What was lost since the last time, if anything. `undecoded`: records that could not be
-    /// decoded since then.
+    /// decoded since then. `programs`: whether it is asked how each of them fared, which takes
+    /// some system calls for each.
     ///
     /// # Errors
     /// If the kernel does not show how its programs fared.
-    pub fn news(&mut self, reader: &MapReader, undecoded: u64) -> Result<Option<LossNote>> {
+    pub fn news(
+        &mut self,
+        reader: &MapReader,
+        undecoded: u64,
+        programs: bool,
+    ) -> Result<Option<LossNote>> {
         let loss = reader.loss();
-        let missed = reader.missed()?;
+        let missed = if programs {
+            reader.missed()?
+        } else {
+            self.missed
+        };
         let note = LossNote {
             missed: missed.saturating_sub(self.missed),
             undecoded,

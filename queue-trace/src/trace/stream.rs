@@ -29,7 +29,7 @@ use crate::{
         host::Host,
         plan::{HookFamily, Plan},
         privilege,
-        probe::{AT_ONCE, CountedNetns, Probe},
+        probe::{AT_ONCE, CountActivity, CountedNetns, Probe},
         selection::Selection,
         session::Session,
     },
@@ -43,7 +43,7 @@ use crate::{
         socket::Listener,
     },
     options::KernelOptions,
-    sink::Sink,
+    sink::{Sink, Wanted},
     stderr::say,
     stop::{StopSignals, reader_is_gone},
     trace::{
@@ -84,6 +84,8 @@ pub struct Live {
     /// Those among them that are about listeners.
     unlisted: Vec<String>,
     listeners: HashMap<QueueKey, Listener>,
+    /// The one of them that is there for the latest record: mostly it is the next one's too.
+    told_last: Option<(QueueKey, Listener)>,
     clients: ClientTable,
     losses: Losses,
     undecoded: u64,
@@ -94,6 +96,10 @@ pub struct Live {
     held: Withheld,
     /// What was counted when the counts were last printed.
     counted: HashMap<CountKey, u64>,
+    /// What tells whether anything was counted since then.
+    activity: Option<CountActivity>,
+    /// Since when nothing was.
+    calm: Instant,
     /// The namespaces in which a full accept queue refused something since the latest look.
     refused_in: BTreeSet<u32>,
     /// What was counted of listeners that are over.
@@ -165,12 +171,15 @@ impl Live {
             selection,
             host,
             listeners: HashMap::new(),
+            told_last: None,
             losses: Losses::default(),
             undecoded: 0,
             events: 0,
             early,
             held: Withheld::default(),
             counted: HashMap::new(),
+            activity: None,
+            calm: Instant::now(),
             refused_in: BTreeSet::new(),
             over: Totals::default(),
             gone: HashMap::new(),
@@ -178,6 +187,13 @@ impl Live {
             // What came before was not observed.
             began_ns: wall_now(),
         })
+    }
+
+    /// Compares the two sides so often where nothing was counted.
+    pub fn at_rest(&mut self, calm: Duration) {
+        if let Some(audit) = self.audit.idle() {
+            audit.at_rest(calm);
+        }
     }
 
     /// How it is attached, and what can be seen.
@@ -266,12 +282,13 @@ impl Live {
         tokio::pin!(deadline);
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         let mut churn = tokio::time::interval(CHURN);
+        let mut programs = Instant::now();
         for often in [&mut tick, &mut churn] {
             often.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         let mut rested = Instant::now();
         let mut more = false;
-        let mut all = false;
+        let mut wanted = Wanted::Nothing;
         let mut audit = tokio::time::interval(AUDIT);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         audit.reset();
@@ -292,28 +309,42 @@ impl Live {
                     if let Some(messages) = &mut messages {
                         messages.flush();
                     }
-                    self.note_loss(sink)?;
-                    self.print_counts(sink)?;
+                    let now = Instant::now();
+                    let calm = self.is_calm();
+                    let ask = !calm || now >= programs;
+                    self.note_loss(sink, ask)?;
+                    if ask {
+                        programs = now + PROGRAMS;
+                    }
+                    if calm {
+                        self.clients.end_second();
+                    } else {
+                        self.print_counts(sink)?;
+                    }
                     sink.flush()?;
                     if until.reader_is_gone && reader_is_gone() {
                         return Err(ErrorKind::BrokenPipe.into());
                     }
-                    all |= sink.second()?;
-                    if all {
-                        // If somebody is looking for news, a second later.
-                        all = !self.watch.begin(Watch::all)?;
-                        if !all {
-                            self.refused_in.clear();
-                        }
-                    } else if !self.begin_look_at_trouble()? {
+                    wanted = wanted.and(sink.second()?);
+                    // If somebody is looking for news, a second later.
+                    if self.begin_wanted_look(&wanted)? {
+                        wanted = Wanted::Nothing;
+                    } else if wanted == Wanted::Nothing && !self.begin_look_at_trouble()? {
                         self.begin_look(1)?;
                     }
                 }
                 // Listeners that come and go by the hundred fill the kernel side's tables.
-                _ = churn.tick() => self.begin_look(MANY)?,
+                _ = churn.tick() => {
+                    self.begin_look(MANY)?;
+                    if self.calm.elapsed() >= CALM {
+                        churn.reset_after(CHURN_AT_REST);
+                    }
+                }
                 _ = audit.tick() => {
-                    let audit = |audit: &mut Audit| audit.news();
-                    self.audit.begin(audit)?;
+                    if self.audit.idle().is_some_and(|audit| audit.may_have_news()) {
+                        let audit = |audit: &mut Audit| audit.news();
+                        self.audit.begin(audit)?;
+                    }
                 }
                 ready = async {
                     if more {
@@ -337,6 +368,22 @@ impl Live {
         }
     }
 
+    /// Has somebody look at what the sink wants to see, if nobody is looking. Whether it did.
+    fn begin_wanted_look(&mut self, wanted: &Wanted) -> io::Result<bool> {
+        let begun = match wanted {
+            Wanted::Nothing => return Ok(false),
+            Wanted::All => self.watch.begin(Watch::all)?,
+            Wanted::In(places) => {
+                let places = places.union(&self.refused_in).copied().collect();
+                self.watch.begin(|watch| watch.some(places))?
+            }
+        };
+        if begun {
+            self.refused_in.clear();
+        }
+        Ok(begun)
+    }
+
     /// Has somebody look why queues are full, if some are or were a second ago, and nobody is
     /// looking. Whether it did.
     fn begin_look_at_trouble(&mut self) -> io::Result<bool> {
@@ -353,6 +400,9 @@ impl Live {
     /// looking.
     fn begin_look(&mut self, changes: u64) -> io::Result<()> {
         let may = self.watch.idle();
+        if may.as_ref().is_some_and(|watch| watch.may_have_news(1)) {
+            self.calm = Instant::now();
+        }
         if may.is_some_and(|watch| watch.may_have_news(changes)) {
             self.watch.begin(Watch::news)?;
         }
@@ -366,8 +416,8 @@ impl Live {
         for note in &news.notes {
             log::info!("{note}");
         }
-        match news.took {
-            Some(took) => sink.look(&news.rows, took)?,
+        match &news.looked {
+            Some(extent) => sink.look(&news.rows, extent)?,
             None => print_rows(sink, &news.rows)?,
         }
         if !news.over.is_empty() || !news.counts_over.is_empty() {
@@ -432,6 +482,7 @@ impl Live {
     /// Prints what was counted since the last time, and of it what was withheld of the
     /// stream.
     fn print_counts(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
+        self.activity = Some(self.probe.activity());
         let counts = self.probe.counts().map_err(io::Error::other)?;
         self.print_held(sink, &counts)?;
         let mut news: BTreeMap<_, (Listener, BTreeMap<String, u64>)> = BTreeMap::new();
@@ -464,6 +515,15 @@ impl Live {
         Ok(())
     }
 
+    /// Whether nothing was counted since the counts were printed.
+    fn is_calm(&mut self) -> bool {
+        let calm = self.activity == Some(self.probe.activity());
+        if !calm {
+            self.calm = Instant::now();
+        }
+        calm
+    }
+
     /// Lets go of the counts that are over, of which all has been printed now.
     fn release(&mut self) {
         for (key, counted) in self.probe.release() {
@@ -473,6 +533,7 @@ impl Live {
             withheld::forget(&mut self.counted, &key, counted.seen);
             self.held.forget(&key, counted.held);
             self.listeners.remove(&socket(&key));
+            self.told_last = None;
         }
     }
 
@@ -521,8 +582,11 @@ impl Live {
                 if let (sk, Some(inode)) = (event.sk, event.listener.inode)
                     && sk != 0
                 {
-                    let socket = QueueKey { sk, inode };
-                    self.listeners.insert(socket, event.listener);
+                    let told = (QueueKey { sk, inode }, event.listener);
+                    if self.told_last != Some(told) {
+                        self.told_last = Some(told);
+                        self.listeners.insert(told.0, told.1);
+                    }
                 }
                 self.clients.take(&event);
                 sink.event(&event)
@@ -535,9 +599,10 @@ impl Live {
         }
     }
 
-    fn note_loss(&mut self, sink: &mut dyn Sink) -> io::Result<()> {
+    /// `programs`: whether it is asked how each of them fared.
+    fn note_loss(&mut self, sink: &mut dyn Sink, programs: bool) -> io::Result<()> {
         let undecoded = std::mem::take(&mut self.undecoded);
-        let note = self.losses.news(&self.probe, undecoded);
+        let note = self.losses.news(&self.probe, undecoded, programs);
         match note.map_err(io::Error::other)? {
             Some(note) => sink.loss(&note),
             None => Ok(()),
@@ -556,7 +621,7 @@ impl Live {
         for note in look.notes.iter().filter(|note| !self.notes.contains(*note)) {
             say!("note: {note}");
         }
-        self.note_loss(sink)?;
+        self.note_loss(sink, true)?;
         // From here on nothing more comes, and what is counted is what is printed.
         self.probe.detach();
         if !self.enough(most) {
@@ -694,6 +759,14 @@ const AUDIT: Duration = Duration::from_secs(10);
 /// How often it is asked whether listeners come and go by the hundred, and how many that is.
 const CHURN: Duration = Duration::from_millis(100);
 const MANY: u64 = 256;
+
+/// The same where nothing was counted for a while, as each time wakes a processor: the tables
+/// have room for some thousands.
+const CHURN_AT_REST: Duration = Duration::from_millis(250);
+const CALM: Duration = Duration::from_secs(10);
+
+/// How often it is asked at rest whether the kernel left out runs of the programs.
+const PROGRAMS: Duration = Duration::from_secs(10);
 
 /// How long the last looks may take, and when they are hurried if somebody waits for the end.
 const PATIENCE: Duration = Duration::from_secs(30);

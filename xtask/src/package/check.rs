@@ -38,6 +38,7 @@ pub fn packages(
         version: format!("{}.1", release.version),
         date: release.date,
     };
+    let here = programs.target == Architecture::HERE;
     let mut scripts = Vec::new();
     for path in made {
         let (name, script) = match path.extension().and_then(|extension| extension.to_str()) {
@@ -47,6 +48,10 @@ pub fn packages(
         };
         let file = path.file_name().unwrap_or_default();
         tree::put(path, &given.join(file), 0o644)?;
+        scripts.push((name, script));
+        if !here {
+            continue;
+        }
         programs.laid_out(folder, |laid_out| {
             let settings = laid_out.join("etc/queue-trace/agent.toml");
             let text = fs::read_to_string(&settings)? + "# Of the later version.\n";
@@ -57,13 +62,22 @@ pub fn packages(
                 rpm::pack(laid_out, programs.target, &later, &next)
             }
         })?;
-        scripts.push((name, script));
     }
     tree::put(
         &workspace::root().join("packaging/rpm/rpmlint.toml"),
         &given.join("rpmlint.toml"),
         0o644,
     )?;
+    if !here {
+        let machine = programs.target.debian();
+        let names = [programs.target.name(), machine].join(" ");
+        let script = format!("names='{names}'\n{}", include_str!("check/contents.sh"));
+        process::run(&mut root.script(&script)?).context("a package does not hold")?;
+        for (what, _) in scripts {
+            println!("{what} for {machine}: checked, and not installed: it does not start here");
+        }
+        return Ok(());
+    }
     let common = include_str!("check/common.sh");
     for (what, script) in scripts {
         process::run(&mut root.script(&format!("{common}{script}"))?)

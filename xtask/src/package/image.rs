@@ -11,22 +11,29 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{
+    notices,
     release::{LICENSE, NAME, Release},
     tree,
 };
 use crate::{architecture::Architecture, workspace};
 
+/// A program and the licences of what is linked into it.
+pub struct Content {
+    pub program: PathBuf,
+    pub notices: String,
+}
+
 /// Packs a program for each architecture into one index.
 pub fn pack(
-    programs: &[(Architecture, PathBuf)],
+    programs: &[(Architecture, Content)],
     release: &Release,
     folder: &Path,
 ) -> Result<PathBuf> {
     let layout = folder.join("image");
     workspace::fresh_dir(&layout.join("blobs/sha256"))?;
     let mut manifests = Vec::new();
-    for (architecture, program) in programs {
-        let mut manifest = manifest(*architecture, program, release, &layout)?;
+    for (architecture, content) in programs {
+        let mut manifest = manifest(*architecture, content, release, &layout)?;
         manifest["platform"] = json!({"architecture": architecture.debian(), "os": "linux"});
         manifest["annotations"] = json!({"org.opencontainers.image.ref.name": release.version});
         manifests.push(manifest);
@@ -50,13 +57,15 @@ pub fn pack(
 /// The image of one architecture; gives what an index says of it.
 fn manifest(
     architecture: Architecture,
-    program: &Path,
+    content: &Content,
     release: &Release,
     layout: &Path,
 ) -> Result<Value> {
     let root = layout.join("root");
     workspace::fresh_dir(&root)?;
-    tree::put(program, &root.join("usr/bin/queue-trace"), 0o755)?;
+    tree::put(&content.program, &root.join("usr/bin/queue-trace"), 0o755)?;
+    let licences = root.join("usr/share/doc/queue-trace").join(notices::FILE);
+    tree::write(&licences, &content.notices)?;
     // Where the agent writes, and where others are mounted.
     for folder in [
         "var/lib/queue-trace",
@@ -147,7 +156,13 @@ mod tests {
         workspace::fresh_dir(&folder).unwrap();
         let program = folder.join("program");
         fs::write(&program, "not really").unwrap();
-        let programs = Architecture::ALL.map(|architecture| (architecture, program.clone()));
+        let programs = Architecture::ALL.map(|architecture| {
+            let content = Content {
+                program: program.clone(),
+                notices: "of others".to_owned(),
+            };
+            (architecture, content)
+        });
         let release = Release {
             version: "1.2.3".into(),
             date: 1_700_000_000,

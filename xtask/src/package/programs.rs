@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::tree;
+use super::{notices, tree};
 use crate::{
     architecture::Architecture,
     artifacts::{self, For},
@@ -49,13 +49,11 @@ impl Programs {
         pack: impl FnOnce(&Path) -> Result<PathBuf>,
     ) -> Result<PathBuf> {
         let program = self.program(self.target)?;
-        let here = if self.target == Architecture::HERE {
-            program.clone()
-        } else {
-            artifacts::program(For::Here)?
-        };
+        // Writes the manual pages and completions.
+        let here = self.program(Architecture::HERE)?;
         let root = folder.join("tree");
         tree::lay_out(&root, &program, &here)?;
+        tree::add_notices(&root, &notices::write(self.target)?)?;
         let packed = pack(&root)?;
         fs::remove_dir_all(root)?;
         Ok(packed)

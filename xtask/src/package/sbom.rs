@@ -22,7 +22,7 @@ use crate::{architecture::Architecture, process, workspace};
 
 /// Where each part's packages are locked, and the target that it is compiled for, if it is not
 /// that of the package.
-const PARTS: [(&str, &str, Option<&str>); 2] = [
+pub const PARTS: [(&str, &str, Option<&str>); 2] = [
     (NAME, "", None),
     (
         "queue-trace-ebpf",
@@ -41,14 +41,7 @@ pub fn write(architecture: Architecture, release: &Release, folder: &Path) -> Re
     };
     for (package, place, target) in PARTS {
         let manifest = workspace::root().join(place).join("Cargo.toml");
-        let listing = process::stdout(
-            process::cargo()
-                .args(["tree", "--locked", "--edges", "normal,no-proc-macro"])
-                .args(["--target", target.unwrap_or(architecture.target())])
-                .args(["--prefix", "depth", "--format", " {p}\t{l}"])
-                .args(["--package", package, "--manifest-path"])
-                .arg(&manifest),
-        )?;
+        let listing = listing(package, &manifest, target.unwrap_or(architecture.target()))?;
         let lock = fs::read_to_string(manifest.with_file_name("Cargo.lock"))?;
         bill.add(&listing, &checksums(&lock)?)?;
     }
@@ -63,6 +56,18 @@ pub fn write(architecture: Architecture, release: &Release, folder: &Path) -> Re
     let text = serde_json::to_string_pretty(&bill.finish(release)?)?;
     tree::write(&path, &(text + "\n"))?;
     Ok(path)
+}
+
+/// What is linked into a package, as cargo lists it: lines for [`parse`].
+pub fn listing(package: &str, manifest: &Path, target: &str) -> Result<String> {
+    process::stdout(
+        process::cargo()
+            .args(["tree", "--locked", "--edges", "normal,no-proc-macro"])
+            .args(["--target", target])
+            .args(["--prefix", "depth", "--format", " {p}\t{l}"])
+            .args(["--package", package, "--manifest-path"])
+            .arg(manifest),
+    )
 }
 
 /// What becomes the document.
@@ -143,9 +148,9 @@ impl Bill {
 
 /// A package that cargo resolved.
 #[derive(Debug, PartialEq)]
-struct Package<'a> {
-    name: &'a str,
-    version: &'a str,
+pub struct Package<'a> {
+    pub name: &'a str,
+    pub version: &'a str,
     license: &'a str,
 }
 
@@ -160,7 +165,8 @@ impl Package<'_> {
         )
     }
 
-    fn component(&self, checksum: Option<&str>) -> Result<Value> {
+    /// Its licence.
+    pub fn expression(&self) -> Result<String> {
         // Old packages write `/` for `OR`.
         let license = spdx::Expression::canonicalize(self.license)
             .ok()
@@ -168,6 +174,11 @@ impl Package<'_> {
             .unwrap_or_else(|| self.license.to_owned());
         spdx::Expression::parse(&license)
             .with_context(|| format!("{}: {license} is no licence", self.name))?;
+        Ok(license)
+    }
+
+    fn component(&self, checksum: Option<&str>) -> Result<Value> {
+        let license = self.expression()?;
         let reference = self.reference();
         let mut component = component(self.name, self.version, &reference, &license);
         if let Some(checksum) = checksum {
@@ -190,7 +201,7 @@ fn component(name: &str, version: &str, reference: &str, license: &str) -> Value
 }
 
 /// A line of `cargo tree`: how deep it is, and the package.
-fn parse(line: &str) -> Option<(usize, Package<'_>)> {
+pub fn parse(line: &str) -> Option<(usize, Package<'_>)> {
     let (package, license) = line.split_once('\t')?;
     let mut words = package.split(' ');
     let depth = words.next()?.parse().ok()?;
@@ -226,7 +237,7 @@ fn checksums(lock: &str) -> Result<BTreeMap<(String, String), String>> {
 }
 
 /// What is in the program and is no package of cargo's.
-fn beside_crates(architecture: Architecture) -> Result<[Value; 3]> {
+pub fn beside_crates(architecture: Architecture) -> Result<[Value; 3]> {
     let rustc = process::stdout(Command::new(process::rustc()).arg("--version"))?;
     let rust = rustc.split(' ').nth(1).context("rustc names no version")?;
     let package = if architecture == Architecture::HERE {

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use super::notices;
 use crate::{process, workspace};
 
 /// Files that a person may have changed, and an upgrade leaves as they are.
@@ -66,6 +67,13 @@ pub fn lay_out(root: &Path, program: &Path, here: &Path) -> Result<()> {
         let script = process::stdout(Command::new(here).args(["completions", shell]))?;
         write(&root.join(to), &script)?;
     }
+    permit(root)
+}
+
+/// Adds the licences of what is linked.
+pub fn add_notices(root: &Path, notices: &str) -> Result<()> {
+    let path = root.join("usr/share/doc/queue-trace").join(notices::FILE);
+    write(&path, notices)?;
     permit(root)
 }
 

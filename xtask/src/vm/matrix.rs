@@ -98,9 +98,12 @@ impl Built {
     }
 }
 
-/// Builds the programs of this machine's architecture, so that nobody waits for them later.
+/// Builds the programs of every architecture, so that nobody waits for them later.
 pub fn build() -> Result<()> {
-    Built::of(Architecture::HERE).map(|_| ())
+    for architecture in Architecture::ALL {
+        Built::of(architecture)?;
+    }
+    Ok(())
 }
 
 /// Whether all tests passed.

@@ -9,7 +9,7 @@ mod relative;
 pub mod ring;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs::File,
     io::{self, Write},
     path::PathBuf,
@@ -154,19 +154,23 @@ impl Recorder {
         }
     }
 
-    /// All listeners, at a moment.
+    /// All listeners, at a moment: `within` some namespaces, or anywhere.
     ///
     /// # Errors
     /// If they cannot be compressed, or written.
-    pub fn look(&mut self, listeners: &[Snapshot], now: Duration) -> io::Result<()> {
+    pub fn look(
+        &mut self,
+        listeners: &[Snapshot],
+        within: Option<&BTreeSet<u32>>,
+        now: Duration,
+    ) -> io::Result<()> {
         for one in listeners {
             self.listener(one, now)?;
         }
-        let mut base = Base::of(listeners);
-        if let Some((_, last)) = self.bases.last() {
-            base.ledgers.clone_from(&last.ledgers);
-        }
-        self.bases.push((now, base));
+        let mut base = self.bases.last().map(|(_, last)| last.clone());
+        let base_now = base.get_or_insert_default();
+        base_now.looked(listeners, within);
+        self.bases.push((now, base.unwrap_or_default()));
         self.forget_bases(now);
         Ok(())
     }

@@ -1,13 +1,15 @@
 //! What the kernel side counted since the recording began, from what it counted since it was
 //! attached.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use queue_trace_common::queue::BUCKETS;
 
 use crate::{
     agent::series::{SeriesKey, key_of},
     model::{
+        event::Name,
+        front::FRONT,
         ledger::{CounterLine, FrontLine, Ledger},
         snapshot::{Latency, Snapshot},
     },
@@ -31,8 +33,8 @@ struct SinceBase {
 }
 
 impl Base {
-    /// Of all listeners at a moment.
-    pub fn of(listeners: &[Snapshot]) -> Self {
+    /// Takes in all listeners at a moment: `within` some namespaces, or anywhere.
+    pub fn looked(&mut self, listeners: &[Snapshot], within: Option<&BTreeSet<u32>>) {
         let counted = |one: &Snapshot| {
             let accept = one.accept_queue.as_ref();
             let syn = one.syn_queue.as_ref();
@@ -45,13 +47,10 @@ impl Base {
             }
         };
         let key = |one: &Snapshot| key_of(one.netns, &one.listener);
-        Self {
-            listeners: listeners
-                .iter()
-                .map(|one| (key(one), counted(one)))
-                .collect(),
-            ledgers: BTreeMap::new(),
-        }
+        let elsewhere = |netns: u32| within.is_some_and(|within| !within.contains(&netns));
+        self.listeners.retain(|(netns, ..), _| elsewhere(*netns));
+        let all = listeners.iter().map(|one| (key(one), counted(one)));
+        self.listeners.extend(all);
     }
 
     /// The ledgers of the time since another base.
@@ -93,15 +92,16 @@ fn ledger_since(now: &Ledger, before: Option<&Ledger>) -> Ledger {
             kernel: line.kernel.zip(old.kernel).map(less),
             seen: line.seen.zip(old.seen).map(less),
         };
-        let more = |(kernel, seen): (u64, u64)| seen.saturating_sub(kernel);
-        unexplained += line.kernel.zip(line.seen).map_or(0, more);
+        let row = FRONT
+            .iter()
+            .find(|row| Name(row.outcome()).to_string() == *outcome);
+        if let (Some(row), Some(kernel), Some(seen)) = (row, line.kernel, line.seen) {
+            unexplained += row.unexplained(kernel, seen);
+        }
     }
     ledger.in_front.retain(|_, line| {
         line.kernel.is_some_and(|kernel| kernel > 0) || line.seen.is_some_and(|seen| seen > 0)
     });
-    let deferred = ledger.deferred.unwrap_or(0);
-    let deferred = deferred.saturating_sub(before.deferred.unwrap_or(0));
-    ledger.deferred = Some(deferred).filter(|moved| *moved > 0);
     ledger.lost = ledger.lost.saturating_sub(before.lost);
     ledger.unexplained = ledger.unexplained.map(|_| unexplained);
     ledger

@@ -93,10 +93,10 @@ fn dropped(count: u64) -> BTreeMap<u8, u64> {
 #[test]
 fn a_restarted_server_goes_on_counting_in_its_series() {
     let mut fleet = fleet(9, "process_executable_name");
-    fleet.look(&[seen(80, 1, "nginx")], at(0));
+    fleet.look(&[seen(80, 1, "nginx")], None, at(0));
     fleet.counts(1, &listener(80, 1), &dropped(3), at(1));
-    fleet.look(&[], at(2));
-    fleet.look(&[seen(80, 2, "nginx")], at(3));
+    fleet.look(&[], None, at(2));
+    fleet.look(&[seen(80, 2, "nginx")], None, at(3));
     fleet.counts(1, &listener(80, 2), &dropped(4), at(4));
     let told = told(&fleet);
     let labels = [
@@ -111,7 +111,7 @@ fn a_restarted_server_goes_on_counting_in_its_series() {
 #[test]
 fn every_listener_has_the_main_outcomes_from_zero() {
     let mut fleet = fleet(9, "none");
-    fleet.look(&[seen(80, 1, "a")], at(0));
+    fleet.look(&[seen(80, 1, "a")], None, at(0));
     let told = told(&fleet);
     let zero = told
         .family(OUTCOMES)
@@ -124,7 +124,7 @@ fn every_listener_has_the_main_outcomes_from_zero() {
 fn beyond_the_places_all_is_one_series_and_sums_are_exact() {
     let mut fleet = fleet(3, "process_executable_name");
     let many: Vec<_> = (0..50).map(|n| seen(1000 + n, n.into(), "a")).collect();
-    fleet.look(&many, at(0));
+    fleet.look(&many, None, at(0));
     for n in 0..50u16 {
         fleet.counts(1, &listener(1000 + n, n.into()), &dropped(2), at(1));
     }
@@ -161,9 +161,9 @@ fn those_that_refuse_find_their_place_first() {
 #[test]
 fn a_series_goes_five_minutes_after_its_listener() {
     let mut fleet = fleet(1, "none");
-    fleet.look(&[seen(80, 1, "a")], at(0));
+    fleet.look(&[seen(80, 1, "a")], None, at(0));
     fleet.counts(1, &listener(80, 1), &dropped(5), at(1));
-    fleet.look(&[seen(81, 2, "a")], at(10));
+    fleet.look(&[seen(81, 2, "a")], None, at(10));
     // What it counted is still there, and its place is not free.
     fleet.settle(at(200));
     assert_eq!(
@@ -188,7 +188,7 @@ fn a_series_goes_five_minutes_after_its_listener() {
 fn ephemeral_ports_of_one_owner_are_one_series() {
     let mut fleet = fleet(9, "process_executable_name");
     let many: Vec<_> = (0..20).map(|n| seen(40000 + n, n.into(), "java")).collect();
-    fleet.look(&many, at(0));
+    fleet.look(&many, None, at(0));
     let told = told(&fleet);
     assert_eq!(told.family(CONNECTIONS).len(), 1);
     assert_eq!(
@@ -201,7 +201,7 @@ fn ephemeral_ports_of_one_owner_are_one_series() {
 #[test]
 fn a_label_that_is_left_out_is_summed_over() {
     let mut fleet = fleet(9, "none");
-    fleet.look(&[seen(80, 1, "a"), seen(80, 2, "b")], at(0));
+    fleet.look(&[seen(80, 1, "a"), seen(80, 2, "b")], None, at(0));
     fleet.counts(1, &listener(80, 1), &dropped(5), at(1));
     fleet.counts(1, &listener(80, 2), &dropped(6), at(1));
     let told = told(&fleet);
@@ -224,7 +224,7 @@ fn a_label_that_is_left_out_is_summed_over() {
 fn what_the_kernel_counted_is_added_once_and_over_restarts() {
     let mut fleet = fleet(9, "none");
     let mut one = seen(80, 1, "a");
-    fleet.look(std::slice::from_ref(&one), at(0));
+    fleet.look(std::slice::from_ref(&one), None, at(0));
     let mut waits = [0; BUCKETS];
     (waits[0], waits[6], waits[7], waits[31]) = (1, 2, 3, 4);
     one.waits = Some(waits);
@@ -232,14 +232,14 @@ fn what_the_kernel_counted_is_added_once_and_over_restarts() {
     if let Some(queue) = &mut one.accept_queue {
         (queue.full_us, queue.full_times) = (Some(2_500_000), Some(3));
     }
-    fleet.look(std::slice::from_ref(&one), at(1));
-    fleet.look(std::slice::from_ref(&one), at(2));
+    fleet.look(std::slice::from_ref(&one), None, at(1));
+    fleet.look(std::slice::from_ref(&one), None, at(2));
     // Its last words, and its successor, which begins at zero.
     waits[6] += 1;
     one.waits = Some(waits);
     one.closed = Some(true);
     fleet.one(&one, at(3));
-    fleet.look(&[seen(80, 2, "a")], at(4));
+    fleet.look(&[seen(80, 2, "a")], None, at(4));
     let told = told(&fleet);
     assert_eq!(sum(&told, FULL, &[]), 2.5);
     assert_eq!(sum(&told, FILLS, &[]), 3.0);
@@ -266,7 +266,7 @@ fn limit_and_peak_are_those_of_the_fullest() {
     if let Some(queue) = &mut large.accept_queue {
         (queue.depth, queue.limit) = (Some(50), Some(4096));
     }
-    fleet.look(&[small, large], at(0));
+    fleet.look(&[small, large], None, at(0));
     fleet.depth(1, &listener(80, 1), 3);
     let told = told(&fleet);
     assert_eq!((sum(&told, LIMIT, &[]), sum(&told, PEAK, &[])), (2.0, 3.0));
@@ -280,12 +280,12 @@ fn limit_and_peak_are_those_of_the_fullest() {
 fn the_peak_is_that_of_the_last_minute() {
     let mut fleet = fleet(9, "none");
     let one = [seen(80, 1, "a")];
-    fleet.look(&one, at(0));
+    fleet.look(&one, None, at(0));
     fleet.depth(1, &listener(80, 1), 5);
-    fleet.look(&one, at(40));
+    fleet.look(&one, None, at(40));
     assert_eq!(sum(&told(&fleet), PEAK, &[]), 5.0);
-    fleet.look(&one, at(80));
-    fleet.look(&one, at(120));
+    fleet.look(&one, None, at(80));
+    fleet.look(&one, None, at(120));
     assert_eq!(sum(&told(&fleet), PEAK, &[]), 2.0);
 }
 
@@ -293,10 +293,10 @@ fn the_peak_is_that_of_the_last_minute() {
 fn an_age_that_is_not_known_is_not_zero() {
     let mut fleet = fleet(9, "none");
     let mut one = seen(80, 1, "a");
-    fleet.look(std::slice::from_ref(&one), at(0));
+    fleet.look(std::slice::from_ref(&one), None, at(0));
     assert!(told(&fleet).family(OLDEST).is_empty());
     one.oldest_waiting_us = Some(1_500_000);
-    fleet.look(std::slice::from_ref(&one), at(1));
+    fleet.look(std::slice::from_ref(&one), None, at(1));
     assert_eq!(sum(&told(&fleet), OLDEST, &[]), 1.5);
 }
 
@@ -304,9 +304,9 @@ fn an_age_that_is_not_known_is_not_zero() {
 fn counts_wait_for_a_look_at_their_listener_and_are_never_lost() {
     let mut fleet = fleet(9, "process_executable_name");
     fleet.counts(1, &listener(80, 1), &dropped(5), at(0));
-    assert!(fleet.wants_look());
-    fleet.look(&[seen(80, 1, "a")], at(1));
-    assert!(!fleet.wants_look());
+    assert!(fleet.unknown().next().is_some());
+    fleet.look(&[seen(80, 1, "a")], None, at(1));
+    assert_eq!(fleet.unknown().next(), None);
     assert_eq!(
         sum(&told(&fleet), OUTCOMES, &[("process_executable_name", "a")]),
         5.0
@@ -315,14 +315,14 @@ fn counts_wait_for_a_look_at_their_listener_and_are_never_lost() {
     fleet.counts(1, &listener(81, 9), &[(COOKIE_SENT_FULL, 7)].into(), at(2));
     fleet.settle(at(4));
     fleet.settle(at(6));
-    assert!(!fleet.wants_look());
+    assert_eq!(fleet.unknown().next(), None);
     assert_eq!(sum(&told(&fleet), OUTCOMES, &[("overflow", "true")]), 7.0);
 }
 
 #[test]
 fn counts_of_a_group_without_a_socket_go_to_the_group() {
     let mut fleet = fleet(9, "none");
-    fleet.look(&[seen(80, 1, "a"), seen(80, 2, "a")], at(0));
+    fleet.look(&[seen(80, 1, "a"), seen(80, 2, "a")], None, at(0));
     let unknown = Listener {
         inode: None,
         ..listener(80, 0)
@@ -339,14 +339,14 @@ fn counts_of_a_group_without_a_socket_go_to_the_group() {
 fn other_labels_are_in_force_at_the_next_look() {
     let mut fleet = fleet(9, "process_executable_name");
     let one = [seen(80, 1, "a")];
-    fleet.look(&one, at(0));
+    fleet.look(&one, None, at(0));
     fleet.limit(Limits {
         allowed: "none".parse().unwrap(),
         ephemeral: Ephemeral::none(),
         listeners: 9,
     });
     fleet.settle(at(1));
-    fleet.look(&one, at(2));
+    fleet.look(&one, None, at(2));
     let told = told(&fleet);
     assert_eq!(told.family(SOCKETS).len(), 1);
     assert_eq!(
@@ -361,7 +361,7 @@ fn other_labels_are_in_force_at_the_next_look() {
 #[test]
 fn findings_come_and_go() {
     let mut fleet = fleet(9, "none");
-    fleet.look(&[seen(80, 1, "a")], at(0));
+    fleet.look(&[seen(80, 1, "a")], None, at(0));
     assert!(told(&fleet).family(FINDING).is_empty());
     fleet.findings(&[((1, 80, Some(1)), "accept-too-slow")]);
     assert_eq!(
@@ -387,7 +387,7 @@ fn churn_leaves_nothing_behind() {
                 seen(port, inode, "churn")
             })
             .collect();
-        fleet.look(&listeners, now);
+        fleet.look(&listeners, None, now);
         for one in &listeners {
             fleet.counts(1, &one.listener, &[(ACCEPTED, 1)].into(), now);
             expected += 1;

@@ -46,6 +46,8 @@ pub(super) struct CountMaps {
     over: HashMap<CountedNetns, Counters>,
     /// Slots whose counts were taken out, to be given back a while later.
     emptied: Vec<(SlotPlace, Instant)>,
+    /// How often counts were taken out or let go.
+    taken_out: u64,
 }
 
 /// A namespace as the kernel side names it in its counts.
@@ -66,6 +68,14 @@ impl CountedNetns {
             cookie: key.netns_cookie,
         }
     }
+}
+
+/// What tells whether anything was counted meanwhile: if it is the same, nothing was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountActivity {
+    counted: u64,
+    /// How often counts were taken out of the kernel or let go, which lowers the sum.
+    taken_out: u64,
 }
 
 /// What was found in the map of counts.
@@ -95,12 +105,21 @@ impl CountMaps {
             retired: HashMap::new(),
             over: HashMap::new(),
             emptied: Vec::new(),
+            taken_out: 0,
         })
     }
 
     /// What was lost so far.
     pub(super) fn loss(&self) -> Loss {
         self.tallies.loss()
+    }
+
+    /// What changes whenever something is counted, told without a system call.
+    pub(super) fn activity(&self) -> CountActivity {
+        CountActivity {
+            counted: self.tallies.activity(),
+            taken_out: self.taken_out,
+        }
     }
 
     /// How often listeners were made or closed.
@@ -111,6 +130,7 @@ impl CountMaps {
     /// Nothing is counted any more: what is read next is all there is.
     pub(super) fn search_again(&mut self) {
         self.searched.until = None;
+        self.taken_out += 1;
     }
 
     /// All that was not released, by listener and outcome.
@@ -166,6 +186,7 @@ impl CountMaps {
 
     /// Leaves out from now on what was counted of a namespace until now.
     pub(super) fn forget(&mut self, netns: u32) -> Result<()> {
+        self.taken_out += 1;
         let counts = self.in_kernel()?.into_iter();
         self.forgotten
             .extend(counts.filter(|(key, _)| key.netns == netns));
@@ -180,6 +201,7 @@ impl CountMaps {
 
     /// Takes out of the kernel the counts to which nobody adds any more.
     pub(super) fn retire(&mut self, is_over: impl Fn(&CountKey) -> bool) -> Result<()> {
+        self.taken_out += 1;
         self.give_back();
         self.search()?;
         let keys = self.searched.counts.keys();

@@ -33,6 +33,15 @@ const DEPTHS: (&str, &str) = ("queue_depths", "tcp");
 #[derive(Clone)]
 pub struct Iterators(Arc<Mutex<Option<Ebpf>>>);
 
+/// A listening socket that is in some process's table of files.
+#[derive(Debug, Clone, Default)]
+pub struct HeldListener {
+    /// What the socket diagnosis does not tell of it.
+    pub depths: Depths,
+    /// Who holds it.
+    pub processes: Vec<Process>,
+}
+
 /// Has the iterators verified, which takes privileges that running them does not.
 pub(super) fn prepare(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), ProgramError> {
     for (name, target) in [HELD, DEPTHS] {
@@ -48,29 +57,34 @@ impl Iterators {
         Self(ebpf)
     }
 
-    /// The processes that hold each listening socket, by its inode number.
+    /// The listening sockets that processes hold, by inode number: those of all namespaces in one
+    /// walk. It does not see what only processes of other PID namespaces hold, or nobody's table
+    /// of files.
     ///
     /// # Errors
     /// If the iterator cannot be run.
-    pub fn owners(&self) -> Result<HashMap<u64, Vec<Process>>> {
-        let mut owners = HashMap::new();
+    pub fn held(&self) -> Result<HashMap<u64, HeldListener>> {
+        let mut listeners: HashMap<u64, HeldListener> = HashMap::new();
         for held in self.run::<Held>(HELD.0, |read| read())? {
             let process = Process {
                 pid: held.pid,
                 comm: text(&held.comm).unwrap_or_default(),
             };
-            let processes: &mut Vec<Process> = owners.entry(held.inode).or_default();
-            processes.push(process);
+            let listener = listeners.entry(held.depths.inode).or_default();
+            listener.depths = held.depths;
+            listener.processes.push(process);
         }
-        for processes in owners.values_mut() {
-            processes.sort();
+        for listener in listeners.values_mut() {
+            listener.processes.sort();
             // Threads with open files of their own, and copies of a descriptor.
-            processes.dedup();
+            listener.processes.dedup();
         }
-        Ok(owners)
+        Ok(listeners)
     }
 
-    /// The SYN queue and the group of each listener of a namespace, by inode number.
+    /// The SYN queue and the group of each listener of a namespace, by inode number. After the
+    /// listeners the kernel goes through the connections of all namespaces, which takes longer
+    /// than anything else here.
     ///
     /// # Errors
     /// If the iterator cannot be run, or the namespace not be entered.

@@ -46,8 +46,8 @@ use tokio::io::unix::AsyncFd;
 
 pub use self::{
     attach::AttachError,
-    counts::CountedNetns,
-    iterate::Iterators,
+    counts::{CountActivity, CountedNetns},
+    iterate::{HeldListener, Iterators},
     queues::{Kept, QueueSums},
     unattached::unattached,
 };
@@ -237,6 +237,12 @@ impl MapReader {
     /// If the map cannot be read.
     pub fn counts(&self) -> Result<HashMap<CountKey, Counted>> {
         lock(&self.0.counts).all()
+    }
+
+    /// What is the same as before if nothing was counted meanwhile, told without a system call.
+    #[must_use]
+    pub fn activity(&self) -> CountActivity {
+        lock(&self.0.counts).activity()
     }
 
     /// What all verdicts so far moved, by namespace.

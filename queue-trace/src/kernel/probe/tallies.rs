@@ -151,6 +151,21 @@ impl Tallies {
         self.sum(word!(listeners))
     }
 
+    /// The sum of all that is told here but how often listeners changed. As long as nobody empties
+    /// a slot it only grows; that it is the same means that nothing was counted.
+    pub(super) fn activity(&self) -> u64 {
+        let seen = std::mem::offset_of!(Slot, counted.seen) / size_of::<AtomicU64>();
+        let mut sum = self.counted();
+        for tally in self.each() {
+            let slots = tally[..SLOTS * SLOT].chunks_exact(SLOT);
+            let seen = slots.map(|slot| slot[seen].load(Ordering::Acquire));
+            let loss = (0..size_of::<Loss>() / size_of::<AtomicU64>())
+                .map(|index| tally[word!(loss) + index].load(Ordering::Acquire));
+            sum = seen.chain(loss).fold(sum, u64::wrapping_add);
+        }
+        sum
+    }
+
     /// What was lost so far.
     pub(super) fn loss(&self) -> Loss {
         let mut loss = Loss::zeroed();

@@ -11,6 +11,7 @@ before=$(everything)
 # The installed program, its pages, its unit and its agent.
 works() {
     queue-trace --version | grep --fixed-strings --quiet "$1" || fail 'not this version'
+    [ -s /usr/share/doc/queue-trace/third-party-licenses.txt ] || fail 'no licences of others'
     man --where queue-trace queue-trace-agent >/dev/null
     systemd-analyze verify /usr/lib/systemd/system/queue-trace.service
     ! systemctl is-enabled --quiet queue-trace || fail 'enabled by the installation'
