@@ -2,7 +2,7 @@
 //! and cookies mixed: no cause blurs into another, and every sum is that of its listener.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Barrier,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::Result;
-use live_tests::{Attach, Counters, Launch, Recording, Room, Shown, Sums, attach, expected};
+use aya::maps::{HashMap, Map};
+use live_tests::{
+    ALL, Attach, Counters, Launch, Recording, Room, Shown, Sums, Tracer, attach, expected, unproven,
+};
 use queue_trace::lab::{
     Family, Listen,
     raw::{Flood, RawPeer, Wire, flood},
@@ -384,6 +387,63 @@ fn while_the_application_accepts() {
         );
         recording.assert_exact(&room.netns, &before, &sums);
     }
+}
+
+/// Threads take connections from two listeners in turn, and ask a third one in vain: each
+/// connection is told at its listener, and nothing stays of a call that has returned.
+#[test]
+fn threads_that_accept_from_several_listeners() {
+    const TURNS: u64 = 50;
+    let name = "concurrency::threads_that_accept_from_several_listeners";
+    if attach() == Attach::Tracepoint && unproven(name, ALL) {
+        return;
+    }
+    for family in Family::ALL {
+        let room = Room::new(family, 128, &[]);
+        let (once, listener) = beside(&room, 8081, 128);
+        let (_, idle) = beside(&room, 8082, 128);
+        idle.set_nonblocking(true).unwrap();
+        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+        let application = || {
+            for _ in 0..TURNS {
+                for (address, listener) in [
+                    (room.address, &room.listener),
+                    (once, &listener),
+                    (room.address, &room.listener),
+                ] {
+                    let _client = TcpStream::connect(address)?;
+                    listener.accept()?;
+                    assert!(idle.accept().is_err());
+                }
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| room.netns.run(application).unwrap());
+            }
+        });
+        if attach() == Attach::Kprobe {
+            assert_eq!(calls_of_accept(&tracer), [0; 0]);
+        }
+        let recording = tracer.stop();
+        let all = u64::from(THREADS) * TURNS;
+        for (listener, accepted) in [(&room.listener, 2 * all), (&listener, all)] {
+            let told = totals_of(&recording, inode(listener));
+            assert_eq!(told["accepted"], accepted, "{family}");
+        }
+        assert_eq!(totals_of(&recording, inode(&idle)), Sums::new());
+        recording.assert_reconciled(&room.netns, &room.before);
+    }
+}
+
+/// The threads of this process that are in accept(), as far as kprobes note it.
+fn calls_of_accept(tracer: &Tracer) -> Vec<u64> {
+    let calls = Map::from_map_data(tracer.map("ACCEPTING")).unwrap();
+    let calls = HashMap::<_, u64, u64>::try_from(calls).unwrap();
+    let own = u64::from(std::process::id());
+    let threads = calls.keys().map(Result::unwrap);
+    threads.filter(|thread| thread >> 32 == own).collect()
 }
 
 /// A peer is let in on one CPU while its listener drops SYNs on the others.

@@ -65,6 +65,12 @@ pub const UNPROVEN: &[Unproven] = &[
         why: "fentry takes the kernel's own types; that a file is refused is tested beside it",
     },
     Unproven {
+        test: "concurrency::threads_that_accept_from_several_listeners",
+        part: ALL,
+        place: Place::By(Attach::Tracepoint),
+        why: "tracepoints do not show accept(); `check` lists it as not observable",
+    },
+    Unproven {
         test: "diagnose::a_gap_between_two_listeners",
         part: ALL,
         place: Place::Before(Attach::Tracepoint, (5, 17)),

@@ -530,8 +530,8 @@ impl Live {
             let listener = self.listener(&key);
             let tag = key.outcome;
             self.over.add(key.netns, listener, tag, counted.seen);
-            self.counted.remove(&key);
-            self.held.forget(&key);
+            withheld::forget(&mut self.counted, &key, counted.seen);
+            self.held.forget(&key, counted.held);
             self.listeners.remove(&socket(&key));
             self.told_last = None;
         }
@@ -617,6 +617,10 @@ impl Live {
         ended: Ended,
     ) -> io::Result<()> {
         let (audited, look, told) = self.last_looks(ended).await?;
+        // What could not be looked at before has been said.
+        for note in look.notes.iter().filter(|note| !self.notes.contains(*note)) {
+            say!("note: {note}");
+        }
         self.note_loss(sink, true)?;
         // From here on nothing more comes, and what is counted is what is printed.
         self.probe.detach();
@@ -692,7 +696,7 @@ impl Live {
             say!("warning: the kernel's counters were not read in time: there is no ledger");
         }
         if look.is_none() {
-            say!("warning: the last look at the listeners did not end in time");
+            say!("note: the last look at the listeners did not end in time: it is left out");
         }
         let audited = audited.transpose().map_err(io::Error::other)?;
         let look = look.transpose().map_err(io::Error::other)?;
