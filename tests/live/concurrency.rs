@@ -395,7 +395,7 @@ fn while_the_application_accepts() {
 fn threads_that_accept_from_several_listeners() {
     const TURNS: u64 = 50;
     let name = "concurrency::threads_that_accept_from_several_listeners";
-    if attach() == Attach::Tracepoint && unproven(name, ALL) {
+    if unproven(name, ALL) {
         return;
     }
     for family in Family::ALL {

@@ -232,7 +232,10 @@ fn signed(
         Wire::open(family)?.settle()?;
         let addresses = clients.iter().map(|client| Ok(client.local_addr()?));
         let addresses: anyhow::Result<Vec<_>> = addresses.collect();
-        Ok(addresses?.iter().filter_map(|at| at.as_socket()).collect())
+        Ok(addresses?
+            .iter()
+            .filter_map(socket2::SockAddr::as_socket)
+            .collect())
     };
     let clients: Vec<SocketAddr> = room.netns.run(connect).unwrap();
     let recording = tracer.stop();

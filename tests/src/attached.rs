@@ -31,7 +31,7 @@ pub(crate) fn map_of(programs: &HashSet<u32>, name: &str) -> MapData {
     let loaded = loaded_programs().filter_map(Result::ok);
     let own = loaded.filter(|program| programs.contains(&program.id()));
     let number = own
-        .flat_map(|program| program.map_ids().unwrap().unwrap_or_default().to_vec())
+        .flat_map(|program| program.map_ids().unwrap().unwrap_or_default())
         .find(|number| MapInfo::from_id(*number).unwrap().name_as_str() == Some(name));
     MapData::from_id(number.expect("no program uses such a map")).unwrap()
 }
