@@ -57,3 +57,22 @@ counters! {
 pub const GROUPS: [(usize, usize); 3] = [(0, 2), (2, 2), (4, 4)];
 
 const _: () = assert!(COUNT <= Moved::BITS as usize);
+
+/// Counters of which each tells an outcome by itself. They are read only for the few packets that
+/// can move them, and no verdict but their own depends on them.
+pub const SOLE: [Counter; 2] = [
+    Counter {
+        name: "TCPDeferAcceptDrop",
+        enumerator: "LINUX_MIB_TCPDEFERACCEPTDROP",
+    },
+    Counter {
+        name: "TCPFastOpenListenOverflow",
+        enumerator: "LINUX_MIB_TCPFASTOPENLISTENOVERFLOW",
+    },
+];
+
+/// Index of `TCPDeferAcceptDrop` in [`SOLE`].
+pub const DEFERRED: usize = 0;
+
+/// Index of `TCPFastOpenListenOverflow` in [`SOLE`].
+pub const FAST_OPEN_FULL: usize = 1;

@@ -81,6 +81,7 @@ fields! {
     NET_ABORT        "net.ipv4.sysctl_tcp_abort_on_overflow" without "tcp_abort_on_overflow";
     NET_MAX_SYN      "net.ipv4.sysctl_max_syn_backlog" without "tcp_max_syn_backlog";
     NET_SOMAXCONN    "net.core.sysctl_somaxconn" without "somaxconn";
+    NET_FAST_OPEN    "net.ipv4.sysctl_tcp_fastopen" without "SYNs that find the fast-open queue full";
     SKB_HEAD         "sk_buff.head";
     SKB_DATA         "sk_buff.data";
     SKB_NETWORK      "sk_buff.network_header";

@@ -73,12 +73,14 @@ const SYN: Set = bits(&[
     outcome::SYN_DROPPED_SYN_QUEUE_FULL,
     outcome::SYN_DROPPED_OTHER,
     outcome::ESTABLISHED_FAST_OPEN,
+    outcome::FAST_OPEN_REFUSED,
 ]);
 const ACK_STEP: Set = bits(&[
     outcome::ESTABLISHED_HANDSHAKE,
     outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL,
     outcome::ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET,
     outcome::ACK_DROPPED_OTHER,
+    outcome::ACK_DEFERRED,
 ]);
 const COOKIE: Set = bits(&[
     outcome::ESTABLISHED_COOKIE,
@@ -105,12 +107,13 @@ hooks! {
     SYN_V6 "syn_v6" "tcp_v6_conn_request" ["*sock", "*sk_buff"] (2, 2), Main, SYN;
     SYN_MPTCP4 "syn_mptcp4" "subflow_v4_conn_request" ["*sock", "*sk_buff"] (2, 2), Optional, SYN;
     SYN_MPTCP6 "syn_mptcp6" "subflow_v6_conn_request" ["*sock", "*sk_buff"] (2, 2), Optional, SYN;
-    ALLOC "alloc" "inet_reqsk_alloc" [] (3, 3), Cause,
+    ALLOC "alloc" "inet_reqsk_alloc" ["*request_sock_ops", "*sock"] (3, 3), Cause,
         bits(&[
             outcome::SYN_DROPPED_NO_MEMORY,
             outcome::SYN_DROPPED_NOT_UNICAST,
             outcome::SYN_DROPPED_NO_ROUTE,
             outcome::ESTABLISHED_FAST_OPEN,
+            outcome::FAST_OPEN_REFUSED,
         ]);
     SECURITY "security" "security_inet_conn_request" [] (3, 3), Optional,
         bits(&[outcome::SYN_DROPPED_SECURITY, outcome::SYN_DROPPED_NOT_UNICAST, outcome::SYN_DROPPED_NO_ROUTE]);

@@ -135,6 +135,8 @@ outcomes! {
         "An IPsec policy dropped the SYN";
     SYN_DROPPED_CHECKSUM Syn "syn_dropped" Some("checksum"), Refusal, NONE, NONE,
         "The SYN's checksum was wrong";
+    FAST_OPEN_REFUSED Syn "fast_open_refused" None, Refusal, NONE, NONE,
+        "The fast-open queue was full, so the SYN's data and cookie were ignored and it went the normal way";
     SYN_REFUSED_NO_LISTENER Syn "syn_refused" Some("no_listener"), Refusal, NONE, NONE,
         "Nobody listened on the port, so the SYN was answered with a reset";
     ESTABLISHED_HANDSHAKE Ack "established" Some("handshake"), Routine, NONE, NONE,
@@ -143,6 +145,8 @@ outcomes! {
         "A valid cookie came back and the connection entered the accept queue";
     ESTABLISHED_FAST_OPEN Ack "established" Some("fast_open"), Routine, NONE, NONE,
         "The SYN carried a valid fast-open cookie and the connection entered the accept queue";
+    ACK_DEFERRED Ack "ack_deferred" None, Routine, NONE, NONE,
+        "The final ACK had no data, so TCP_DEFER_ACCEPT dropped it: the client is connected, and here the request stays half-open";
     ACK_DROPPED_ACCEPT_QUEUE_FULL Ack "ack_dropped" Some("accept_queue_full"), Refusal, OVERFLOW | DROP, NONE,
         "The accept queue was full, so the final ACK was dropped: the client believes it is connected";
     ACK_DROPPED_ACCEPT_QUEUE_FULL_RESET Ack "ack_dropped" Some("accept_queue_full_reset"), Refusal, OVERFLOW | DROP | EMBRYONIC_RST, NONE,
@@ -172,6 +176,9 @@ outcomes! {
     QUEUE_DISCARDED Close "queue_discarded" None, Refusal, NONE, NONE,
         "The listener was closed with connections that nobody had accepted: each was reset";
 }
+
+/// The outcome that each counter of [`SOLE`](crate::counter::SOLE) tells, in its order.
+pub const BY_SOLE: [u8; crate::counter::SOLE.len()] = [ACK_DEFERRED, FAST_OPEN_REFUSED];
 
 // A set of outcomes is a u64 on the wire.
 const _: () = assert!(COUNT <= 64);

@@ -46,13 +46,23 @@ reasons! {
     CHECKSUM "SKB_DROP_REASON_TCP_CSUM" SYN_DROPPED_CHECKSUM;
 }
 
+/// The kernel's numbers that can be asked for are below this one. Those of its core are: there were
+/// some 120 in 7.3 (`enum skb_drop_reason`).
+pub const NUMBERS: u32 = 256;
+
+/// Whether a kernel that numbers a reason so tells it; 0: it does not have it.
+#[must_use]
+pub const fn is_told(number: u32) -> bool {
+    number != 0 && number < NUMBERS
+}
+
 /// The outcomes that a kernel with these numbers tells by its reasons.
 #[must_use]
 pub fn outcomes(numbers: &[u32; COUNT]) -> Set {
     let known = REASONS
         .iter()
         .zip(numbers)
-        .filter(|(_, number)| **number != 0);
+        .filter(|(_, number)| is_told(**number));
     known.fold(0, |set, (reason, _)| set | 1 << reason.outcome)
 }
 

@@ -1,5 +1,6 @@
-//! What user space decides before load and the kernel side reads as read-only
-//! globals: which events are wanted, and what this kernel looks like.
+//! What user space decides before load, which the kernel side has in its instructions
+//! ([`mark`]) or reads as read-only globals: which events are wanted, and what this kernel looks
+//! like.
 //!
 //! The verifier knows these values, so a filter that is off and a branch for
 //! another kernel cost nothing.
@@ -23,7 +24,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{counter, hook, loss::Loss, reason};
+use crate::{counter, hook, loss::Loss, outcome, reason};
 
 /// Namespaces that `--netns` can name.
 pub const MAX_NETNS: usize = 8;
@@ -35,8 +36,6 @@ pub struct Filter {
     /// Outcome tags for which records are sent, a bit each. Counting is not
     /// affected.
     pub outcomes: u64,
-    /// Nanoseconds that a record costs of its CPU's allowance; 0: no limit.
-    pub record_cost_ns: u64,
     /// Connections are told as accepted only if they waited at least so long,
     /// nanoseconds; 0: all.
     pub slow_ns: u64,
@@ -44,6 +43,8 @@ pub struct Filter {
     pub netns: [u32; MAX_NETNS],
     /// How many namespaces are named.
     pub netns_count: u32,
+    /// Nanoseconds that a record costs of its CPU's allowance, a second at most; 0: no limit.
+    pub record_cost_ns: u32,
     /// 1: only ports in the bitmap `PORTS`.
     pub ports: u8,
     /// 1: only packets to an address in the trie `ADDRS`.
@@ -53,6 +54,10 @@ pub struct Filter {
     /// 1: SYNs for ports without a listener are of interest on every port, 0: only on those whose
     /// listener was closed while attached.
     pub unheard: u8,
+    /// 1: the kernel side's own messages are wanted.
+    pub debug: u8,
+    /// Padding.
+    pub _pad: [u8; 3],
 }
 
 /// The mark of the namespace in which a queue-trace tests itself: its `net.core.somaxconn` is one
@@ -71,16 +76,42 @@ pub const CAST: &str = "bpf_rdonly_cast";
 /// the loader puts the kernel's function there, whose number only the running kernel knows.
 pub const CAST_MARK: i32 = 0x7175_6575;
 
-/// Offsets that the kernel side loads from in place of those that only the running kernel knows:
-/// the loader puts them there. No struct of the kernel side is so large.
+/// What the kernel side's instructions have in place of what only the running kernel and the user
+/// know: the loader puts it there. First, offsets to load from; no struct of the kernel side is so
+/// large.
 pub mod mark {
     /// and an index of [`field`](crate::field): the offset of that field.
     pub const FIELD: i16 = 0x6000;
     /// and an index of [`hook`](crate::hook): of what its function returned, behind its last
     /// argument.
     pub const RETURNED: i16 = 0x6100;
-    /// and an index of [`counter`](crate::counter): of that counter among one CPU's.
+    /// and an index of [`counter`](crate::counter): of that counter among one CPU's. Behind
+    /// [`COUNTERS`](crate::counter::COUNTERS) come [`SOLE`](crate::counter::SOLE).
     pub const COUNTER: i16 = 0x6200;
+
+    /// Numbers that a register is set to, of a member of [`Kernel`](super::Kernel): the size of the
+    /// member and its place are in the lower bits.
+    pub const KERNEL: i32 = 0x7e00_0000;
+    /// The same of a member of [`Filter`](super::Filter).
+    pub const FILTER: i32 = 0x7f00_0000;
+
+    /// The mark of a member that has so many bytes, up to four, at an offset.
+    #[must_use]
+    pub const fn member(of: i32, size: usize, offset: usize) -> i32 {
+        assert!(0 < size && size <= 4 && offset < 1 << 16);
+        of | (size as i32) << 16 | offset as i32
+    }
+
+    /// What a number is the mark of: the struct, the size of the member and its offset.
+    #[must_use]
+    pub const fn member_of(mark: i32) -> Option<(i32, usize, usize)> {
+        let (of, size) = (mark & 0x7f00_0000, mark >> 16 & 0xff);
+        if (of == KERNEL || of == FILTER) && mark > 0 && 0 < size && size <= 4 {
+            Some((of, size as usize, (mark & 0xffff) as usize))
+        } else {
+            None
+        }
+    }
 }
 
 macro_rules! typed {
@@ -108,6 +139,7 @@ typed! {
     ROUTE "dst_entry" "A route.";
     IPV4 "iphdr" "The header of IPv4.";
     IPV6 "ipv6hdr" "The header of IPv6.";
+    NAMESPACE "net" "A network namespace.";
     LISTENER "inet_connection_sock" "A listener, with its queues.";
     SOCKET "socket_alloc" "A socket's `struct socket`, and the file system's inode around it.";
 }
@@ -116,9 +148,14 @@ typed! {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub struct Kernel {
+    /// The reasons for freeing a packet that are asked for, a bit for each of the kernel's numbers
+    /// ([`Kernel::ask`]).
+    pub asked: [u64; ASKED],
     /// Place of the first counter of each of [`counter::GROUPS`] in the kernel's
     /// array.
     pub counters: [u32; counter::GROUPS.len()],
+    /// Place of each of [`counter::SOLE`] there.
+    pub sole: [u32; counter::SOLE.len()],
     /// This kernel's number of each of [`reason::REASONS`]; 0: it has none.
     pub reasons: [u32; reason::COUNT],
     /// Which hooks would have been seen, a bit per [`hook`] index: those attached, and
@@ -149,6 +186,23 @@ pub struct Kernel {
     pub tcp_listen: u8,
     /// Padding.
     pub _pad: [u8; (4 - (hook::COUNT + 7) % 4) % 4],
+}
+
+/// Words of [`Kernel::asked`].
+pub const ASKED: usize = reason::NUMBERS as usize / 64;
+
+impl Kernel {
+    /// Asks for those reasons alone whose outcomes are wanted.
+    pub fn ask(&mut self, wanted: outcome::Set) {
+        self.asked = [0; ASKED];
+        for (number, reason) in self.reasons.iter_mut().zip(&reason::REASONS) {
+            if reason::is_told(*number) && wanted >> reason.outcome & 1 != 0 {
+                self.asked[*number as usize / 64] |= 1 << (*number % 64);
+            } else {
+                *number = 0;
+            }
+        }
+    }
 }
 
 /// Key of the exact counts.
@@ -222,12 +276,18 @@ pub struct Tally {
     pub listeners: u64,
     /// Up to a whole line of the cache, so that no two CPUs write the same one.
     pub _pad: [u64; (LINE - WORDS % LINE) % LINE],
+    /// What the kernel side remembers on this CPU: of no use to anybody else, and here as one
+    /// place is found sooner than two.
+    pub own: [[u64; LINE]; OWN],
 }
+
+/// Lines of the cache that the kernel side has for itself.
+pub const OWN: usize = 8;
 
 /// Words of a line of the cache.
 const LINE: usize = 8;
 
-/// Words of a [`Tally`] without its padding.
+/// Words of a [`Tally`] before its padding.
 const WORDS: usize = (size_of::<[Slot; SLOTS]>() + size_of::<Loss>()) / 8 + 2;
 
 const _: () = assert!(size_of::<Tally>().is_multiple_of(8 * LINE));
@@ -249,6 +309,8 @@ pub struct Baseline {
     pub values: [u64; counter::COUNT],
     /// Their values now, while a packet is looked at.
     pub now: [u64; counter::COUNT],
+    /// The values of [`counter::SOLE`].
+    pub sole: [u64; counter::SOLE.len()],
     /// Inode number of the namespace.
     pub netns: u32,
     /// The verdict, while the kernel side passes it through a map.
@@ -259,3 +321,24 @@ pub struct Baseline {
 pub type Address = [u8; 16];
 
 const _: () = assert!(size_of::<CountKey>() == 32);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_has_its_bit() {
+        let mut kernel = Kernel {
+            reasons: [2; _],
+            ..Kernel::default()
+        };
+        kernel.reasons[reason::POLICY] = 200;
+        kernel.reasons[reason::CHECKSUM] = reason::NUMBERS;
+        let wanted = [outcome::SYN_DROPPED_POLICY, outcome::SYN_DROPPED_CHECKSUM];
+        kernel.ask(wanted.iter().fold(0, |set, tag| set | 1 << tag));
+        let mut reasons = [0; _];
+        reasons[reason::POLICY] = 200;
+        assert_eq!(kernel.reasons, reasons);
+        assert_eq!(kernel.asked, [0, 0, 0, 1 << (200 - 192)]);
+    }
+}

@@ -1,7 +1,7 @@
 //! Out of the kernel: exact counts, records, and what was lost.
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_jiffies64};
-use aya_log_ebpf::{debug, macro_support::Level};
+use aya_log_ebpf::debug;
 use queue_trace_common::{
     counter::Moved,
     field,
@@ -18,8 +18,8 @@ use crate::{
     },
     state::{
         config,
-        maps::{COUNTS, CPU, IF_MISSING, RECORDS, UNLISTED},
-        tally,
+        maps::{COUNTS, IF_MISSING, RECORDS, UNLISTED},
+        tally::{self, Here},
         types::Frame,
     },
 };
@@ -47,7 +47,14 @@ pub struct Verdict {
 
 /// Tells the verdict on the packet of a frame that was closed. `inode`: the listener's.
 #[inline(always)]
-pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, sk: impl Pointer, inode: u64) {
+pub fn packet(
+    here: Here,
+    frame: &mut Frame,
+    outcome: u8,
+    moved: Moved,
+    sk: impl Pointer,
+    inode: u64,
+) {
     if !matters(outcome, moved) {
         return;
     }
@@ -63,7 +70,7 @@ pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, sk: impl Pointer, in
         by_softirq: true,
         retransmits: 0,
     };
-    let (verdict, place) = if let Some(slot) = latest(frame, outcome, moved, inode, port) {
+    let (verdict, place) = if let Some(slot) = latest(here, frame, inode, port) {
         slot.counted.seen += 1;
         let listener = Identity {
             inode,
@@ -81,12 +88,13 @@ pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, sk: impl Pointer, in
             inode,
             ..Identity::at_port(sk.follow::<{ field::SK_NET }>(), port)
         });
-        let Some(place) = count(&verdict, &mut frame.latest) else {
+        let Some(place) = count(here, &verdict, &mut frame.latest) else {
             return;
         };
         (verdict, place)
     };
     tell(
+        here,
         &verdict,
         place,
         true,
@@ -98,25 +106,33 @@ pub fn packet(frame: &mut Frame, outcome: u8, moved: Moved, sk: impl Pointer, in
 /// The slot that was counted in last on this CPU, if a verdict is to be counted there again. A
 /// socket that is known by its address and its inode number stays in its namespace.
 #[inline(always)]
-fn latest(
-    frame: &Frame,
-    outcome: u8,
-    moved: Moved,
-    inode: u64,
-    port: u16,
-) -> Option<&'static mut Slot> {
+fn latest(here: Here, frame: &Frame, inode: u64, port: u16) -> Option<&'static mut Slot> {
     if config::softirqs_mix() || inode == 0 {
         return None;
     }
-    let slot = &mut tally::of_this_cpu()?.slots[frame.latest as usize % settings::SLOTS];
+    let slot = &mut here.tally().slots[frame.latest as usize % settings::SLOTS];
     let key = &slot.key;
-    (key.sk == frame.sk
-        && key.inode == inode
-        && key.port == port
-        && key.outcome == outcome
-        && key.moved == moved
-        && key.netns != 0)
+    let what = u32::from(port) | frame.verdict << 16;
+    (key.sk == frame.sk && key.inode == inode && what_of(key) == what && key.netns != 0)
         .then_some(slot)
+}
+
+/// Port, outcome and counters of a key, in one word.
+#[inline(always)]
+fn what_of(key: &CountKey) -> u32 {
+    const {
+        assert!(core::mem::offset_of!(CountKey, port) % 4 == 0);
+        assert!(core::mem::offset_of!(CountKey, port) + 4 == size_of::<CountKey>());
+        assert!(core::mem::offset_of!(CountKey, moved) + 1 == size_of::<CountKey>());
+        assert!(cfg!(target_endian = "little"));
+    }
+    // SAFETY: the key's last four bytes, whose place is that of a word.
+    unsafe {
+        (&raw const *key)
+            .cast::<u32>()
+            .add(size_of::<CountKey>() / 4 - 1)
+            .read()
+    }
 }
 
 /// Counts a verdict, and sends a record of it if one is wanted. `peer` is asked
@@ -138,28 +154,31 @@ pub fn verdict_with(
     if !matters(verdict.outcome, verdict.moved) {
         return;
     }
-    if let Some(place) = count(verdict, &mut 0) {
-        tell(verdict, place, shown, peer, more);
+    if let Some(here) = Here::find()
+        && let Some(place) = count(here, verdict, &mut 0)
+    {
+        tell(here, verdict, place, shown, peer, more);
     }
 }
 
 /// Sends a record of a verdict that was counted, if one is wanted.
 #[inline(always)]
 fn tell(
+    here: Here,
     verdict: &Verdict,
     counted: Option<Place>,
     shown: bool,
     peer: impl FnOnce() -> Option<Peer>,
     more: impl FnOnce(&mut Record),
 ) {
-    if aya_log_ebpf::macro_support::level_enabled(Level::Debug) {
+    if config::debug() {
         log(verdict.outcome, verdict.listener.port);
     }
 
     if !shown || !wanted(verdict.outcome) {
         return;
     }
-    let Some(now) = within_allowance() else {
+    let Some(now) = within_allowance(here) else {
         return hold(counted, verdict.count);
     };
     let Some(mut entry) = RECORDS.reserve::<Record>(0) else {
@@ -215,7 +234,7 @@ fn wanted(outcome: u8) -> bool {
     config::wanted() & (1 << outcome) != 0
 }
 
-/// For `-vv`. Without it the level is a constant to the verifier, which removes the
+/// For `-vv`. Without it nobody asks, which is a constant to the verifier: it removes the
 /// call. A function of its own, for the stack's sake.
 #[inline(never)]
 fn log(outcome: u8, port: u16) {
@@ -232,7 +251,7 @@ struct Place {
 /// Counts, and gives the place of the count, if there was room for one. `None`: it is not to be
 /// counted. `latest`: for the slot's number, if it has one.
 #[inline(always)]
-fn count(verdict: &Verdict, latest: &mut u64) -> Option<Option<Place>> {
+fn count(here: Here, verdict: &Verdict, latest: &mut u64) -> Option<Option<Place>> {
     let Identity {
         inode,
         netns_cookie,
@@ -254,7 +273,7 @@ fn count(verdict: &Verdict, latest: &mut u64) -> Option<Option<Place>> {
     // Where softirqs mix one may come between after all.
     if verdict.by_softirq
         && !config::softirqs_mix()
-        && let Some(counted) = slot(key, verdict.net, latest)?
+        && let Some(counted) = slot(here, key, verdict.net, latest)?
     {
         // SAFETY: this CPU's copy, and nothing comes between.
         unsafe { (*counted).seen += by };
@@ -318,15 +337,12 @@ fn by_port(key: &CountKey, by: u64) -> Option<Place> {
 /// The slot of a key, if it has it or can have it. `None`: it is not to be counted. `latest`: for
 /// its number.
 #[inline(always)]
-fn slot(key: &CountKey, net: u64, latest: &mut u64) -> Option<Option<*mut Counted>> {
-    let Some(tally) = tally::of_this_cpu() else {
-        return Some(None);
-    };
+fn slot(here: Here, key: &CountKey, net: u64, latest: &mut u64) -> Option<Option<*mut Counted>> {
     // A listener is some KiB large; its outcomes are spread by their own number. Where two keys
     // meet, the second has another place.
     let hash = (key.sk >> 6 ^ key.sk >> 12 ^ u64::from(key.outcome)) as usize;
     for index in [hash, hash.wrapping_mul(0x9e37_79b9) >> 8] {
-        let slot = &mut tally.slots[index % settings::SLOTS];
+        let slot = &mut here.tally().slots[index % settings::SLOTS];
         if slot.key.netns == 0 {
             if filter::is_foreign_self_test(net) {
                 return None;
@@ -357,24 +373,25 @@ fn hold(place: Option<Place>, by: u32) {
 /// record's cost, and the account may be ahead of the clock by a burst. Once it is, the
 /// clock, which takes its time, is not asked again within the same tick of the kernel.
 #[inline(always)]
-fn within_allowance() -> Option<u64> {
+fn within_allowance(here: Here) -> Option<u64> {
     let cost = config::record_cost_ns();
     if cost == 0 {
         // SAFETY: a plain helper without arguments.
         return Some(unsafe { bpf_ktime_get_ns() });
     }
-    let cpu = CPU.get_ptr_mut(0)?;
+    let own = here.own();
     // accept() is interrupted by packets, which use the same account. Each word is read once
     // and written whole, so a record too many is the worst that comes of it.
     // SAFETY: this CPU's copy, of plain words.
-    let (account, used_up_at) = unsafe { (&raw mut (*cpu).account_ns, &raw mut (*cpu).used_up_at) };
+    let (account, used_up_at) = unsafe { (&raw mut (*own).account_ns, &raw mut (*own).used_up_at) };
     // SAFETY: a plain helper without arguments; a load, once verified.
     let tick = unsafe { bpf_jiffies64() };
     // SAFETY: as above.
-    let (until, used_up) = unsafe { (account.read_volatile(), used_up_at.read_volatile()) };
-    if used_up == tick {
+    if unsafe { used_up_at.read_volatile() } == tick {
         return None;
     }
+    // SAFETY: as above.
+    let until = unsafe { account.read_volatile() };
     // SAFETY: as above.
     let now = unsafe { bpf_ktime_get_ns() };
     let from = if until > now { until } else { now };

@@ -39,7 +39,7 @@ pub fn netns(net: impl Pointer) -> bool {
     let id: u32 = net.load::<_, { field::NET_ID }>();
     let mut index = 0;
     while index < MAX_NETNS {
-        if (index as u32) < count && config::netns_filter(index) == id {
+        if (index as u64) < count && config::netns_filter(index) == id {
             return true;
         }
         index += 1;

@@ -32,9 +32,9 @@ use crate::{
     },
     state::{
         config,
-        maps::{CPU, FRAMES, IF_MISSING},
-        tally,
-        types::{Call, Counters, Cpu, Frame, Request},
+        maps::{FRAMES, IF_MISSING},
+        tally::{self, Here},
+        types::{Call, Counters, Frame, Request, saw},
     },
 };
 
@@ -63,31 +63,27 @@ static NO_FRAME: Frame = Frame {
     paused: NO_COUNTERS,
     pauses: 0,
     latest: 0,
+    sole: 0,
+    sole_paused: 0,
+    sole_after: 0,
 };
-
-/// This CPU's memory.
-#[inline(always)]
-pub fn cpu() -> Option<*mut Cpu> {
-    let cpu = CPU.get_ptr_mut(0)?;
-    // SAFETY: this CPU's copy, and a whole word, which every program would set to the same.
-    unsafe {
-        if (*cpu).offset == 0 {
-            (*cpu).offset = memory::per_cpu_offset(cpu);
-        }
-    }
-    Some(cpu)
-}
 
 /// What to add to a per-CPU address to reach this CPU's copy.
 #[inline(always)]
-pub fn cpu_offset() -> Option<u64> {
-    // SAFETY: this CPU's copy, and a whole word.
-    cpu().map(|cpu| unsafe { (*cpu).offset })
+pub fn cpu_offset(here: Here) -> u64 {
+    let own = here.own();
+    // SAFETY: this CPU's copy, and a whole word, which every program would set to the same.
+    unsafe {
+        if (*own).offset == 0 {
+            (*own).offset = memory::per_cpu_offset();
+        }
+        (*own).offset
+    }
 }
 
 /// The frame of the packet in hand, open or not.
 #[inline(always)]
-pub fn current() -> Option<&'static mut Frame> {
+pub fn current(here: Here) -> Option<&'static mut Frame> {
     if config::softirqs_mix() {
         // SAFETY: a task runs one program at a time, and others touch its frame only while it
         // does not run.
@@ -97,23 +93,19 @@ pub fn current() -> Option<&'static mut Frame> {
     }
     // SAFETY: this CPU's copy. Frames are of functions that run with bottom halves off, so no
     // other program that uses it runs on this CPU before this one ends.
-    CPU.get_ptr_mut(0).map(|cpu| unsafe { &mut (*cpu).frame })
+    Some(unsafe { &mut (*here.own()).frame })
 }
 
 /// The frame for the packet that comes now.
 #[inline(always)]
-fn vacant(cpu: *mut Cpu) -> Option<&'static mut Frame> {
-    if !config::softirqs_mix() {
-        // SAFETY: as in `current`.
-        return Some(unsafe { &mut (*cpu).frame });
-    }
-    let frame = current();
+fn vacant(here: Here) -> Option<&'static mut Frame> {
+    let frame = current(here);
     if frame.is_some() {
         return frame;
     }
     // If there is no room, nothing is found below.
     let _ = FRAMES.insert(task(), &NO_FRAME, IF_MISSING);
-    current()
+    current(here)
 }
 
 #[inline(always)]
@@ -124,7 +116,8 @@ fn task() -> u64 {
 
 /// Passes an outcome and the counters that moved with it through a map, after which the
 /// verifier knows no more of them than that they are numbers: otherwise it would follow all
-/// that comes after once for each outcome.
+/// that comes after once for each outcome. They stay there, the outcome in the lowest byte and the
+/// counters in the next.
 #[inline(always)]
 pub fn forget_range(place: &mut u32, outcome: u8, moved: Moved) -> (u8, Moved) {
     *place = u32::from(outcome) | u32::from(moved) << 8;
@@ -135,23 +128,22 @@ pub fn forget_range(place: &mut u32, outcome: u8, moved: Moved) -> (u8, Moved) {
 
 /// Opens a frame for a packet that passed the filter.
 #[inline(always)]
-pub fn open(
+pub fn open<const WHICH: Moved>(
     call: Call,
     hook: usize,
     sk: impl Pointer,
     skb: u64,
     request: u64,
 ) -> Option<&'static mut Frame> {
-    let cpu = cpu()?;
-    let Some(frame) = vacant(cpu) else {
+    let here = Here::find()?;
+    let Some(frame) = vacant(here) else {
         tally::lost(|loss| &mut loss.unpaired);
         return None;
     };
     shut(frame);
     let net = sk.follow::<{ field::SK_NET }>();
-    // SAFETY: this CPU's copy.
-    let offset = unsafe { (*cpu).offset };
-    let address = counters::of(net, offset, &mut frame.counters);
+    let address = counters::of(net, cpu_offset(here));
+    frame.counters = address;
     frame.saw = 0;
     frame.sk = sk.address();
     frame.skb = skb;
@@ -162,10 +154,10 @@ pub fn open(
         // Open before the counters are read, so that a pause is noticed.
         set_call(frame, call);
         steady(frame, move |frame| {
-            counters::read(&mut frame.before, address, call.counters())
+            counters::read::<WHICH>(&mut frame.before, address)
         })
     } else {
-        counters::read(&mut frame.before, address, call.counters())
+        counters::read::<WHICH>(&mut frame.before, address)
     };
     set_call(frame, if begun { call } else { Call::None });
     begun.then_some(frame)
@@ -174,7 +166,7 @@ pub fn open(
 /// Forgets the frame: the packet in hand is filtered out.
 #[inline(always)]
 pub fn skip() {
-    if let Some(frame) = current() {
+    if let Some(frame) = Here::find().and_then(current) {
         shut(frame);
     }
 }
@@ -196,10 +188,16 @@ fn set_call(frame: &mut Frame, call: Call) {
 }
 
 /// Closes the frame that `hook` opened for `call` and gives it with the counters that
-/// moved. `skb` 0: not known at this exit.
+/// moved. `WHICH`: the call's counters, as a parameter that cannot but be a constant: which to read
+/// would else be asked of each. `ALONE`: see [`Call::alone`]. `skb` 0: not known at this exit.
 #[inline(always)]
-pub fn close(call: Call, hook: usize, skb: u64) -> Option<(&'static mut Frame, Moved)> {
-    let frame = current()?;
+pub fn close<const WHICH: Moved, const ALONE: Moved>(
+    here: Here,
+    call: Call,
+    hook: usize,
+    skb: u64,
+) -> Option<(&'static mut Frame, Moved)> {
+    let frame = current(here)?;
     if frame.call != call as u32 || frame.hook != hook as u32 {
         return None;
     }
@@ -207,29 +205,64 @@ pub fn close(call: Call, hook: usize, skb: u64) -> Option<(&'static mut Frame, M
         shut(frame);
         return None;
     }
-    // Moved, so that the call stays a constant here, and what it may move too.
-    let read = move |frame: &mut Frame| {
-        let ok = counters::read(&mut frame.after, frame.counters, call.counters());
-        // From here on a pause leaves `before` alone.
-        set_call(frame, Call::None);
-        ok
-    };
-    let ended = if config::softirqs_mix() {
-        steady(frame, move |frame| {
+    let movement = if config::softirqs_mix() {
+        let ended = steady(frame, move |frame| {
             set_call(frame, call);
-            read(frame)
-        })
+            let ok = counters::read::<WHICH>(&mut frame.after, frame.counters);
+            if frame.saw & saw::WATCHES != 0 {
+                frame.sole_after = sole_now(frame);
+            }
+            // From here on a pause leaves `before` alone.
+            set_call(frame, Call::None);
+            ok
+        });
+        if !ended {
+            return None;
+        }
+        Movement::between::<WHICH>(&frame.before, &frame.after)
     } else {
-        read(frame)
+        set_call(frame, Call::None);
+        Movement::since::<WHICH, ALONE>(&frame.before, frame.counters, &mut frame.after)?
     };
-    if !ended {
-        return None;
-    }
-    let movement = Movement::between(&frame.before, &frame.after, call.counters());
     if movement.more_than_once {
         tally::lost(|loss| &mut loss.ambiguous);
     }
     Some((frame, movement.moved))
+}
+
+/// Watches the counter of [`SOLE`](counter::SOLE) that packets of the frame's call may move, until
+/// the frame is closed: `WHICH`.
+#[inline(always)]
+pub fn watch<const WHICH: usize>(frame: &mut Frame) {
+    let read = move |frame: &mut Frame| {
+        let now = counters::sole::<WHICH>(frame.counters);
+        frame.sole = now.unwrap_or(0);
+        now.is_some()
+    };
+    // Before it is read, so that a pause is noticed.
+    frame.saw |= saw::WATCHES;
+    let begun = if config::softirqs_mix() {
+        steady(frame, read)
+    } else {
+        read(frame)
+    };
+    if !begun {
+        frame.saw &= !saw::WATCHES;
+    }
+}
+
+/// Whether the counter that a frame watched moved. The frame was closed.
+#[inline(always)]
+pub fn watched_moved<const WHICH: usize>(frame: &Frame) -> bool {
+    if frame.saw & saw::WATCHES == 0 {
+        return false;
+    }
+    let now = if config::softirqs_mix() {
+        Some(frame.sole_after)
+    } else {
+        counters::sole::<WHICH>(frame.counters)
+    };
+    now.is_some_and(|now| now != frame.sole)
 }
 
 /// Reads counters until the task was not paused meanwhile.
@@ -258,18 +291,27 @@ fn steady(frame: &mut Frame, mut read: impl FnMut(&mut Frame) -> bool) -> bool {
 /// then.
 #[inline(always)]
 pub fn note(what: impl FnOnce() -> u32) {
-    if let Some(frame) = current()
-        && frame.call != Call::None as u32
-    {
+    if let Some(frame) = opened() {
         frame.saw |= what();
     }
+}
+
+/// The open frame, if there is one.
+#[inline(always)]
+pub fn opened() -> Option<&'static mut Frame> {
+    Here::find()
+        .and_then(current)
+        .filter(|frame| frame.call != Call::None as u32)
 }
 
 /// Where softirqs mix: a task with an open frame is taken off its CPU.
 #[inline(always)]
 pub fn pause(task: u64) {
     if let Some(frame) = open_of(task) {
-        let _ = counters::read(&mut frame.paused, frame.counters, ALL);
+        let _ = counters::read::<ALL>(&mut frame.paused, frame.counters);
+        if frame.saw & saw::WATCHES != 0 {
+            frame.sole_paused = sole_now(frame);
+        }
     }
 }
 
@@ -277,14 +319,29 @@ pub fn pause(task: u64) {
 #[inline(always)]
 pub fn resume(task: u64) {
     let Some(frame) = open_of(task) else { return };
-    if !counters::read(&mut frame.after, frame.counters, ALL) {
+    if !counters::read::<ALL>(&mut frame.after, frame.counters) {
         return;
     }
     for index in 0..counter::COUNT {
         let by_others = frame.after[index].wrapping_sub(frame.paused[index]);
         frame.before[index] = frame.before[index].wrapping_add(by_others);
     }
+    if frame.saw & saw::WATCHES != 0 {
+        let by_others = sole_now(frame).wrapping_sub(frame.sole_paused);
+        frame.sole = frame.sole.wrapping_add(by_others);
+    }
     frame.pauses += 1;
+}
+
+/// The counter that an open frame watches.
+#[inline(always)]
+fn sole_now(frame: &Frame) -> u64 {
+    let now = if frame.call == Call::Ack as u32 {
+        counters::sole::<{ counter::DEFERRED }>(frame.counters)
+    } else {
+        counters::sole::<{ counter::FAST_OPEN_FULL }>(frame.counters)
+    };
+    now.unwrap_or(0)
 }
 
 #[inline(always)]

@@ -277,6 +277,38 @@ fn the_exit_status_says_what_was_found() {
     assert!(String::from_utf8(output.stdout).unwrap().contains("no end"));
 }
 
+/// What was lost is a doubt, which forbids the all-clear, and stands in the page and in the replay.
+#[test]
+fn a_loss_is_seen_by_every_reader() {
+    let mut text = std::fs::read_to_string(path("delivery-healthy")).unwrap();
+    let end = text.trim_end().rfind('\n').unwrap();
+    let loss = "\n{\"type\":\"loss\",\"time\":\"2026-08-01T00:00:00Z\",\"failed_reads\":7}";
+    text.insert_str(end, loss);
+    let file = |end: &str| {
+        let name = format!("queue-trace-loss-{}.{end}", std::process::id());
+        std::env::temp_dir().join(name)
+    };
+    let (recording, page) = (file("jsonl"), file("html"));
+    std::fs::write(&recording, text).unwrap();
+    let run = |args: &[&str], more: &[&Path]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_queue-trace"));
+        let output = command.args(args).args(more).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text)
+    };
+    let (status, diagnosis) = run(&["diagnose"], &[&recording]);
+    assert_eq!(status, Some(2));
+    assert!(diagnosis.contains("7 failed reads"), "{diagnosis}");
+    let (_, replayed) = run(&["replay"], &[&recording]);
+    assert!(replayed.contains("7 failed reads"), "{replayed}");
+    let _ = run(&["report", "-o"], &[&page, &recording]);
+    let reported = std::fs::read_to_string(&page).unwrap();
+    assert!(reported.contains("7 failed reads"));
+    for file in [recording, page] {
+        std::fs::remove_file(file).unwrap();
+    }
+}
+
 /// What `replay --json` writes is a recording: `diagnose` says nothing of damage, and gives no all-clear for
 /// what a filter left out.
 #[test]

@@ -149,6 +149,7 @@ fn a_section_says_in_which_modes_its_outcome_can_be_told() {
         hooks: vec![Ok(()); hook::COUNT],
         delivery: Ok(()),
         reasons: reason::outcomes(&[1; _]),
+        counters: everything,
     };
     let ways = [Attach::Fentry, Attach::Kprobe, Attach::Tracepoint];
     let plans = ways.map(|attach| Plan::make(attach, everything, &offers).unwrap());
@@ -517,6 +518,7 @@ fn full_lines() -> Vec<Value> {
         hooks: vec![Ok(()); hook::COUNT],
         delivery: Ok(()),
         reasons: reason::outcomes(&[1; _]),
+        counters: outcome::Set::MAX,
     };
     let plan = Plan::make(Attach::Auto, everything, &offers).unwrap();
     let header = Header {
@@ -606,7 +608,6 @@ fn full_lines() -> Vec<Value> {
     lines.push(json!(Ledger {
         note: Some("why".to_owned()),
         other_drops: Some(3),
-        deferred: Some(2),
         in_front: FRONT
             .iter()
             .map(|row| (Name(row.outcome()).to_string(), front))

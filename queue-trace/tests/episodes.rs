@@ -12,7 +12,7 @@ use queue_trace::{
     },
     model::{
         event::{AcceptQueue, Event, Name, SynQueue, Sysctls, rfc3339},
-        ledger::Ledger,
+        ledger::{FrontLine, Ledger},
         lines::{AttachPlan, Counts, Header, Total},
         snapshot::{Descriptors, Gauge, Snapshot},
         socket::{Client, Listener, Process},
@@ -21,7 +21,7 @@ use queue_trace::{
     sink::Sink,
 };
 use queue_trace_common::outcome::{
-    ACCEPTED, ACK_DROPPED_ACCEPT_QUEUE_FULL, COOKIE_SENT_FULL, ESTABLISHED_COOKIE,
+    ACCEPTED, ACK_DEFERRED, ACK_DROPPED_ACCEPT_QUEUE_FULL, COOKIE_SENT_FULL, ESTABLISHED_COOKIE,
     ESTABLISHED_HANDSHAKE, OUTCOMES, Outcome, QUEUE_DISCARDED, QUEUED, REQUEST_EXPIRED,
     SYN_DROPPED_ACCEPT_QUEUE_FULL, SYN_DROPPED_OTHER, SYN_DROPPED_SYN_QUEUE_FULL,
     SYN_REFUSED_NO_LISTENER, SYNACK_RETRANSMITTED,
@@ -261,8 +261,13 @@ impl Play {
         let empty = Ledger {
             netns: NETNS,
             counters: BTreeMap::new(),
-            in_front: BTreeMap::new(),
-            deferred: self.deferred,
+            in_front: self.deferred.map_or_else(BTreeMap::new, |deferred| {
+                let line = FrontLine {
+                    kernel: Some(deferred),
+                    seen: None,
+                };
+                [("ack_deferred".to_owned(), line)].into()
+            }),
             lost: 0,
             unexplained: Some(0),
             note: None,
@@ -1086,20 +1091,54 @@ fn how_often_and_how_bad_the_worst_was() {
 /// SYN-ACKs that are lost show in the queue's age where timers are not seen.
 #[test]
 fn lost_answers_are_seen_without_timers() {
-    only(&unanswered(None), "syn-acks-unanswered");
+    only(&unanswered(), "syn-acks-unanswered");
 }
 
 /// Where a listener waits for data (TCP_DEFER_ACCEPT), the answers came.
 #[test]
 fn deferred_answers_are_not_lost() {
-    assert_eq!(unanswered(Some(6)).findings.len(), 0);
-    only(&unanswered(Some(1)), "syn-acks-unanswered");
+    for told in [true, false] {
+        assert_eq!(put_off(6, told).findings.len(), 0);
+        only(&put_off(1, told), "syn-acks-unanswered");
+    }
+}
+
+/// Those of another listener of the namespace excuse nothing, where verdicts tell them apart.
+#[test]
+fn answers_that_another_listener_put_off() {
+    let mut play = waiting();
+    let own = play.listener();
+    play.inode += 1;
+    play.port += 1;
+    for client in 0..6 {
+        play.event_with(SECOND, ACK_DEFERRED, client, 0, client + 1);
+    }
+    (play.port, play.inode) = (own.port, own.inode.unwrap());
+    only(&play.diagnosis(6 * SECOND), "syn-acks-unanswered");
+}
+
+/// Of six requests nothing is known but that they wait.
+fn unanswered() -> Diagnosis {
+    waiting().diagnosis(6 * SECOND)
+}
+
+/// So many of them had sent an ACK without data, of which verdicts or only the kernel's counter tell.
+fn put_off(deferred: u32, told: bool) -> Diagnosis {
+    let mut play = waiting();
+    play.deferred = Some(deferred.into());
+    if told {
+        for client in 0..deferred {
+            play.event_with(SECOND, ACK_DEFERRED, client, 0, client + 1);
+        }
+    } else {
+        play.case.told &= !(1 << ACK_DEFERRED);
+    }
+    play.diagnosis(6 * SECOND)
 }
 
 /// Six requests that have been waiting for long.
-fn unanswered(deferred: Option<u64>) -> Diagnosis {
+fn waiting() -> Play {
     let mut play = Play::new(Tracepoint, 64);
-    play.deferred = deferred;
     for client in 0..6 {
         play.event_with(SECOND, QUEUED, client, 0, client + 1);
     }
@@ -1114,7 +1153,7 @@ fn unanswered(deferred: Option<u64>) -> Diagnosis {
         ..Snapshot::default()
     };
     play.case.listener(&old).unwrap();
-    play.diagnosis(6 * SECOND)
+    play
 }
 
 /// A flood without cookies in its own time.

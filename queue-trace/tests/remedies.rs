@@ -129,7 +129,6 @@ fn case_of(outcome: &'static Outcome, address: &str, count: u32, many: bool) -> 
         netns: NETNS,
         counters: BTreeMap::new(),
         in_front: BTreeMap::new(),
-        deferred: None,
         lost: 0,
         unexplained: Some(0),
         other_drops: None,

@@ -52,7 +52,7 @@ pub fn run(program: &Path, attach: &str) {
     for count in REQUESTS {
         let flood = Flood {
             first: sent,
-            ..Flood::hasty(count - sent)
+            ..Flood::of(count - sent)
         };
         room.flood_as(&flood);
         sent = count;

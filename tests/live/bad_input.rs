@@ -260,20 +260,26 @@ fn root_of_a_user_namespace() {
 
 #[test]
 fn too_few_open_files() {
-    let finished = Launch::text()
-        .with(|command| {
-            let limit = || {
-                let few = Rlimit {
-                    current: Some(24),
-                    maximum: Some(24),
-                };
-                setrlimit(Resource::Nofile, few).map_err(io::Error::from)
+    // Too few to attach, and too few for anything.
+    for (command, most) in [
+        (&["--duration", "1s"][..], 24),
+        (&["listeners"], 6),
+        (&["--duration", "1s"], 5),
+    ] {
+        let limit = move || {
+            let few = Rlimit {
+                current: Some(most),
+                maximum: Some(most),
             };
+            setrlimit(Resource::Nofile, few).map_err(io::Error::from)
+        };
+        let launch = Launch::plain(command).with(|command| {
             // SAFETY: a system call, which is all that may happen between fork and exec.
             unsafe { command.pre_exec(limit) };
-        })
-        .finish();
-    finished.assert_failed(1, &["open", "files", "ulimit -n"]);
+        });
+        let finished = launch.finish();
+        finished.assert_failed(1, &["open", "files", "ulimit -n"]);
+    }
 }
 
 /// A number that no namespace has would show nothing, for ever.

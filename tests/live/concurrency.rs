@@ -2,7 +2,7 @@
 //! and cookies mixed: no cause blurs into another, and every sum is that of its listener.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Barrier,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::Result;
-use live_tests::{Attach, Counters, Launch, Recording, Room, Shown, Sums, attach, expected};
+use aya::maps::{HashMap, Map};
+use live_tests::{
+    ALL, Attach, Counters, Launch, Recording, Room, Shown, Sums, Tracer, attach, expected, unproven,
+};
 use queue_trace::lab::{
     Family, Listen,
     raw::{Flood, RawPeer, Wire, flood},
@@ -274,6 +277,7 @@ fn timers_among_refusals() {
 /// it from one SYN to the next; what an accept queue refuses does not.
 #[test]
 fn while_cookies_are_switched() {
+    const QUEUE_FULL: &str = "syn_dropped:syn_queue_full";
     for family in Family::ALL {
         let (room, late) = crowded(family, 0);
         let (flooded, flooded_listener) = beside(&room, 8081, 16);
@@ -300,9 +304,15 @@ fn while_cookies_are_switched() {
         });
         let recording = tracer.stop();
 
-        let at_crowded = refused_at_the_crowded();
-        let told = totals_of(&recording, inode(&room.listener));
-        assert_eq!(told, at_crowded, "{family}");
+        let at_crowded = totals_of(&recording, inode(&room.listener));
+        // The kernel reads the sysctl twice. Where it was 2 and then 0 it drops a SYN though the SYN
+        // queue has room (`tcp_conn_request` and `tcp_syn_flood_action`, net/ipv4/tcp_input.c).
+        let mut told = at_crowded.clone();
+        let switched = told.remove(QUEUE_FULL).unwrap_or(0);
+        *told
+            .entry("syn_dropped:accept_queue_full".into())
+            .or_default() += switched;
+        assert_eq!(told, refused_at_the_crowded(), "{family}");
         let at_flooded = totals_of(&recording, inode(&flooded_listener));
         assert_complete(&recording, &room, &before, &[&at_crowded, &at_flooded]);
         println!("{family}: {at_flooded:?}");
@@ -313,8 +323,9 @@ fn while_cookies_are_switched() {
         };
         let cookies = count(&["cookie_sent:syn_queue_full", "cookie_sent:always"]);
         assert_eq!(cookies, after.since(&before, "SyncookiesSent"));
-        let dropped = count(&["syn_dropped:syn_queue_full"]);
-        assert_eq!(dropped, after.since(&before, "TCPReqQFullDrop"));
+        let dropped = count(&[QUEUE_FULL]);
+        let by_kernel = after.since(&before, "TCPReqQFullDrop");
+        assert_eq!(dropped + switched, by_kernel);
         let queued = count(&["queued"]);
         assert_eq!(queued + cookies + dropped, u64::from(THREADS * EACH));
         assert_eq!(at_flooded.values().sum::<u64>(), queued + cookies + dropped);
@@ -376,6 +387,63 @@ fn while_the_application_accepts() {
         );
         recording.assert_exact(&room.netns, &before, &sums);
     }
+}
+
+/// Threads take connections from two listeners in turn, and ask a third one in vain: each
+/// connection is told at its listener, and nothing stays of a call that has returned.
+#[test]
+fn threads_that_accept_from_several_listeners() {
+    const TURNS: u64 = 50;
+    let name = "concurrency::threads_that_accept_from_several_listeners";
+    if unproven(name, ALL) {
+        return;
+    }
+    for family in Family::ALL {
+        let room = Room::new(family, 128, &[]);
+        let (once, listener) = beside(&room, 8081, 128);
+        let (_, idle) = beside(&room, 8082, 128);
+        idle.set_nonblocking(true).unwrap();
+        let tracer = Launch::showing(Shown::All).on(&room.netns).start();
+        let application = || {
+            for _ in 0..TURNS {
+                for (address, listener) in [
+                    (room.address, &room.listener),
+                    (once, &listener),
+                    (room.address, &room.listener),
+                ] {
+                    let _client = TcpStream::connect(address)?;
+                    listener.accept()?;
+                    assert!(idle.accept().is_err());
+                }
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| room.netns.run(application).unwrap());
+            }
+        });
+        if attach() == Attach::Kprobe {
+            assert_eq!(calls_of_accept(&tracer), [0; 0]);
+        }
+        let recording = tracer.stop();
+        let all = u64::from(THREADS) * TURNS;
+        for (listener, accepted) in [(&room.listener, 2 * all), (&listener, all)] {
+            let told = totals_of(&recording, inode(listener));
+            assert_eq!(told["accepted"], accepted, "{family}");
+        }
+        assert_eq!(totals_of(&recording, inode(&idle)), Sums::new());
+        recording.assert_reconciled(&room.netns, &room.before);
+    }
+}
+
+/// The threads of this process that are in accept(), as far as kprobes note it.
+fn calls_of_accept(tracer: &Tracer) -> Vec<u64> {
+    let calls = Map::from_map_data(tracer.map("ACCEPTING")).unwrap();
+    let calls = HashMap::<_, u64, u64>::try_from(calls).unwrap();
+    let own = u64::from(std::process::id());
+    let threads = calls.keys().map(Result::unwrap);
+    threads.filter(|thread| thread >> 32 == own).collect()
 }
 
 /// A peer is let in on one CPU while its listener drops SYNs on the others.

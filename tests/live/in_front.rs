@@ -9,15 +9,21 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-use live_tests::{ALL, FrontSides, Launch, Room, Shown, Sums, expected, kernel, unproven};
-use queue_trace::lab::{
-    Family,
-    raw::{RawPeer, Wire},
+use live_tests::{
+    ALL, Counters, FrontSides, Launch, Recording, Room, Shown, Sums, expected, kernel, unproven,
+};
+use queue_trace::{
+    lab::{
+        Family,
+        raw::{RawPeer, Wire},
+    },
+    model::front::FRONT,
 };
 use queue_trace_common::outcome::{
     self, SYN_DROPPED_AO, SYN_DROPPED_CHECKSUM, SYN_DROPPED_MD5, SYN_DROPPED_MIN_TTL,
     SYN_DROPPED_POLICY, SYN_DROPPED_SOCKET_FILTER,
 };
+use socket2::{Domain, Socket, Type};
 
 use crate::diagnose::{assert_found, diagnosed};
 
@@ -63,9 +69,13 @@ fn dropped(family: Family, prepare: Prepare, send: Sending, outcome: u8, told: b
         };
         assert_eq!(sides, expected, "{name}");
     }
-    if !told {
-        return;
+    if told {
+        assert_told(&recording, &room, outcome, &clients);
     }
+}
+
+/// Each event names the listener and one of these clients.
+fn assert_told(recording: &Recording, room: &Room, outcome: u8, clients: &[SocketAddr]) {
     for event in recording.events() {
         assert_eq!(event.listener.port, room.address.port(), "{event:?}");
         assert_eq!(event.step, "syn");
@@ -82,14 +92,14 @@ fn plain(peer: &RawPeer, wire: &Wire) -> anyhow::Result<()> {
     peer.syn(wire)
 }
 
-/// Sets an option of a listener.
-fn set_option<T>(listener: &TcpListener, level: i32, option: i32, value: &T) -> io::Result<()> {
+/// Sets an option of a socket.
+fn set_option<T>(socket: &impl AsRawFd, level: i32, option: i32, value: &T) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: the pointer and the length describe `value`, which lives until the call returns and
     // is what the kernel expects for this option.
     let result = unsafe {
         let value = (&raw const *value).cast();
-        libc::setsockopt(listener.as_raw_fd(), level, option, value, length)
+        libc::setsockopt(socket.as_raw_fd(), level, option, value, length)
     };
     if result == 0 {
         Ok(())
@@ -120,37 +130,197 @@ impl AnyAddress {
 }
 
 const SECRET: [u8; 80] = [7; 80];
+const OTHER_SECRET: [u8; 80] = [8; 80];
+
+/// `struct tcp_md5sig` (include/uapi/linux/tcp.h).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Md5Key {
+    address: AnyAddress,
+    flags: u8,
+    prefix: u8,
+    length: u16,
+    device: i32,
+    key: [u8; 80],
+}
+
+impl Md5Key {
+    /// For every peer of a family.
+    fn of(family: Family, key: [u8; 80]) -> Self {
+        const PREFIX: u8 = 1;
+        Self {
+            address: AnyAddress::of(family),
+            flags: PREFIX,
+            prefix: 0,
+            length: 6,
+            device: 0,
+            key,
+        }
+    }
+
+    fn set(&self, socket: &impl AsRawFd) -> io::Result<()> {
+        set_option(socket, libc::IPPROTO_TCP, libc::TCP_MD5SIG_EXT, self)
+    }
+}
+
+/// `struct tcp_ao_add` (include/uapi/linux/tcp.h).
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct AoKey {
+    address: AnyAddress,
+    algorithm: [u8; 64],
+    device: i32,
+    flags: u32,
+    _reserved: u16,
+    prefix: u8,
+    send_id: u8,
+    receive_id: u8,
+    code_length: u8,
+    key_flags: u8,
+    key_length: u8,
+    key: [u8; 80],
+}
+
+impl AoKey {
+    /// For every peer of a family.
+    fn of(family: Family, id: u8, key: [u8; 80]) -> Self {
+        let name = b"hmac(sha1)";
+        Self {
+            address: AnyAddress::of(family),
+            algorithm: std::array::from_fn(|at| *name.get(at).unwrap_or(&0)),
+            device: 0,
+            flags: 0,
+            _reserved: 0,
+            prefix: 0,
+            send_id: id,
+            receive_id: id,
+            code_length: 12,
+            key_flags: 0,
+            key_length: 6,
+            key,
+        }
+    }
+
+    fn set(&self, socket: &impl AsRawFd) -> io::Result<()> {
+        const TCP_AO_ADD_KEY: i32 = 38;
+        set_option(socket, libc::IPPROTO_TCP, TCP_AO_ADD_KEY, self)
+    }
+}
+
+/// Clients that sign their SYNs come to a listener. Each SYN is told of with this outcome, if this
+/// kernel gives reasons, and the kernel counted each of them here and nowhere else.
+fn signed(
+    family: Family,
+    prepare: Prepare,
+    sign: &(dyn Fn(&Socket) -> io::Result<()> + Sync),
+    (outcome, counter): (u8, &str),
+    told: bool,
+) {
+    let room = Room::new(family, 8, &[]);
+    room.netns.run(|| Ok(prepare(&room.listener)?)).unwrap();
+    let tracer = Launch::showing(Shown::Refusals).on(&room.netns).start();
+    let connect = || {
+        let mut clients = Vec::new();
+        for _ in 0..SYNS {
+            let client = Socket::new(Domain::for_address(room.address), Type::STREAM, None)?;
+            sign(&client)?;
+            client.set_nonblocking(true)?;
+            let begun = client.connect(&room.address.into());
+            assert_eq!(begun.unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
+            clients.push(client);
+        }
+        Wire::open(family)?.settle()?;
+        let addresses = clients.iter().map(|client| Ok(client.local_addr()?));
+        let addresses: anyhow::Result<Vec<_>> = addresses.collect();
+        Ok(addresses?
+            .iter()
+            .filter_map(socket2::SockAddr::as_socket)
+            .collect())
+    };
+    let clients: Vec<SocketAddr> = room.netns.run(connect).unwrap();
+    let recording = tracer.stop();
+    // On a slow machine a client sends its SYN again before it gives up.
+    let after = Counters::of(&room.netns);
+    let moved = after.since(&room.before, counter);
+    assert!(moved >= SYNS, "{counter}: {moved}");
+    let row = FRONT.iter().find(|row| row.tag == outcome).unwrap();
+    let all = row.names.iter().map(|name| after.since(&room.before, name));
+    assert_eq!(all.sum::<u64>(), moved, "{counter}");
+    let sums = if told {
+        expected(&[(outcome, moved)], Shown::Refusals)
+    } else {
+        Sums::new()
+    };
+    recording.assert_exact(&room.netns, &room.before, &sums);
+    let both = FrontSides {
+        kernel: Some(moved),
+        seen: told.then_some(moved),
+    };
+    let sides = recording.ledger(&room.netns).in_front[&live_tests::name_of(outcome)];
+    assert_eq!(sides, both, "{counter}");
+    if told {
+        assert_told(&recording, &room, outcome, &clients);
+    }
+}
+
+#[test]
+fn an_md5_signature_that_is_wrong_or_not_asked_for() {
+    const TEST: &str = "in_front::an_md5_signature_that_is_wrong_or_not_asked_for";
+    if unproven(TEST, ALL) {
+        return;
+    }
+    let told = !unproven(TEST, VERDICTS);
+    for family in Family::ALL {
+        let key = Md5Key::of(family, SECRET);
+        let wrong = Md5Key::of(family, OTHER_SECRET);
+        let failure = (SYN_DROPPED_MD5, "TCPMD5Failure");
+        signed(
+            family,
+            &|at| key.set(at),
+            &|by| wrong.set(by),
+            failure,
+            told,
+        );
+        let unexpected = (SYN_DROPPED_MD5, "TCPMD5Unexpected");
+        signed(family, &|_| Ok(()), &|by| key.set(by), unexpected, told);
+    }
+}
+
+#[test]
+fn an_authentication_option_that_is_wrong_or_not_asked_for() {
+    if unproven(
+        "in_front::an_authentication_option_that_is_wrong_or_not_asked_for",
+        ALL,
+    ) {
+        return;
+    }
+    for family in Family::ALL {
+        let key = AoKey::of(family, 100, SECRET);
+        let wrong = AoKey::of(family, 100, OTHER_SECRET);
+        let unknown = AoKey::of(family, 101, SECRET);
+        let bad = (SYN_DROPPED_AO, "TCPAOBad");
+        signed(family, &|at| key.set(at), &|by| wrong.set(by), bad, true);
+        let not_found = (SYN_DROPPED_AO, "TCPAOKeyNotFound");
+        signed(
+            family,
+            &|at| key.set(at),
+            &|by| unknown.set(by),
+            not_found,
+            true,
+        );
+        signed(family, &|_| Ok(()), &|by| key.set(by), not_found, true);
+    }
+}
 
 #[test]
 fn a_syn_without_an_md5_signature() {
     if unproven("in_front::a_syn_without_an_md5_signature", ALL) {
         return;
     }
-    /// `struct tcp_md5sig` (include/uapi/linux/tcp.h).
-    #[repr(C)]
-    struct Key {
-        address: AnyAddress,
-        flags: u8,
-        prefix: u8,
-        length: u16,
-        device: i32,
-        key: [u8; 80],
-    }
-    const PREFIX: u8 = 1;
     let told = !unproven("in_front::a_syn_without_an_md5_signature", VERDICTS);
     for family in Family::ALL {
-        let key = Key {
-            address: AnyAddress::of(family),
-            flags: PREFIX,
-            prefix: 0,
-            length: 6,
-            device: 0,
-            key: SECRET,
-        };
-        let prepare = |listener: &TcpListener| {
-            set_option(listener, libc::IPPROTO_TCP, libc::TCP_MD5SIG_EXT, &key)
-        };
-        dropped(family, &prepare, &plain, SYN_DROPPED_MD5, told);
+        let key = Md5Key::of(family, SECRET);
+        dropped(family, &|at| key.set(at), &plain, SYN_DROPPED_MD5, told);
     }
 }
 
@@ -159,42 +329,9 @@ fn a_syn_without_an_authentication_option() {
     if unproven("in_front::a_syn_without_an_authentication_option", ALL) {
         return;
     }
-    /// `struct tcp_ao_add` (include/uapi/linux/tcp.h).
-    #[repr(C, align(8))]
-    struct Key {
-        address: AnyAddress,
-        algorithm: [u8; 64],
-        device: i32,
-        flags: u32,
-        _reserved: u16,
-        prefix: u8,
-        send_id: u8,
-        receive_id: u8,
-        code_length: u8,
-        key_flags: u8,
-        key_length: u8,
-        key: [u8; 80],
-    }
-    const TCP_AO_ADD_KEY: i32 = 38;
-    let name = b"hmac(sha1)";
     for family in Family::ALL {
-        let key = Key {
-            address: AnyAddress::of(family),
-            algorithm: std::array::from_fn(|at| *name.get(at).unwrap_or(&0)),
-            device: 0,
-            flags: 0,
-            _reserved: 0,
-            prefix: 0,
-            send_id: 100,
-            receive_id: 100,
-            code_length: 12,
-            key_flags: 0,
-            key_length: 6,
-            key: SECRET,
-        };
-        let prepare =
-            |listener: &TcpListener| set_option(listener, libc::IPPROTO_TCP, TCP_AO_ADD_KEY, &key);
-        dropped(family, &prepare, &plain, SYN_DROPPED_AO, true);
+        let key = AoKey::of(family, 100, SECRET);
+        dropped(family, &|at| key.set(at), &plain, SYN_DROPPED_AO, true);
     }
 }
 

@@ -37,6 +37,7 @@ mod output;
 mod overflow;
 mod owners;
 mod privileges;
+mod put_off;
 mod queues;
 mod rare;
 mod recordings;

@@ -2,25 +2,21 @@
 //! say another one. A wrong owner is worse than none, so every event names the right socket or,
 //! where it cannot be told, none.
 
-#![expect(
-    unsafe_code,
-    reason = "a socket option, and a namespace entered before exec"
-)]
+#![expect(unsafe_code, reason = "a socket option")]
 
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::{fs::MetadataExt, process::CommandExt},
+        unix::fs::MetadataExt,
     },
     process::Command,
     time::Duration,
 };
 
-use live_tests::{Counters, Launch, Recording, Room, Shown, in_private_mounts};
+use live_tests::{Counters, Launch, Mounts, Recording, Room, Shown, in_private_mounts};
 use queue_trace::lab::{Connect, Family, Listen, Netns, Pace, connect_each};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
 use socket2::{Domain, Socket, Type};
 
 /// Clients that are not let in give up before they try again.
@@ -304,14 +300,10 @@ fn a_listener_that_closed_keeps_its_limit_and_its_owner() {
 /// port.
 #[test]
 fn without_delivery_the_listener_is_right_or_unknown() {
-    in_private_mounts(|mounts| {
-        // Nor does it see the machine's first process, by which it could get there.
-        mounts.hide("/proc/1");
-        without_delivery();
-    });
+    in_private_mounts(without_delivery);
 }
 
-fn without_delivery() {
+fn without_delivery(mounts: &Mounts) {
     let netns = Netns::new().unwrap();
     let healthy = listener(&netns, on_any(80), 64, |_| Ok(()));
     let proxy = listener(&netns, loopback(15001), 3, |socket| {
@@ -326,20 +318,11 @@ fn without_delivery() {
     }
     let alone = listener(&netns, loopback(9000), 2, |_| Ok(()));
     let before = Counters::of(&netns);
-    let apart = |command: &mut Command| {
-        let leave = || {
-            // SAFETY: the process that begins has its own view of the cgroups; nothing else of it
-            // changes.
-            unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.map_err(io::Error::from)
-        };
-        // SAFETY: a system call between fork and exec, and nothing else.
-        unsafe { command.pre_exec(leave) };
-    };
     let mut tracer = None;
     let members = group(&netns, || {
         let by_tracepoints = ["--attach", "tracepoint", "--json", "--rate", "0", "--all"];
         let launch = Launch::plain(by_tracepoints).arg("--no-canary").on(&netns);
-        tracer = Some(launch.with(apart).start());
+        tracer = Some(mounts.without_delivery(launch).start());
     });
     let _redirected = clients(&netns, "127.0.0.9:80".parse().unwrap(), 12);
     let _grouped = clients(&netns, loopback(8080), 60);

@@ -346,8 +346,8 @@ fn an_icmp_error_aborts_a_request() {
     }
 }
 
-/// What happens on the way to a handshake and decides nothing: SYNs sent again, bare
-/// ACKs under TCP_DEFER_ACCEPT, resets of half-open requests, stray ACKs.
+/// What happens on the way to a handshake and decides nothing: SYNs sent again, data after an ACK
+/// that TCP_DEFER_ACCEPT dropped, resets of half-open requests, stray ACKs.
 #[test]
 fn what_decides_nothing_is_no_verdict() {
     told(50, &[(COOKIES, 0), MAX_SYN_BACKLOG], |room| {
@@ -387,6 +387,7 @@ fn what_decides_nothing_is_no_verdict() {
         bench::accept_all(&listener, 3);
         vec![
             (outcome::QUEUED, 24),
+            (outcome::ACK_DEFERRED, 8),
             (outcome::ESTABLISHED_HANDSHAKE, 3),
             (outcome::ACCEPTED, 3),
         ]

@@ -6,6 +6,7 @@ use std::{
     io::ErrorKind,
     mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    process::Command,
     time::Duration,
 };
 
@@ -237,15 +238,36 @@ fn filters_apply() {
     assert_eq!(recording.counted(&room.netns), sums);
 }
 
-/// nginx is ended and started again while clients come: each is served or refused, and all that were
-/// refused are told of.
 #[test]
 fn nginx_restarts() {
     if unproven("refused::nginx_restarts", ALL) {
         return;
     }
-    let start = |scratch: &Scratch| nginx_in(scratch, "", 1, "");
-    let mut server = Server::start("nginx-restarts", start);
+    restarts("nginx-restarts", |scratch| nginx_in(scratch, "", 1, ""));
+}
+
+#[test]
+fn haproxy_restarts() {
+    if unproven("refused::haproxy_restarts", ALL) {
+        return;
+    }
+    restarts("haproxy-restarts", |scratch| {
+        let file = scratch.path().join("haproxy.cfg");
+        let settings = format!(
+            "defaults\n mode http\n timeout client 5s\n timeout connect 5s\n timeout server 5s\n\
+             frontend all\n bind {AT}\n http-request return status 204\n"
+        );
+        fs::write(&file, settings).unwrap();
+        let mut haproxy = Command::new("haproxy");
+        haproxy.args(["-db", "-q", "-f"]).arg(file);
+        haproxy
+    });
+}
+
+/// A server is ended and started again while clients come: each is served or refused, and all that
+/// were refused are told of.
+fn restarts(name: &str, start: impl Fn(&Scratch) -> Command) {
+    let mut server = Server::start(name, &start);
     let before = Counters::of(&server.netns);
     let tracer = Launch::showing(Shown::Refusals).on(&server.netns).start();
     let knock = |server: &Server, clients: usize| -> u64 {
@@ -263,7 +285,7 @@ fn nginx_restarts() {
     let first = server.pid();
     server.end();
     assert_eq!(knock(&server, 40), 40);
-    server.start_again(start);
+    server.start_again(&start);
     assert_eq!(knock(&server, 5), 0);
     let second = server.pid();
     let recording = tracer.stop();

@@ -1,10 +1,13 @@
 //! Switches of the machine that keep programs from running, or from reading what they need.
 //! What is silent counts as refused: another way is taken, and nothing is missed by it.
 
-use std::fs;
+#![expect(unsafe_code, reason = "code between fork and exec")]
+
+use std::{fs, io, os::unix::process::CommandExt};
 
 use live_tests::{Attach, Finished, Launch, Room, attach, in_private_mounts};
 use queue_trace::lab::Family;
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use serde_json::Value;
 
 const ALWAYS: [(&str, u32); 1] = [("net.ipv4.tcp_syncookies", 2)];
@@ -41,7 +44,19 @@ fn switch_of(way: Attach) -> Option<&'static str> {
 }
 
 fn check(args: &[&str]) -> (Finished, Value) {
-    let finished = Launch::plain(["check", "--json"]).args(args).finish();
+    check_with(|| Ok(()), args)
+}
+
+/// With something that the program does before it begins.
+fn check_with(before: fn() -> io::Result<()>, args: &[&str]) -> (Finished, Value) {
+    let finished = Launch::plain(["check", "--json"])
+        .args(args)
+        .with(|command| {
+            // SAFETY: what is given here makes system calls alone, which is all that may happen
+            // between fork and exec.
+            unsafe { command.pre_exec(before) };
+        })
+        .finish();
     let report = serde_json::from_str(&finished.stdout).unwrap();
     (finished, report)
 }
@@ -150,13 +165,49 @@ fn a_kernel_that_is_locked_down() {
     }
 }
 
+const PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
+
 /// It is for perf_event_open() without privileges: to root nothing changes.
 #[test]
 fn performance_events_for_nobody_else() {
     for level in ["3", "4"] {
-        let _level = Switch::set("/proc/sys/kernel/perf_event_paranoid", level);
+        let _level = Switch::set(PARANOID, level);
         let (finished, report) = check(&["--attach", attach().name()]);
         assert_eq!(finished.status.code(), Some(0), "{report}");
         assert_eq!(usable(&report), [attach().name()]);
     }
+}
+
+/// With CAP_BPF and CAP_PERFMON alone some distributions' kernels then refuse kprobes. That is
+/// said, and the other ways are left.
+#[test]
+fn performance_events_for_two_capabilities() {
+    let name = attach().name();
+    for level in ["2", "3", "4"] {
+        let _level = Switch::set(PARANOID, level);
+        let (finished, report) = check_with(two_capabilities, &["--attach", name]);
+        assert_eq!(report["privileges"], "CAP_BPF, CAP_PERFMON");
+        if attach() == Attach::Kprobe && finished.status.code() == Some(2) {
+            let error = report["error"].as_str().unwrap();
+            let words = [&format!("perf_event_paranoid is {level}"), "CAP_SYS_ADMIN"];
+            assert!(words.iter().all(|word| error.contains(*word)), "{error}");
+            assert_ne!(level, "2", "CAP_PERFMON suffices");
+        } else {
+            assert_eq!(finished.status.code(), Some(0), "{report}");
+            assert_eq!(usable(&report), [name]);
+        }
+        let (_, report) = check_with(two_capabilities, &[]);
+        assert!(!usable(&report).is_empty(), "{report}");
+    }
+}
+
+/// Leaves root no more than what it takes to attach.
+fn two_capabilities() -> io::Result<()> {
+    for capability in CapabilitySet::all().iter() {
+        if ![CapabilitySet::BPF, CapabilitySet::PERFMON].contains(&capability) {
+            // Kernels differ in how many there are.
+            let _ = remove_capability_from_bounding_set(capability);
+        }
+    }
+    Ok(())
 }

@@ -1,9 +1,14 @@
-//! What a tracer has in the kernel, to see that nothing of it stays.
+//! What a tracer has in the kernel: its maps, and its programs, to see that nothing of them stays.
 
 use std::{
     collections::HashSet,
     fs, thread,
     time::{Duration, Instant},
+};
+
+use aya::{
+    maps::{MapData, MapInfo},
+    programs::loaded_programs,
 };
 
 /// The BPF programs that a process holds, by number.
@@ -21,12 +26,22 @@ pub(crate) fn programs_of(pid: u32) -> HashSet<u32> {
         .collect()
 }
 
+/// The map of that name that one of these programs uses.
+pub(crate) fn map_of(programs: &HashSet<u32>, name: &str) -> MapData {
+    let loaded = loaded_programs().filter_map(Result::ok);
+    let own = loaded.filter(|program| programs.contains(&program.id()));
+    let number = own
+        .flat_map(|program| program.map_ids().unwrap().unwrap_or_default())
+        .find(|number| MapInfo::from_id(*number).unwrap().name_as_str() == Some(name));
+    MapData::from_id(number.expect("no program uses such a map")).unwrap()
+}
+
 /// All of them are gone; the kernel frees them a moment after their last user.
 pub(crate) fn assert_gone(programs: &HashSet<u32>) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         // One that vanishes while they are listed is an error of its own.
-        let loaded: HashSet<_> = aya::programs::loaded_programs()
+        let loaded: HashSet<_> = loaded_programs()
             .filter_map(|program| Some(program.ok()?.id()))
             .collect();
         let left: Vec<_> = programs.intersection(&loaded).collect();

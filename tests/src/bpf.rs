@@ -1,4 +1,5 @@
-//! BPF programs of the tests: kinds and commands that the BPF library does not offer.
+//! BPF programs of the tests, and maps filled by them: kinds and commands that the BPF library
+//! does not offer.
 
 #![expect(
     unsafe_code,
@@ -8,10 +9,11 @@
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
+use aya::{maps::MapData, util::nr_cpus};
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -56,6 +58,39 @@ pub(crate) fn run_classifier(code: &str, times: u32) -> Result<u32> {
     bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr).context("cannot run")?;
     // SAFETY: the kernel has filled in this member.
     Ok(unsafe { attr.test.retval })
+}
+
+/// Takes every free place of a map, for keys that only differ in their first eight bytes, and
+/// values of zeroes. How many there were.
+///
+/// # Errors
+/// If it is no map of that kind, or the kernel refuses.
+pub(crate) fn fill(map: &MapData) -> Result<usize> {
+    let info = map.info()?;
+    let key_size = info.key_size() as usize;
+    // A value for each CPU, each of whole words, where there is one for each.
+    let value = vec![
+        0u64;
+        (info.value_size() as usize).div_ceil(8)
+            * nr_cpus().map_err(|(_, error)| error)?
+    ];
+    let mut key = vec![0u64; key_size.div_ceil(8).max(1)];
+    for taken in 0..=info.max_entries() as usize {
+        // Not what an address or a number of the kernel's is.
+        key[0] = 0x7174_0000_0000_0000 + taken as u64;
+        let mut attr = no_attributes();
+        // SAFETY: all fields of the union are plain data.
+        let element = unsafe { &mut attr.__bindgen_anon_2 };
+        element.map_fd = map.fd().as_fd().as_raw_fd().cast_unsigned();
+        element.key = key.as_ptr().expose_provenance() as u64;
+        element.__bindgen_anon_1.value = value.as_ptr().expose_provenance() as u64;
+        match bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => return Ok(taken),
+            Err(error) => return Err(error).context("cannot fill the map"),
+        }
+    }
+    bail!("it takes more than it has room for")
 }
 
 fn load(code: &str, fill_in: impl FnOnce(&mut bpf_attr)) -> Result<OwnedFd> {

@@ -1,14 +1,16 @@
 //! Mounts that one test alone sees: files of the machine hidden, or a disk that is
 //! full.
 
-#![expect(unsafe_code, reason = "unshare changes the calling thread")]
+#![expect(unsafe_code, reason = "unshare changes the calling thread, or process")]
 
-use std::{fs, panic::resume_unwind, path::Path, thread};
+use std::{fs, io, os::unix::process::CommandExt, panic::resume_unwind, path::Path, thread};
 
 use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change},
     thread::{UnshareFlags, unshare_unsafe},
 };
+
+use crate::tracer::Launch;
 
 /// The mounts of the calling thread, and of the programs that it starts.
 #[derive(Debug)]
@@ -39,6 +41,22 @@ impl Mounts {
             mount("none", folder, "tmpfs", MountFlags::empty(), None).unwrap();
             assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
         }
+    }
+
+    /// As in a container that sees its own cgroups alone: tracepoint mode cannot have its program
+    /// at their root, nor get there by the machine's first process.
+    #[must_use]
+    pub fn without_delivery(&self, launch: Launch) -> Launch {
+        self.hide("/proc/1");
+        let leave = || {
+            // SAFETY: the process that begins has its own view of the cgroups; nothing else of it
+            // changes.
+            unsafe { unshare_unsafe(UnshareFlags::NEWCGROUP) }.map_err(io::Error::from)
+        };
+        launch.with(|command| {
+            // SAFETY: a system call between fork and exec, and nothing else.
+            unsafe { command.pre_exec(leave) };
+        })
     }
 
     /// Puts a folder in the place of one that holds nothing but this file.

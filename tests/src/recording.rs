@@ -5,10 +5,14 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::LazyLock};
 
 use queue_trace::lab::Netns;
+use queue_trace_common::{counter::SOLE, outcome::BY_SOLE};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::{counters::Counters, expected::Sums};
+use crate::{
+    counters::Counters,
+    expected::{Sums, name_of},
+};
 
 /// One line.
 #[derive(Clone, Debug, Deserialize)]
@@ -396,6 +400,15 @@ impl Recording {
                 seen: moved,
             };
             assert_eq!(*sides, exact, "{name} in {ledger:?}");
+        }
+        for (counter, tag) in SOLE.iter().zip(BY_SOLE) {
+            let moved = after.since(before, counter.name);
+            let sides = ledger.in_front.get(&name_of(tag));
+            let kernel = sides.and_then(|sides| sides.kernel).unwrap_or(0);
+            assert_eq!(kernel, moved, "{} in {ledger:?}", counter.name);
+            if let Some(seen) = sides.and_then(|sides| sides.seen) {
+                assert_eq!(seen, moved, "{} in {ledger:?}", counter.name);
+            }
         }
         assert_eq!(ledger.unexplained, Some(0), "{ledger:?}");
     }

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::MapData;
 use queue_trace::lab::Netns;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -20,7 +21,7 @@ use rustix::{
 };
 
 use crate::{
-    attached,
+    attached, bpf,
     expected::Shown,
     recording::Recording,
     room::Room,
@@ -28,8 +29,8 @@ use crate::{
     signals,
 };
 
-/// Within it even an emulated machine attaches, or detaches.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// Within it even an emulated machine attaches, or detaches, beside other work.
+const DEADLINE: Duration = Duration::from_secs(240);
 
 /// How the program is to be started.
 #[derive(Debug)]
@@ -247,6 +248,17 @@ impl Tracer {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The kernel side's map of that name.
+    #[must_use]
+    pub fn map(&self, name: &str) -> MapData {
+        attached::map_of(&self.programs, name)
+    }
+
+    /// Leaves no room in the kernel side's table of that name. How much there was.
+    pub fn fill(&self, table: &str) -> usize {
+        bpf::fill(&self.map(table)).unwrap()
     }
 
     /// Sends it a signal.

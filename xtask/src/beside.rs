@@ -102,8 +102,10 @@ impl Drop for Beside {
 
 fn run(program: &PathBuf, task: &[&str], log: &PathBuf, shared: &Mutex<AtWork>) -> Result<()> {
     let file = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
-    let mut command = Command::new(program);
+    // Gives way to the stages.
+    let mut command = Command::new("nice");
     command
+        .arg(program)
         .args(task)
         .stdin(Stdio::null())
         .stderr(file.try_clone()?)

@@ -72,9 +72,17 @@ fn note_handshake(marks: &mut Marks, took_us: u64) {
     }
 }
 
+/// Whether any accept queue was full while attached. Where none was, an accept() need not look
+/// whether its own is so still.
+static mut ANY_WAS_FULL: u32 = 0;
+
 /// A connection left the accept queue.
 #[inline(always)]
 pub fn accept_fell(sk: impl Pointer) {
+    // SAFETY: a whole word that is set once; see `became_full` for who reads it too early.
+    if unsafe { (&raw const ANY_WAS_FULL).read_volatile() } == 0 {
+        return;
+    }
     let key = kept::key_of(sk);
     let Some(queue) = QUEUES.get_ptr_mut(&key) else {
         return;
@@ -99,6 +107,9 @@ pub fn accept_fell(sk: impl Pointer) {
 /// The accept queue is full.
 #[inline(always)]
 fn became_full(queue: *mut Queue, now: u64) {
+    // First, and whoever calls this looks at the depth afterwards.
+    // SAFETY: a whole word, and all write the same.
+    unsafe { (&raw mut ANY_WAS_FULL).write_volatile(1) };
     // SAFETY: a whole entry of the map, of plain words; it is not removed while its listener
     // lives.
     unsafe {
@@ -133,7 +144,7 @@ pub fn no_longer_full(queue: *mut Queue) -> bool {
 /// A request entered the SYN queue. A function of its own, for the verifier's sake.
 #[inline(never)]
 pub fn syn_rose(key: &QueueKey) {
-    let depth: u32 = match Typed::cast(key.sk, typed::LISTENER) {
+    let depth: u32 = match Typed::cast::<{ typed::LISTENER }>(key.sk) {
         Some(sk) => sk.load::<_, { field::SYN_DEPTH }>(),
         None => Plain(key.sk).load::<_, { field::SYN_DEPTH }>(),
     };

@@ -3,7 +3,7 @@
 //!
 //! The kernel puts connections in by `inet_csk_complete_hashdance` (the final ACK) and by
 //! `inet_csk_reqsk_queue_add` (cookies, fast open). Old kernels call the second from the
-//! first; then a connection is noted twice, which does no harm. They leave by
+//! first, which has noted the connection then. They leave by
 //! `inet_csk_accept`, or by `inet_child_forget` where the listener is closed.
 
 use aya_ebpf::{
@@ -199,14 +199,16 @@ fn queue_add(sk: impl Pointer, child: u64) {
     if !passes(sk) {
         return skip();
     }
-    let took_us = match in_hand() {
+    if let Some(outer) = in_hand()
         // SAFETY: as in `set_entering`.
-        Some(outer) if unsafe { (*outer).child } == child => unsafe { (*outer).took_us },
-        _ => gauge::UNKNOWN,
-    };
+        && unsafe { (*outer).child } == child
+    {
+        // The final ACK, which has noted it.
+        return;
+    }
     // SAFETY: a plain helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    entering(kept::key_of(sk), child, now, took_us);
+    entering(kept::key_of(sk), child, now, gauge::UNKNOWN);
 }
 
 // (sk, request, child).

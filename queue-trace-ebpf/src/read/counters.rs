@@ -3,7 +3,7 @@
 use core::hint::black_box;
 
 use queue_trace_common::{
-    counter::{self, GROUPS, Moved},
+    counter::{self, GROUPS, Moved, OVERFLOW},
     field,
     settings::typed,
 };
@@ -11,24 +11,20 @@ use queue_trace_common::{
 use super::memory::{self, Pointer, Status, Typed};
 use crate::state::{config, types::Counters};
 
-/// The address of this CPU's counters of a namespace; `place` is in a map, in which what
-/// was a pointer to the verifier becomes a number.
+/// The address of this CPU's counters of a namespace.
 #[inline(always)]
-pub fn of(net: impl Pointer, cpu_offset: u64, place: &mut u64) -> u64 {
-    *place = net.follow::<{ field::NET_COUNTERS }>().address();
-    // SAFETY: a reference is good to read from.
-    let shared = unsafe { core::ptr::read_volatile(place) };
-    *place = shared.wrapping_add(cpu_offset);
-    *place
+pub fn of(net: impl Pointer, cpu_offset: u64) -> u64 {
+    let shared = net.follow::<{ field::NET_COUNTERS }>().address();
+    memory::plain(shared).wrapping_add(cpu_offset)
 }
 
 /// Reads counters into a place: those asked for, or all.
 #[inline(always)]
-pub fn read(place: &mut Counters, counters: u64, which: Moved) -> bool {
-    if let Some(counters) = Typed::cast(counters, typed::COUNTERS) {
+pub fn read<const WHICH: Moved>(place: &mut Counters, counters: u64) -> bool {
+    if let Some(counters) = Typed::cast::<{ typed::COUNTERS }>(counters) {
         let mut index = 0;
         while index < counter::COUNT {
-            if which >> index & 1 != 0 {
+            if WHICH >> index & 1 != 0 {
                 place[index] = counters.counter(index);
             }
             index += 1;
@@ -41,6 +37,15 @@ pub fn read(place: &mut Counters, counters: u64, which: Moved) -> bool {
         | fetch_group::<{ GROUPS[1].1 }>(second, counters, 1)
         | fetch_group::<{ GROUPS[2].1 }>(third, counters, 2);
     status.ok()
+}
+
+/// Reads one of [`SOLE`](counter::SOLE).
+#[inline(always)]
+pub fn sole<const WHICH: usize>(counters: u64) -> Option<u64> {
+    match Typed::cast::<{ typed::COUNTERS }>(counters) {
+        Some(counters) => Some(counters.counter(counter::COUNT + WHICH)),
+        None => memory::read(counters + 8 * config::sole_place(WHICH)),
+    }
 }
 
 #[inline(always)]
@@ -61,27 +66,83 @@ pub struct Movement {
 }
 
 impl Movement {
-    /// Of the counters asked for. Without a branch for each: the verifier would follow both
-    /// ways of each, and multiply them.
+    /// Since an earlier reading, of the counters asked for. Those that are `ALONE` do not move where
+    /// `OVERFLOW` does, and are not asked then. `after` has the values now only where they cannot be
+    /// loaded, or one moved by more than one.
     #[inline(always)]
-    pub fn between(before: &Counters, after: &Counters, which: Moved) -> Self {
-        let mut moved = 0;
-        let mut all = 0;
+    pub fn since<const WHICH: Moved, const ALONE: Moved>(
+        before: &Counters,
+        counters: u64,
+        after: &mut Counters,
+    ) -> Option<Self> {
+        let Some(now) = Typed::cast::<{ typed::COUNTERS }>(counters) else {
+            let ok = read::<WHICH>(after, counters);
+            return ok.then(|| Self::between::<WHICH>(before, after));
+        };
+        let mut steps = Steps::default();
+        steps.add::<WHICH, ALONE>(before, |index| now.counter(index));
+        if steps.moved & u64::from(OVERFLOW) == 0 {
+            steps.add::<ALONE, 0>(before, |index| now.counter(index));
+        }
+        if steps.more_than_once() {
+            let _ = read::<WHICH>(after, counters);
+        }
+        Some(steps.movement::<WHICH>(before, after))
+    }
+
+    /// Between two readings, of the counters asked for.
+    #[inline(always)]
+    pub fn between<const WHICH: Moved>(before: &Counters, after: &Counters) -> Self {
+        let mut steps = Steps::default();
+        steps.add::<WHICH, 0>(before, |index| after[index]);
+        steps.movement::<WHICH>(before, after)
+    }
+}
+
+/// By how much counters moved.
+#[derive(Default)]
+struct Steps {
+    /// A bit for each, if none moved by more than one.
+    moved: u64,
+    /// The bits of all their steps.
+    all: u64,
+}
+
+impl Steps {
+    /// Takes in some but for others. Without a branch for each: the verifier would follow both ways
+    /// of each, and multiply them.
+    #[inline(always)]
+    fn add<const SOME: Moved, const OTHERS: Moved>(
+        &mut self,
+        before: &Counters,
+        now: impl Fn(usize) -> u64,
+    ) {
         let mut index = 0;
         while index < counter::COUNT {
-            if which >> index & 1 != 0 {
-                let by = after[index].wrapping_sub(before[index]);
-                moved |= by << index;
-                all |= by;
+            if (SOME & !OTHERS) >> index & 1 != 0 {
+                let by = now(index).wrapping_sub(before[index]);
+                self.moved |= by << index;
+                self.all |= by;
             }
             index += 1;
         }
-        // A packet moves a counter by one or not at all: then each is a bit.
-        let more_than_once = all > 1;
-        if more_than_once {
-            moved = not_zero(before, after) & u64::from(which);
-        }
-        Self {
+    }
+
+    /// A packet moves a counter by one or not at all.
+    #[inline(always)]
+    fn more_than_once(&self) -> bool {
+        self.all > 1
+    }
+
+    #[inline(always)]
+    fn movement<const WHICH: Moved>(self, before: &Counters, after: &Counters) -> Movement {
+        let more_than_once = self.more_than_once();
+        let moved = if more_than_once {
+            not_zero(before, after) & u64::from(WHICH)
+        } else {
+            self.moved
+        };
+        Movement {
             moved: moved as Moved,
             more_than_once,
         }

@@ -9,7 +9,7 @@ use queue_trace_common::{
     settings::{self, mark},
 };
 
-use crate::state::{config, maps::CPU, tally, types::Cpu};
+use crate::state::{config, maps::PER_CPU, tally};
 
 /// The outcome of one or more reads. Combined with `|` and asked once: a branch for
 /// each read would double the ways through the program that the verifier follows, and
@@ -143,16 +143,16 @@ impl Pointer for Typed {
 
 impl Typed {
     /// An address of a struct, given its type; `None` where the kernel cannot do that.
-    /// `which`: a place in [`settings::TYPED`].
+    /// `WHICH`: a place in [`settings::TYPED`].
     #[inline(always)]
-    pub fn cast(address: u64, which: usize) -> Option<Self> {
-        let number = config::type_of(which);
+    pub fn cast<const WHICH: usize>(address: u64) -> Option<Self> {
+        let number = config::type_of::<WHICH>();
         if number == 0 {
             return None;
         }
         // SAFETY: the loader puts the kernel's function in place of this call. It takes any
         // address, and what is loaded through it may fail, to zero.
-        let cast: unsafe extern "C" fn(u64, u32) -> u64 =
+        let cast: unsafe extern "C" fn(u64, u64) -> u64 =
             unsafe { core::mem::transmute(settings::CAST_MARK as usize) };
         // SAFETY: as above.
         Some(Self(unsafe { cast(address, number) }))
@@ -169,7 +169,7 @@ impl Typed {
                 }
             };
         }
-        const { assert!(counter::COUNT <= 12) };
+        const { assert!(counter::COUNT + counter::SOLE.len() <= 12) };
         of!(0 1 2 3 4 5 6 7 8 9 10 11)
     }
 }
@@ -238,6 +238,12 @@ pub fn fetch_uint(place: &mut u32, base: u64, index: usize) -> Status {
     fetch_bytes(place, base + u64::from(field.offset), size)
 }
 
+/// Whether this kernel has a field.
+#[inline(always)]
+pub fn has(index: usize) -> bool {
+    config::field(index).size != 0
+}
+
 /// Reads a value of kernel memory.
 #[inline(always)]
 pub fn read<T: Copy + Default>(address: u64) -> Option<T> {
@@ -276,10 +282,13 @@ pub fn returned<const HOOK: usize>(ctx: &FExitContext) -> u64 {
 /// `__per_cpu_offset` is not in every kernel's symbols. But a lookup in a per-CPU
 /// array returns the address of this CPU's copy of the value, and the map itself
 /// (`bpf_array.pptrs[0]`) holds the per-CPU address; their difference is the offset.
-#[inline(always)]
-pub fn per_cpu_offset(here: *const Cpu) -> u64 {
+#[inline(never)]
+pub fn per_cpu_offset() -> u64 {
+    let Some(here) = PER_CPU.get_ptr_mut(0) else {
+        return 0;
+    };
     // The verifier allows no arithmetic on these pointers, but on plain numbers.
-    let map = plain(&raw const CPU as u64);
+    let map = plain(&raw const PER_CPU as u64);
     let slot: u64 = get(map, field::PERCPU_SLOTS).unwrap_or(0);
     plain(here as u64).wrapping_sub(slot)
 }

@@ -1,4 +1,5 @@
-//! The headers of a packet that the kernel is handling: who sent it to whom.
+//! The headers of a packet that the kernel is handling: who sent it to whom. Low bytes come first,
+//! as on every architecture this was built for.
 //!
 //! The offsets inside the headers are the protocols' own (RFC 791, 8200, 9293), not
 //! the kernel's.
@@ -75,7 +76,12 @@ pub mod flag {
 pub fn mapped(v4: u32) -> Address {
     // The low bytes come first, as on every architecture this was built for.
     const { assert!(cfg!(target_endian = "little")) };
-    let words = [0, 0xffff_0000 | u64::from(v4) << 32];
+    address([0, 0xffff_0000 | u64::from(v4) << 32])
+}
+
+/// The bytes of an address, as they are in memory.
+#[inline(always)]
+fn address(words: [u64; 2]) -> Address {
     // SAFETY: both are sixteen bytes of plain data.
     unsafe { core::mem::transmute::<[u64; 2], Address>(words) }
 }
@@ -100,43 +106,68 @@ impl Packet {
 
     #[inline(always)]
     fn read(&mut self, skb: u64) -> bool {
-        let mut data = 0u64;
-        let (mut head, mut network, mut transport, mut protocol) = (0u64, 0u16, 0u16, 0u16);
-        let found = memory::fetch_field(&mut head, skb, field::SKB_HEAD)
-            | memory::fetch_field(&mut network, skb, field::SKB_NETWORK)
-            | memory::fetch_field(&mut transport, skb, field::SKB_TRANSPORT)
-            | memory::fetch_field(&mut data, skb, field::SKB_DATA)
-            | memory::fetch_field(&mut protocol, skb, field::SKB_PROTOCOL);
-        let ip = head + u64::from(network);
-        let mut carried = 0u8;
-        let addresses = match u16::from_be(protocol) {
+        let Headers {
+            data,
+            network,
+            transport,
+            protocol,
+        } = match Typed::cast::<{ typed::PACKET }>(skb) {
+            Some(packet) => Headers::of(packet),
+            None => Headers::of(Plain(skb)),
+        };
+        let carried;
+        // Each header in one go, as every read is a call.
+        let addresses = match protocol {
             ETH_P_IP => {
-                let (mut from, mut to) = (0u32, 0u32);
-                let status = memory::fetch(&mut carried, ip + 9)
-                    | memory::fetch(&mut from, ip + 12)
-                    | memory::fetch(&mut to, ip + 16);
-                self.client = mapped(from);
-                self.local = mapped(to);
+                let mut header = [0u32; 5];
+                let status = memory::fetch(&mut header, network);
+                carried = (header[2] >> 8) as u8;
+                self.client = mapped(header[3]);
+                self.local = mapped(header[4]);
                 status
             }
             ETH_P_IPV6 => {
+                let mut header = [0u64; 5];
+                let status = memory::fetch(&mut header, network);
                 // An extension header may come first; then it is taken for TCP.
-                memory::fetch(&mut carried, ip + 6)
-                    | memory::fetch(&mut self.client, ip + 8)
-                    | memory::fetch(&mut self.local, ip + 24)
+                carried = (header[0] >> 48) as u8;
+                self.client = address([header[1], header[2]]);
+                self.local = address([header[3], header[4]]);
+                status
             }
             _ => return false,
         };
-        let tcp = head + u64::from(transport);
         self.icmp = carried == IPPROTO_ICMP || carried == IPPROTO_ICMPV6;
-        self.at_tcp = data == tcp && !self.icmp;
-        let (mut from, mut to) = (0u16, 0u16);
-        let ports = memory::fetch(&mut from, tcp)
-            | memory::fetch(&mut to, tcp + 2)
-            | memory::fetch(&mut self.flags, tcp + 13);
-        self.client_port = u16::from_be(from);
-        self.local_port = u16::from_be(to);
-        (found | addresses | ports).ok()
+        self.at_tcp = data == transport && !self.icmp;
+        let mut tcp = [0u16; 7];
+        let ports = memory::fetch(&mut tcp, transport);
+        self.client_port = u16::from_be(tcp[0]);
+        self.local_port = u16::from_be(tcp[1]);
+        self.flags = (tcp[6] >> 8) as u8;
+        (addresses | ports).ok()
+    }
+}
+
+/// Where the headers of a packet are.
+struct Headers {
+    /// What is left of it at this layer of the stack.
+    data: u64,
+    network: u64,
+    transport: u64,
+    /// Of the network header, host order.
+    protocol: u16,
+}
+
+impl Headers {
+    #[inline(always)]
+    fn of(packet: impl Pointer) -> Self {
+        let head: u64 = packet.load::<_, { field::SKB_HEAD }>();
+        Self {
+            data: packet.load::<_, { field::SKB_DATA }>(),
+            network: head + u64::from(packet.load::<u16, { field::SKB_NETWORK }>()),
+            transport: head + u64::from(packet.load::<u16, { field::SKB_TRANSPORT }>()),
+            protocol: u16::from_be(packet.load::<u16, { field::SKB_PROTOCOL }>()),
+        }
     }
 }
 
@@ -185,7 +216,7 @@ pub fn is_unicast(skb: u64) -> bool {
 /// The TCP flags of a packet whose transport header the stack has found.
 #[inline(always)]
 pub fn flags(skb: u64) -> u8 {
-    let tcp = match Typed::cast(skb, typed::PACKET) {
+    let tcp = match Typed::cast::<{ typed::PACKET }>(skb) {
         Some(packet) => transport_of(packet),
         None => transport_of(Plain(skb)),
     };
@@ -220,7 +251,7 @@ pub fn is_tcp(skb: u64) -> bool {
 /// does when it is received. Headers between the two are not searched through.
 #[inline(always)]
 pub fn is_icmp_error(skb: u64) -> bool {
-    match Typed::cast(skb, typed::PACKET) {
+    match Typed::cast::<{ typed::PACKET }>(skb) {
         Some(packet) => begins_with_icmp_error(packet),
         None => begins_with_icmp_error(Plain(skb)),
     }
@@ -231,14 +262,14 @@ fn begins_with_icmp_error(packet: impl Pointer) -> bool {
     let data: u64 = packet.load::<_, { field::SKB_DATA }>();
     match u16::from_be(packet.load::<_, { field::SKB_PROTOCOL }>()) {
         ETH_P_IP => {
-            let carried: u8 = match Typed::cast(data, typed::IPV4) {
+            let carried: u8 = match Typed::cast::<{ typed::IPV4 }>(data) {
                 Some(header) => header.load::<_, { field::IPV4_PROTOCOL }>(),
                 None => Plain(data).load::<_, { field::IPV4_PROTOCOL }>(),
             };
             carried == IPPROTO_ICMP && tells_error_v4(data)
         }
         ETH_P_IPV6 => {
-            let carried: u8 = match Typed::cast(data, typed::IPV6) {
+            let carried: u8 = match Typed::cast::<{ typed::IPV6 }>(data) {
                 Some(header) => header.load::<_, { field::IPV6_NEXT }>(),
                 None => Plain(data).load::<_, { field::IPV6_NEXT }>(),
             };

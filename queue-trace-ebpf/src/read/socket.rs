@@ -68,7 +68,7 @@ pub fn inode<P: Pointer>(sk: P) -> u64 {
     // The file system's inode encloses the `struct socket` (`struct socket_alloc`,
     // include/net/sock.h).
     if P::LOADS {
-        if let Some(enclosing) = Typed::cast(socket.address(), typed::SOCKET) {
+        if let Some(enclosing) = Typed::cast::<{ typed::SOCKET }>(socket.address()) {
             return enclosing.load::<_, { field::SOCKET_INODE }>();
         }
         let file = socket.follow::<{ field::SOCKET_FILE }>();
@@ -123,27 +123,69 @@ impl Identity {
 #[inline(always)]
 pub fn describe(out: &mut Record, sk: u64) {
     out.sk = sk;
-    if fetch_bound_addr(&mut out.listener_addr, sk).ok() {
-        out.present |= record::LISTENER;
+    if let Some(listener) = Typed::cast::<{ typed::LISTENER }>(sk) {
+        identify(out, listener);
+        if is_v6(listener) {
+            fetch_listener_addr(out, sk);
+        } else {
+            out.listener_addr = packet::mapped(listener.load::<_, { field::SK_ADDR4 }>());
+            out.present |= record::LISTENER;
+        }
+        out.accept_depth = listener.load::<_, { field::SK_DEPTH }>();
+        out.accept_limit = listener.load::<_, { field::SK_LIMIT }>();
+        out.syn_depth = listener.load::<_, { field::SYN_DEPTH }>();
+        out.syn_young = listener.load::<_, { field::SYN_YOUNG }>();
+        out.present |= record::QUEUES;
+    } else {
+        identify(out, Plain(sk));
+        fetch_listener_addr(out, sk);
+        let gauges = memory::fetch_field(&mut out.accept_depth, sk, field::SK_DEPTH)
+            | memory::fetch_field(&mut out.accept_limit, sk, field::SK_LIMIT)
+            | memory::fetch_field(&mut out.syn_depth, sk, field::SYN_DEPTH)
+            | memory::fetch_field(&mut out.syn_young, sk, field::SYN_YOUNG);
+        if gauges.ok() {
+            out.present |= record::QUEUES;
+        }
     }
-    out.device = memory::value(sk, field::SK_DEVICE);
+}
+
+#[inline(always)]
+fn identify(out: &mut Record, listener: impl Pointer) {
+    out.device = listener.load::<_, { field::SK_DEVICE }>();
     // Zero until somebody asks for it.
-    out.cookie = memory::value(sk, field::SK_COOKIE);
+    out.cookie = listener.load::<_, { field::SK_COOKIE }>();
     if out.cookie != 0 {
         out.present |= record::COOKIE;
     }
-    let gauges = memory::fetch_field(&mut out.accept_depth, sk, field::SK_DEPTH)
-        | memory::fetch_field(&mut out.accept_limit, sk, field::SK_LIMIT)
-        | memory::fetch_field(&mut out.syn_depth, sk, field::SYN_DEPTH)
-        | memory::fetch_field(&mut out.syn_young, sk, field::SYN_YOUNG);
-    if gauges.ok() {
-        out.present |= record::QUEUES;
+}
+
+#[inline(always)]
+fn fetch_listener_addr(out: &mut Record, sk: u64) {
+    if fetch_bound_addr(&mut out.listener_addr, sk).ok() {
+        out.present |= record::LISTENER;
     }
 }
 
 /// The sysctls of the namespace.
 #[inline(always)]
 pub fn sysctls(out: &mut Record, net: u64) {
+    let all = [
+        field::NET_SYNCOOKIES,
+        field::NET_ABORT,
+        field::NET_MAX_SYN,
+        field::NET_SOMAXCONN,
+    ];
+    if net == 0 || !all.into_iter().all(memory::has) {
+        return;
+    }
+    if let Some(net) = Typed::cast::<{ typed::NAMESPACE }>(net) {
+        out.syncookies = net.load_uint::<{ field::NET_SYNCOOKIES }>();
+        out.abort_on_overflow = net.load_uint::<{ field::NET_ABORT }>();
+        out.max_syn_backlog = net.load_uint::<{ field::NET_MAX_SYN }>();
+        out.somaxconn = net.load_uint::<{ field::NET_SOMAXCONN }>();
+        out.present |= record::SYSCTLS;
+        return;
+    }
     let sysctls = memory::fetch_uint(&mut out.syncookies, net, field::NET_SYNCOOKIES)
         | memory::fetch_uint(&mut out.abort_on_overflow, net, field::NET_ABORT)
         | memory::fetch_uint(&mut out.max_syn_backlog, net, field::NET_MAX_SYN)

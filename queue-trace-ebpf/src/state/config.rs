@@ -4,11 +4,12 @@
 use queue_trace_common::{
     counter, field,
     field::Field,
-    hook, outcome,
-    settings::{Filter, Kernel, PORT_WORDS},
+    hook, outcome, reason,
+    settings::{ASKED, Filter, Kernel, PORT_WORDS, mark},
 };
 
-// The loader replaces the bytes behind these names. Volatile reads keep the
+// What each packet asks is in the instructions (`known`). Else the loader replaces the bytes behind
+// these names. Volatile reads keep the
 // compiler from folding the zeros; the verifier knows the real values, as the
 // section is frozen before the programs load.
 
@@ -18,14 +19,16 @@ static FIELDS: [Field; field::COUNT] = [Field { offset: 0, size: 0 }; field::COU
 #[unsafe(no_mangle)]
 static FILTER: Filter = Filter {
     outcomes: 0,
-    record_cost_ns: 0,
     slow_ns: 0,
     netns: [0; _],
     netns_count: 0,
+    record_cost_ns: 0,
     ports: 0,
     addrs: 0,
     clients: 0,
     unheard: 0,
+    debug: 0,
+    _pad: [0; _],
 };
 
 #[unsafe(no_mangle)]
@@ -33,7 +36,9 @@ static PORTS: [u64; PORT_WORDS] = [0; PORT_WORDS];
 
 #[unsafe(no_mangle)]
 static KERNEL: Kernel = Kernel {
+    asked: [0; _],
     counters: [0; _],
+    sole: [0; _],
     reasons: [0; _],
     types: [0; _],
     self_test: 0,
@@ -48,6 +53,35 @@ static KERNEL: Kernel = Kernel {
     attached: 0,
     _pad: [0; _],
 };
+
+/// A number of [`Kernel`] or [`Filter`] that is in the instruction: for what each packet asks.
+macro_rules! known {
+    ($whole:ident at $place:expr, $size:expr) => {{
+        // SAFETY: sets a register.
+        #[cfg(target_arch = "bpf")]
+        unsafe {
+            let number: u64;
+            core::arch::asm!(
+                "{number} = {mark}",
+                number = out(reg) number,
+                mark = const mark::member(mark::$whole, $size, $place),
+                options(pure, nomem, nostack, preserves_flags),
+            );
+            number
+        }
+        // To be linted, not to be run.
+        #[cfg(not(target_arch = "bpf"))]
+        {
+            mark::member(mark::$whole, $size, $place) as u64
+        }
+    }};
+    (KERNEL.$member:ident, $size:expr) => {
+        known!(KERNEL at core::mem::offset_of!(Kernel, $member), $size)
+    };
+    (FILTER.$member:ident, $size:expr) => {
+        known!(FILTER at core::mem::offset_of!(Filter, $member), $size)
+    };
+}
 
 /// Reads one member of a read-only global.
 macro_rules! global {
@@ -72,10 +106,16 @@ pub fn wanted() -> outcome::Set {
     global!(FILTER.outcomes)
 }
 
+/// Whether records of an outcome are wanted.
+#[inline(always)]
+pub fn wants(outcome: u8) -> bool {
+    wanted() >> outcome & 1 != 0
+}
+
 /// What a record costs of its CPU's allowance, nanoseconds; 0: no limit.
 #[inline(always)]
 pub fn record_cost_ns() -> u64 {
-    global!(FILTER.record_cost_ns)
+    known!(FILTER.record_cost_ns, 4)
 }
 
 /// Below what time in the accept queue an accepted connection is not told, nanoseconds.
@@ -94,25 +134,44 @@ pub fn filters() -> (bool, bool, bool) {
 /// Whether ports are filtered.
 #[inline(always)]
 pub fn filters_ports() -> bool {
-    global!(FILTER.ports) != 0
+    known!(FILTER.ports, 1) != 0
 }
 
 /// Whether addresses are, ours and the clients'.
 #[inline(always)]
 pub fn filters_addresses() -> (bool, bool) {
-    (global!(FILTER.addrs) != 0, global!(FILTER.clients) != 0)
+    (known!(FILTER.addrs, 1) != 0, known!(FILTER.clients, 1) != 0)
 }
 
 /// Whether ports without a listener matter that had none while attached.
 #[inline(always)]
 pub fn unheard() -> bool {
-    global!(FILTER.unheard) != 0
+    known!(FILTER.unheard, 1) != 0
 }
 
-/// This kernel's number of a reason for freeing a packet; 0: it has none.
+/// Whether the kernel side's own messages are wanted.
 #[inline(always)]
-pub fn reason(index: usize) -> u32 {
-    global!(KERNEL.reasons[index])
+pub fn debug() -> bool {
+    known!(FILTER.debug, 1) != 0
+}
+
+/// Which of [`REASONS`](reason::REASONS) this kernel's number of a reason for freeing a packet is,
+/// if it is asked for.
+#[inline(always)]
+pub fn reason(why: u64) -> Option<usize> {
+    // Every packet that is freed asks, and hardly one is meant.
+    let word = global!(KERNEL.asked[(why >> 6) as usize % ASKED]);
+    if why >= 64 * ASKED as u64 || word >> (why & 63) & 1 == 0 {
+        return None;
+    }
+    let mut index = 0;
+    while index < reason::COUNT {
+        if why == u64::from(global!(KERNEL.reasons[index])) {
+            return Some(index);
+        }
+        index += 1;
+    }
+    None
 }
 
 /// The namespaces asked for, and how many there are.
@@ -123,8 +182,8 @@ pub fn netns_filter(index: usize) -> u32 {
 
 /// How many namespaces were asked for; 0: all.
 #[inline(always)]
-pub fn netns_count() -> u32 {
-    global!(FILTER.netns_count)
+pub fn netns_count() -> u64 {
+    known!(FILTER.netns_count, 4)
 }
 
 /// Whether the port bitmap holds a port.
@@ -140,41 +199,47 @@ pub fn counter_place(group: usize) -> u64 {
     u64::from(global!(KERNEL.counters[group]))
 }
 
+/// Place of a counter of [`SOLE`](counter::SOLE) in the kernel's array.
+#[inline(always)]
+pub fn sole_place(which: usize) -> u64 {
+    u64::from(global!(KERNEL.sole[which]))
+}
+
 /// The number of a struct of [`TYPED`](queue_trace_common::settings::TYPED) among the kernel's
 /// types, 0 if its address cannot be given its type.
 #[inline(always)]
-pub fn type_of(index: usize) -> u32 {
-    global!(KERNEL.types[index])
+pub fn type_of<const INDEX: usize>() -> u64 {
+    known!(KERNEL at core::mem::offset_of!(Kernel, types) + 4 * INDEX, 4)
 }
 
 /// The mark of our own self-test.
 #[inline(always)]
 pub fn self_test() -> u32 {
-    global!(KERNEL.self_test)
+    known!(KERNEL.self_test, 4) as u32
 }
 
 /// Whether `inet_csk_reqsk_queue_hash_add` tells whether it added.
 #[inline(always)]
 pub fn hash_add_tells() -> bool {
-    global!(KERNEL.hash_add_tells) != 0
+    known!(KERNEL.hash_add_tells, 1) != 0
 }
 
 /// Whether the tracepoint `kfree_skb` carries the receiving socket.
 #[inline(always)]
 pub fn kfree_has_sk() -> bool {
-    global!(KERNEL.kfree_has_sk) != 0
+    known!(KERNEL.kfree_has_sk, 1) != 0
 }
 
 /// Whether the kernel shows packets right before a socket decides on them; see `delivered`.
 #[inline(always)]
 pub fn sees_delivery() -> bool {
-    global!(KERNEL.delivered) != 0
+    known!(KERNEL.delivered, 1) != 0
 }
 
 /// Whether softirqs of one CPU interrupt each other, see [`frame`](crate::frame).
 #[inline(always)]
 pub fn softirqs_mix() -> bool {
-    global!(KERNEL.softirqs_mix) != 0
+    known!(KERNEL.softirqs_mix, 1) != 0
 }
 
 /// Whether an outcome can be told from others: each nested hook that it needs would have been
@@ -182,16 +247,16 @@ pub fn softirqs_mix() -> bool {
 #[inline(always)]
 pub fn tells(outcome: u8) -> bool {
     let needed = hook::needed_by(outcome);
-    global!(KERNEL.attached) & needed == needed
+    known!(KERNEL.attached, 4) as u32 & needed == needed
 }
 
 /// TCP states, as this kernel numbers them: (established, syn_recv, listen).
 #[inline(always)]
 pub fn tcp_states() -> (u8, u8, u8) {
     (
-        global!(KERNEL.tcp_established),
-        global!(KERNEL.tcp_syn_recv),
-        global!(KERNEL.tcp_listen),
+        known!(KERNEL.tcp_established, 1) as u8,
+        known!(KERNEL.tcp_syn_recv, 1) as u8,
+        known!(KERNEL.tcp_listen, 1) as u8,
     )
 }
 

@@ -9,14 +9,15 @@ use queue_trace_common::{
     settings::{Address, Baseline, CountKey, Counted, Tally},
 };
 
-use super::types::{Cpu, Delivered, Entering, Frame, ListenerKey, Port, Sharing};
+use super::types::{Delivered, Entering, Frame, ListenerKey, Port, Sharing};
 
 /// BPF_NOEXIST (include/uapi/linux/bpf.h): another CPU may have made it meanwhile.
 pub const IF_MISSING: u64 = 1;
 
-/// What each CPU remembers from the entry of a function to its return.
+/// By whose address each CPU finds out how far its own copies are from those of the first; see
+/// [`per_cpu_offset`](crate::read::memory::per_cpu_offset).
 #[map]
-pub static CPU: PerCpuArray<Cpu> = PerCpuArray::with_max_entries(1, 0);
+pub static PER_CPU: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// Where softirqs mix: what each task remembers from the entry of a function to its return. The
 /// loader makes both as large as that takes.
@@ -35,7 +36,8 @@ pub static COUNTS: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_en
 #[map]
 pub static UNLISTED: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(4096, 0);
 
-/// What each CPU has to tell, by its number. The loader makes it as long as there are CPUs.
+/// What each CPU has to tell, and what it remembers from the entry of a function to its return, by
+/// its number. The loader makes it as long as there are CPUs.
 #[map]
 pub static TALLIES: Array<Tally> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 

@@ -1,10 +1,58 @@
-//! Each CPU's tally: what was lost, and notes that something changed, which user space reads
-//! without a system call.
+//! Each CPU's memory: its tally, which user space reads without a system call (counts, what was
+//! lost, notes that something changed), and what its programs remember.
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use queue_trace_common::{loss::Loss, settings::Tally};
 
-use super::maps::TALLIES;
+use super::{maps::TALLIES, types::Own};
+
+/// This CPU's memory.
+#[derive(Clone, Copy)]
+pub struct Here(*mut Tally);
+
+impl Here {
+    /// Finds it. Every CPU has some.
+    #[inline(always)]
+    pub fn find() -> Option<Self> {
+        // SAFETY: a plain helper without arguments.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        TALLIES.get_ptr_mut(cpu).map(|tally| Self(is_there(tally)))
+    }
+
+    /// What it has to tell.
+    #[inline(always)]
+    pub fn tally(self) -> &'static mut Tally {
+        // SAFETY: only this CPU writes its entry, except for slots that user space gives back.
+        // Slots are written with bottom halves off, where nothing comes between; the other words
+        // by `add`. Nobody borrows what is `own` through it.
+        unsafe { &mut *self.0 }
+    }
+
+    /// What only the kernel side sees.
+    #[inline(always)]
+    pub fn own(self) -> *mut Own {
+        // SAFETY: in the entry that was found, which has room for it.
+        unsafe { (&raw mut (*self.0).own).cast() }
+    }
+}
+
+/// The address of what was found: the compiler must not add to it before that is known, which the
+/// verifier refuses.
+#[inline(always)]
+fn is_there(found: *mut Tally) -> *mut Tally {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut found = found;
+        // SAFETY: does nothing.
+        unsafe {
+            core::arch::asm!("{found} = {found}", found = inout(reg) found, options(nomem, nostack))
+        };
+        found
+    }
+    // To be linted, not to be run.
+    #[cfg(not(target_arch = "bpf"))]
+    found
+}
 
 /// Adds one to a loss counter.
 #[inline(always)]
@@ -15,8 +63,8 @@ pub fn lost(which: impl FnOnce(&mut Loss) -> &mut u64) {
 /// Adds to a loss counter.
 #[inline(always)]
 pub fn lost_many(many: u64, which: impl FnOnce(&mut Loss) -> &mut u64) {
-    if let Some(tally) = of_this_cpu() {
-        add(which(&mut tally.loss), many);
+    if let Some(here) = Here::find() {
+        add(which(&mut here.tally().loss), many);
     }
 }
 
@@ -24,27 +72,17 @@ pub fn lost_many(many: u64, which: impl FnOnce(&mut Loss) -> &mut u64) {
 /// the note finds it.
 #[inline(always)]
 pub fn counts_changed() {
-    if let Some(tally) = of_this_cpu() {
-        add(&mut tally.counted, 1);
+    if let Some(here) = Here::find() {
+        add(&mut here.tally().counted, 1);
     }
 }
 
 /// Notes that the listeners are not those that they were.
 #[inline(always)]
 pub fn listeners_changed() {
-    if let Some(tally) = of_this_cpu() {
-        add(&mut tally.listeners, 1);
+    if let Some(here) = Here::find() {
+        add(&mut here.tally().listeners, 1);
     }
-}
-
-/// This CPU's tally.
-#[inline(always)]
-pub fn of_this_cpu() -> Option<&'static mut Tally> {
-    // SAFETY: a plain helper without arguments.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    // SAFETY: only this CPU writes its entry, except for slots that user space gives back. Slots
-    // are written with bottom halves off, where nothing comes between; the other words by `add`.
-    TALLIES.get_ptr_mut(cpu).map(|tally| unsafe { &mut *tally })
 }
 
 /// Adds to a word in one instruction: what an application does is interrupted by packets, which

@@ -1,10 +1,10 @@
 //! What the maps hold that only the kernel side sees.
 
 use queue_trace_common::{
-    counter::{self, Moved},
+    counter::{self, Moved, OVERFLOW},
     outcome::{self, OUTCOMES, Step},
     queue::QueueKey,
-    settings::Address,
+    settings::{Address, OWN, Tally},
 };
 
 /// Values of the counters, in the order of [`counter::COUNTERS`].
@@ -29,31 +29,37 @@ pub enum Call {
 }
 
 impl Call {
-    /// The counters that its outcomes move, or may move. Constants of the compiler: it would leave
-    /// the search among many outcomes to each packet.
-    #[inline(always)]
+    /// The counters that its outcomes move, or may move.
     pub const fn counters(self) -> Moved {
-        match self {
-            Self::None => 0,
-            Self::Syn => const { counters_of_step(Step::Syn) },
-            Self::Ack | Self::Cookie => const { counters_of_step(Step::Ack) },
-            Self::Timer => const { counters_of_step(Step::Timer) },
-            Self::Icmp => const { counters_of_step(Step::Icmp) },
-        }
+        self.counters_with(0)
     }
-}
 
-const fn counters_of_step(step: Step) -> Moved {
-    let mut counters = 0;
-    let mut tag = 0;
-    while tag < outcome::COUNT {
-        let outcome = &OUTCOMES[tag];
-        if outcome.step as u8 == step as u8 {
-            counters |= outcome.moves | outcome.may_move;
-        }
-        tag += 1;
+    /// Those of its counters that none of its outcomes moves with [`OVERFLOW`].
+    pub const fn alone(self) -> Moved {
+        self.counters() & !self.counters_with(OVERFLOW)
     }
-    counters
+
+    /// The counters of its outcomes that move, or may move, others.
+    const fn counters_with(self, others: Moved) -> Moved {
+        let step = match self {
+            Self::None => return 0,
+            Self::Syn => Step::Syn,
+            Self::Ack | Self::Cookie => Step::Ack,
+            Self::Timer => Step::Timer,
+            Self::Icmp => Step::Icmp,
+        };
+        let mut counters = 0;
+        let mut tag = 0;
+        while tag < outcome::COUNT {
+            let outcome = &OUTCOMES[tag];
+            let moves = outcome.moves | outcome.may_move;
+            if outcome.step as u8 == step as u8 && moves & others == others {
+                counters |= moves;
+            }
+            tag += 1;
+        }
+        counters
+    }
 }
 
 /// A nested function that was called, or what it returned.
@@ -78,6 +84,8 @@ pub mod saw {
     pub const NOT_ADDED: u32 = 1 << 7;
     /// The SYN-ACK was sent again.
     pub const RETRANSMITTED: u32 = 1 << 8;
+    /// No function: a counter of [`SOLE`](queue_trace_common::counter::SOLE) is watched.
+    pub const WATCHES: u32 = 1 << 10;
 }
 
 /// What is remembered of the packet in hand.
@@ -114,15 +122,19 @@ pub struct Frame {
     pub pauses: u64,
     /// The slot that was counted in last.
     pub latest: u64,
+    /// The counter of [`SOLE`](counter::SOLE) that is watched, at entry.
+    pub sole: u64,
+    /// Where softirqs mix: when the task was taken off its CPU,
+    pub sole_paused: u64,
+    /// and when the frame was closed.
+    pub sole_after: u64,
 }
 
-/// One CPU's memory.
+/// What only the kernel side sees of a CPU's memory.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Cpu {
-    /// The packet in hand, except where softirqs mix. It comes first: its address is then that
-    /// of the whole, and the compiler adds nothing to it before it is known not to be null,
-    /// which the verifier of 5.10 refuses.
+pub struct Own {
+    /// The packet in hand, except where softirqs mix.
     pub frame: Frame,
     /// See [`per_cpu_offset`](crate::read::memory::per_cpu_offset); kept, as it never changes.
     pub offset: u64,
@@ -131,6 +143,8 @@ pub struct Cpu {
     /// The kernel's tick at which it was found used up.
     pub used_up_at: u64,
 }
+
+const _: () = assert!(size_of::<Own>() <= 64 * OWN && align_of::<Own>() <= align_of::<Tally>());
 
 /// A half-open request, copied.
 #[repr(C)]
@@ -232,6 +246,8 @@ pub struct Delivered {
     pub after: Counters,
     /// The verdict; see [`forget_range`](crate::frame::forget_range).
     pub verdict: u32,
-    /// Padding.
-    pub _pad2: u32,
+    /// 1: a counter of [`SOLE`](counter::SOLE) is watched.
+    pub watches: u32,
+    /// Its value before.
+    pub sole: u64,
 }

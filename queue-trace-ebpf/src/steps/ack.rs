@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use queue_trace_common::{
-    counter::{COOKIE_FAILED, COOKIE_RECV, DROP, EMBRYONIC_RST, Moved, OVERFLOW},
+    counter::{self, COOKIE_FAILED, COOKIE_RECV, DROP, EMBRYONIC_RST, Moved, OVERFLOW},
     field, hook, outcome,
 };
 
@@ -21,6 +21,7 @@ use crate::{
     },
     state::{
         config,
+        tally::Here,
         types::{Call, Frame, saw},
     },
 };
@@ -31,7 +32,13 @@ fn enter(call: Call, hook: usize, sk: impl Pointer, skb: u64, request: u64) {
     if !filter::netns_of(sk) || !filter::addresses(skb) {
         return frame::skip();
     }
-    let _ = frame::open(call, hook, sk, skb, request);
+    let opened = frame::open::<{ Call::Ack.counters() }>(call, hook, sk, skb, request);
+    if call == Call::Ack
+        && config::wants(outcome::ACK_DEFERRED)
+        && let Some(frame) = opened
+    {
+        frame::watch::<{ counter::DEFERRED }>(frame);
+    }
 }
 
 /// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked
@@ -44,7 +51,10 @@ fn exit<P: Pointer>(
     returned: impl FnOnce() -> u64,
     listener: impl FnOnce(&Frame) -> P,
 ) {
-    let Some((frame, moved)) = frame::close(call, hook, skb) else {
+    let Some(here) = Here::find() else { return };
+    let Some((frame, moved)) =
+        frame::close::<{ Call::Ack.counters() }, { Call::Ack.alone() }>(here, call, hook, skb)
+    else {
         return;
     };
     let sk = listener(frame);
@@ -57,7 +67,7 @@ fn exit<P: Pointer>(
     };
     if let Some(outcome) = outcome {
         let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
-        emit::packet(frame, outcome, moved, sk, inode);
+        emit::packet(here, frame, outcome, moved, sk, inode);
     }
 }
 
@@ -92,8 +102,10 @@ fn decide(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
     if dropped {
         return Some(outcome::ACK_DROPPED_OTHER);
     }
-    // A retransmitted SYN, a bare ACK under TCP_DEFER_ACCEPT, a packet out of
-    // window, a reset: no verdict on the handshake.
+    if frame::watched_moved::<{ counter::DEFERRED }>(frame) {
+        return Some(outcome::ACK_DEFERRED);
+    }
+    // A retransmitted SYN, a packet out of window, a reset: no verdict on the handshake.
     None
 }
 

@@ -8,12 +8,21 @@ use aya_ebpf::{
 use queue_trace_common::{counter::DROP, hook, outcome};
 
 use super::request;
-use crate::{frame, state::types::Call};
+use crate::{
+    frame,
+    state::{tally::Here, types::Call},
+};
 
 #[inline(always)]
 fn exit() {
-    if let Some((frame, moved)) = frame::close(Call::Icmp, hook::ICMP, 0)
-        && moved & DROP != 0
+    if let Some((frame, moved)) = Here::find().and_then(|here| {
+        frame::close::<{ Call::Icmp.counters() }, { Call::Icmp.alone() }>(
+            here,
+            Call::Icmp,
+            hook::ICMP,
+            0,
+        )
+    }) && moved & DROP != 0
     {
         request::tell(outcome::REQUEST_ABORTED, frame, moved, 0);
     }
@@ -23,7 +32,7 @@ fn exit() {
 
 #[fentry]
 fn icmp_enter(ctx: FEntryContext) -> i32 {
-    request::open(Call::Icmp, hook::ICMP, ctx.arg(0));
+    request::open::<{ Call::Icmp.counters() }>(Call::Icmp, hook::ICMP, ctx.arg(0));
     0
 }
 
@@ -36,7 +45,7 @@ fn icmp_exit(_: FExitContext) -> i32 {
 #[kprobe]
 fn icmp_enter_kprobe(ctx: ProbeContext) -> u32 {
     if let Some(request) = ctx.arg(0) {
-        request::open(Call::Icmp, hook::ICMP, request);
+        request::open::<{ Call::Icmp.counters() }>(Call::Icmp, hook::ICMP, request);
     }
     0
 }

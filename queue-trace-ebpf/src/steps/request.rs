@@ -17,7 +17,7 @@ use crate::{
 
 /// Opens a frame for a request, if its listener and its client pass the filter.
 #[inline(always)]
-pub fn open(call: Call, hook: usize, request: u64) {
+pub fn open<const WHICH: Moved>(call: Call, hook: usize, request: u64) {
     let Some(sk) = memory::get::<u64>(request, field::REQ_LISTENER) else {
         return;
     };
@@ -31,7 +31,7 @@ pub fn open(call: Call, hook: usize, request: u64) {
     if !filter::netns_of(sk) || !filter::pair(&peer.local, &peer.client) {
         return frame::skip();
     }
-    if let Some(frame) = frame::open(call, hook, sk, 0, request) {
+    if let Some(frame) = frame::open::<WHICH>(call, hook, sk, 0, request) {
         frame.of = Request {
             local: peer.local,
             client: peer.client,

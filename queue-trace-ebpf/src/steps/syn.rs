@@ -7,21 +7,24 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use queue_trace_common::{
-    counter::{COOKIE_SENT, DO_COOKIES, DROP, Moved, OVERFLOW, QUEUE_DROP},
+    counter::{self, COOKIE_SENT, DO_COOKIES, DROP, Moved, OVERFLOW, QUEUE_DROP},
     field, hook, outcome,
     queue::QueueKey,
 };
 
 use super::shells::{decides, nested_exit};
 use crate::{
-    emit, filter, frame,
+    emit::{self, Verdict},
+    filter, frame,
     queues::gauge,
     read::{
         memory::{self, Plain, Pointer, Typed},
-        socket,
+        packet::{Packet, Peer},
+        socket::{self, Identity},
     },
     state::{
         config,
+        tally::Here,
         types::{Call, Frame, saw},
     },
 };
@@ -36,7 +39,7 @@ fn enter(hook: usize, sk: impl Pointer, skb: u64) {
     if !filter::netns_of(sk) || !filter::addresses(skb) {
         return frame::skip();
     }
-    let _ = frame::open(Call::Syn, hook, sk, skb, 0);
+    let _ = frame::open::<{ Call::Syn.counters() }>(Call::Syn, hook, sk, skb, 0);
 }
 
 /// It leaves. `skb` is 0 where the program does not see it, and the listener is then asked
@@ -48,7 +51,10 @@ fn exit<P: Pointer>(
     _returned: impl FnOnce() -> u64,
     listener: impl FnOnce(&Frame) -> P,
 ) {
-    let Some((frame, moved)) = frame::close(Call::Syn, hook, skb) else {
+    let Some(here) = Here::find() else { return };
+    let Some((frame, moved)) =
+        frame::close::<{ Call::Syn.counters() }, { Call::Syn.alone() }>(here, Call::Syn, hook, skb)
+    else {
         return;
     };
     let sk = listener(frame);
@@ -56,13 +62,16 @@ fn exit<P: Pointer>(
     let inode = socket::inode(sk);
     let outcome = decide(frame, moved, net);
     let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
+    if frame::watched_moved::<{ counter::FAST_OPEN_FULL }>(frame) {
+        refused_fast_open(frame, inode);
+    }
     if outcome == outcome::QUEUED {
         gauge::syn_rose(&QueueKey {
             sk: frame.sk,
             inode,
         });
     }
-    emit::packet(frame, outcome, moved, sk, inode);
+    emit::packet(here, frame, outcome, moved, sk, inode);
 }
 
 /// The verdict. The order is that of the evidence's strength: a request that was
@@ -132,9 +141,6 @@ decides!(enter exit, SYN_V6 syn_v6_enter syn_v6_exit syn_v6_enter_kprobe syn_v6_
 decides!(enter exit, SYN_MPTCP4 syn_mptcp4_enter syn_mptcp4_exit syn_mptcp4_enter_kprobe syn_mptcp4_exit_kprobe);
 decides!(enter exit, SYN_MPTCP6 syn_mptcp6_enter syn_mptcp6_exit syn_mptcp6_enter_kprobe syn_mptcp6_exit_kprobe);
 
-nested_exit!(ALLOC alloc_exit alloc_exit_kprobe |returned| {
-    if returned() == 0 { saw::ALLOC | saw::ALLOC_FAILED } else { saw::ALLOC }
-});
 nested_exit!(SECURITY security_exit security_exit_kprobe |returned| {
     if returned() as u32 == 0 { 0 } else { saw::REFUSED }
 });
@@ -142,6 +148,69 @@ nested_exit!(SECURITY security_exit security_exit_kprobe |returned| {
 nested_exit!(HASH_ADD hash_add_exit hash_add_exit_kprobe |returned| {
     if config::hash_add_tells() && returned() as u8 == 0 { saw::DUPLICATE } else { saw::QUEUED }
 });
+
+/// Whether a namespace takes fast-open connections (`TFO_SERVER_ENABLE`, include/net/tcp.h).
+#[inline(always)]
+pub fn serves_fast_open(net: impl Pointer) -> bool {
+    net.load_uint::<{ field::NET_FAST_OPEN }>() & 2 != 0
+}
+
+/// `inet_reqsk_alloc` ends. The SYN got past the queues, and `tcp_try_fastopen` comes after this.
+#[inline(always)]
+fn allocated<P: Pointer>(returned: impl FnOnce() -> u64, net: impl FnOnce(&Frame) -> P) {
+    let Some(frame) = frame::opened() else { return };
+    frame.saw |= if returned() == 0 {
+        saw::ALLOC | saw::ALLOC_FAILED
+    } else {
+        saw::ALLOC
+    };
+    if config::wants(outcome::FAST_OPEN_REFUSED)
+        && serves_fast_open(net(frame))
+        && frame.call == Call::Syn as u32
+    {
+        frame::watch::<{ counter::FAST_OPEN_FULL }>(frame);
+    }
+}
+
+// (ops, sk, ...).
+
+#[fexit]
+fn alloc_exit(ctx: FExitContext) -> i32 {
+    let returned = || memory::returned::<{ hook::ALLOC }>(&ctx);
+    allocated(returned, |_| {
+        Typed(ctx.arg(1)).follow::<{ field::SK_NET }>()
+    });
+    0
+}
+
+#[kretprobe]
+fn alloc_exit_kprobe(ctx: RetProbeContext) -> u32 {
+    allocated(|| ctx.ret(), |frame| Plain(frame.net));
+    0
+}
+
+/// The fast-open queue was full. What became of the SYN is a verdict of its own. Rare, so a
+/// function of its own.
+#[inline(never)]
+fn refused_fast_open(frame: &Frame, inode: u64) {
+    let port = memory::value(frame.sk, field::SK_PORT);
+    emit::verdict(
+        &Verdict {
+            outcome: outcome::FAST_OPEN_REFUSED,
+            moved: 0,
+            count: 1,
+            sk: frame.sk,
+            net: frame.net,
+            listener: Identity {
+                inode,
+                ..Identity::at_port(Plain(frame.net), port)
+            },
+            by_softirq: false,
+            retransmits: 0,
+        },
+        || Packet::of(frame.skb).map(Peer::from),
+    );
+}
 
 #[fentry]
 fn proven_enter(_: FEntryContext) -> i32 {

@@ -17,6 +17,7 @@ use crate::{
     read::memory,
     state::{
         config,
+        tally::Here,
         types::{Call, saw},
     },
 };
@@ -24,12 +25,19 @@ use crate::{
 #[inline(always)]
 fn enter(timer: u64) {
     let enclosing = timer - u64::from(config::field(field::REQ_TIMER).offset);
-    request::open(Call::Timer, hook::TIMER, enclosing);
+    request::open::<{ Call::Timer.counters() }>(Call::Timer, hook::TIMER, enclosing);
 }
 
 #[inline(always)]
 fn exit() {
-    let Some((frame, moved)) = frame::close(Call::Timer, hook::TIMER, 0) else {
+    let Some((frame, moved)) = Here::find().and_then(|here| {
+        frame::close::<{ Call::Timer.counters() }, { Call::Timer.alone() }>(
+            here,
+            Call::Timer,
+            hook::TIMER,
+            0,
+        )
+    }) else {
         return;
     };
     if frame.saw & saw::RETRANSMITTED != 0 {
@@ -73,7 +81,7 @@ fn timer_exit_kprobe(_: RetProbeContext) -> u32 {
 #[raw_tracepoint(tracepoint = "tcp_retransmit_synack")]
 fn retransmit_synack(ctx: RawTracePointContext) -> i32 {
     let request: u64 = ctx.arg(1);
-    if let Some(frame) = frame::current()
+    if let Some(frame) = Here::find().and_then(frame::current)
         && frame.call == Call::Timer as u32
         && frame.request == request
     {

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use queue_trace_common::{
     counter::{
-        ALL, COOKIE_FAILED, COOKIE_RECV, COOKIE_SENT, DROP, EMBRYONIC_RST, Moved, OVERFLOW,
+        self, ALL, COOKIE_FAILED, COOKIE_RECV, COOKIE_SENT, DROP, EMBRYONIC_RST, Moved, OVERFLOW,
         QUEUE_DROP,
     },
     field, outcome,
@@ -33,7 +33,12 @@ use crate::{
         packet::{self, Packet, Peer, flag},
         socket::{self, Identity},
     },
-    state::{config, maps::DELIVERED, tally, types::Delivered},
+    state::{
+        config,
+        maps::DELIVERED,
+        tally::{self, Here},
+        types::Delivered,
+    },
     steps::syn,
 };
 
@@ -84,7 +89,7 @@ fn enter(skb: *mut __sk_buff) {
     if !filter::port(sk) || !filter::netns_of(sk) {
         return;
     }
-    let (Some(offset), Some(frame)) = (frame::cpu_offset(), delivered()) else {
+    let (Some(offset), Some(frame)) = (Here::find().map(frame::cpu_offset), delivered()) else {
         return;
     };
     let skb = memory::plain(skb as u64);
@@ -92,8 +97,9 @@ fn enter(skb: *mut __sk_buff) {
         left_open(frame);
     }
     let net = sk.follow::<{ field::SK_NET }>();
-    let counters = counters::of(net, offset, &mut frame.counters);
-    if !counters::read(&mut frame.before, counters, ALL) {
+    let counters = counters::of(net, offset);
+    frame.counters = counters;
+    if !counters::read::<ALL>(&mut frame.before, counters) {
         return;
     }
     let Identity {
@@ -107,10 +113,35 @@ fn enter(skb: *mut __sk_buff) {
     frame.netns = netns;
     frame.port = port;
     frame.flags = packet::flags(skb);
+    let watches = if is_syn(frame.flags) {
+        config::wants(outcome::FAST_OPEN_REFUSED) && syn::serves_fast_open(net)
+    } else {
+        config::wants(outcome::ACK_DEFERRED)
+    };
+    frame.watches = u32::from(watches);
+    if watches {
+        frame.sole = sole_now(frame);
+    }
     frame.child = 0;
     frame.net = net.address();
     frame.sk = sk.address();
     frame.skb = skb;
+}
+
+#[inline(always)]
+fn is_syn(flags: u8) -> bool {
+    flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN
+}
+
+/// The counter of [`SOLE`](counter::SOLE) that the packet in hand may move.
+#[inline(always)]
+fn sole_now(frame: &Delivered) -> u64 {
+    let now = if is_syn(frame.flags) {
+        counters::sole::<{ counter::FAST_OPEN_FULL }>(frame.counters)
+    } else {
+        counters::sole::<{ counter::DEFERRED }>(frame.counters)
+    };
+    now.unwrap_or(0)
 }
 
 /// A packet was received. An ICMP error will reach no socket.
@@ -127,7 +158,7 @@ fn icmp(skb: u64) {
     let net = Plain(skb)
         .follow::<{ field::SKB_DEV }>()
         .follow::<{ field::DEV_NET }>();
-    let (Some(offset), Some(frame)) = (frame::cpu_offset(), delivered()) else {
+    let (Some(offset), Some(frame)) = (Here::find().map(frame::cpu_offset), delivered()) else {
         return;
     };
     let (ports, _, _) = config::filters();
@@ -138,8 +169,9 @@ fn icmp(skb: u64) {
     if frame.skb != 0 {
         left_open(frame);
     }
-    let counters = counters::of(net, offset, &mut frame.counters);
-    if !counters::read(&mut frame.before, counters, ALL) {
+    let counters = counters::of(net, offset);
+    frame.counters = counters;
+    if !counters::read::<ALL>(&mut frame.before, counters) {
         return;
     }
     let Identity {
@@ -153,6 +185,7 @@ fn icmp(skb: u64) {
     frame.netns = netns;
     frame.port = port;
     frame.flags = 0;
+    frame.watches = 0;
     frame.child = 0;
     frame.net = net.0;
     frame.sk = 0;
@@ -180,15 +213,23 @@ pub fn freed(skb: u64, how: Freed) {
 #[inline(always)]
 fn settle(frame: &mut Delivered, skb: u64, how: Freed) {
     frame.skb = 0;
-    if !counters::read(&mut frame.after, frame.counters, ALL) {
+    if !counters::read::<ALL>(&mut frame.after, frame.counters) {
         return;
     }
-    let movement = Movement::between(&frame.before, &frame.after, ALL);
+    let movement = Movement::between::<ALL>(&frame.before, &frame.after);
     let moved = movement.moved;
-    let Some(outcome) = decide(frame, how, moved) else {
+    let sole = frame.watches != 0 && sole_now(frame) != frame.sole;
+    let decided = match decide(frame, how, moved) {
+        None if sole && !is_syn(frame.flags) => Some(outcome::ACK_DEFERRED),
+        decided => decided,
+    };
+    let Some(outcome) = decided else {
         return;
     };
     let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
+    if sole && is_syn(frame.flags) {
+        refused_fast_open(frame, skb);
+    }
     if movement.more_than_once {
         tally::lost(|loss| &mut loss.ambiguous);
     }
@@ -225,6 +266,33 @@ fn settle(frame: &mut Delivered, skb: u64, how: Freed) {
     );
 }
 
+/// The fast-open queue was full. What became of the SYN is a verdict of its own. Rare, so a
+/// function of its own.
+#[inline(never)]
+fn refused_fast_open(frame: &Delivered, skb: u64) {
+    if skb != 0 && !filter::addresses(skb) {
+        return;
+    }
+    emit::verdict(
+        &Verdict {
+            outcome: outcome::FAST_OPEN_REFUSED,
+            moved: 0,
+            count: 1,
+            sk: frame.sk,
+            net: frame.net,
+            listener: identity(frame),
+            by_softirq: false,
+            retransmits: 0,
+        },
+        || {
+            if skb == 0 {
+                return None;
+            }
+            Packet::of(skb).map(Peer::from)
+        },
+    );
+}
+
 /// A connection entered the listener's accept queue.
 #[inline(always)]
 fn rose(frame: &Delivered) {
@@ -232,7 +300,7 @@ fn rose(frame: &Delivered) {
         sk: frame.sk,
         inode: frame.inode,
     };
-    let (depth, limit) = match Typed::cast(frame.sk, typed::LISTENER) {
+    let (depth, limit) = match Typed::cast::<{ typed::LISTENER }>(frame.sk) {
         Some(sk) => gauge::accept_queue(sk),
         None => gauge::accept_queue(Plain(frame.sk)),
     };
@@ -245,7 +313,7 @@ fn decide(frame: &Delivered, how: Freed, moved: Moved) -> Option<u8> {
     if frame.sk == 0 {
         return (moved == DROP).then_some(outcome::REQUEST_ABORTED);
     }
-    if frame.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN {
+    if is_syn(frame.flags) {
         if moved & OVERFLOW != 0 {
             return Some(outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL);
         }
@@ -314,7 +382,7 @@ pub fn completed(child: u64) {
         return;
     }
     frame.skb = 0;
-    if !counters::read(&mut frame.after, frame.counters, ALL) {
+    if !counters::read::<ALL>(&mut frame.after, frame.counters) {
         return;
     }
     const RECV: usize = COOKIE_RECV.trailing_zeros() as usize;

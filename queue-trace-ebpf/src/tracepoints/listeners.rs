@@ -111,8 +111,13 @@ pub fn remember(sk: u64, net: u64) {
     if !status.ok() {
         return;
     }
-    // The iterator and the tracepoint may both find it.
-    if LISTENING.insert(sk, &key, IF_MISSING).is_ok() && !share(&key, sk, true) {
+    let has_room = match LISTENING.insert(sk, &key, IF_MISSING) {
+        Ok(()) => share(&key, sk, true),
+        // The iterator and the tracepoint may both find it.
+        // SAFETY: only whether it is there is asked.
+        Err(_) => unsafe { LISTENING.get(sk) }.is_some(),
+    };
+    if !has_room {
         tally::lost(|loss| &mut loss.unknown_listeners);
     }
 }

@@ -40,7 +40,12 @@ use crate::{
         packet::{self, Packet, Peer, flag},
         socket::{self, Identity},
     },
-    state::{config, maps::BASELINES, tally, types::Counters},
+    state::{
+        config,
+        maps::BASELINES,
+        tally::{self, Here},
+        types::Counters,
+    },
     steps::{close, syn},
 };
 
@@ -73,21 +78,24 @@ fn prime(net: impl Pointer) {
     if identity == 0 || baseline_of(identity).is_some() {
         return;
     }
-    let Some(cpu) = frame::cpu() else { return };
-    // SAFETY: this CPU's copy, in which no frame is open in this mode.
-    let (offset, place) = unsafe { ((*cpu).offset, &mut (*cpu).frame.counters) };
-    let address = counters::of(net, offset, place);
+    let Some(here) = Here::find() else { return };
+    let address = counters::of(net, frame::cpu_offset(here));
     let mut baseline = Baseline {
         net: net.address(),
         address,
         values: [0; counter::COUNT],
         now: [0; counter::COUNT],
+        sole: [0; _],
         netns: net.load::<_, { field::NET_ID }>(),
         verdict: 0,
     };
-    if !counters::read(&mut baseline.values, address, ALL) {
+    if !counters::read::<ALL>(&mut baseline.values, address) {
         return;
     }
+    baseline.sole = [
+        counters::sole::<{ counter::DEFERRED }>(address).unwrap_or(0),
+        counters::sole::<{ counter::FAST_OPEN_FULL }>(address).unwrap_or(0),
+    ];
     // Sets this CPU's copy alone, also where the entry exists. Where there is no room, each
     // packet that ends is counted as one without a baseline.
     let _ = BASELINES.insert(identity, &baseline, 0);
@@ -97,8 +105,8 @@ fn prime(net: impl Pointer) {
 /// device of its route, which is the loopback device for what is ours. 0 if it has no route.
 #[inline(always)]
 fn identity_of(skb: u64) -> u64 {
-    match Typed::cast(skb, typed::PACKET) {
-        Some(packet) => Typed::cast(route_of(packet), typed::ROUTE).map_or(0, |route| {
+    match Typed::cast::<{ typed::PACKET }>(skb) {
+        Some(packet) => Typed::cast::<{ typed::ROUTE }>(route_of(packet)).map_or(0, |route| {
             identity(net_of(route.follow::<{ field::DST_DEV }>()))
         }),
         None => match route_of(Plain(skb)) {
@@ -129,18 +137,25 @@ fn freed(skb: u64, how: Freed) {
         return without_baseline(skb);
     };
     let net = baseline.net;
-    if !counters::read(&mut baseline.now, baseline.address, ALL) {
+    if !counters::read::<ALL>(&mut baseline.now, baseline.address) {
         return;
     }
-    let movement = Movement::between(&baseline.values, &baseline.now, ALL);
+    let movement = Movement::between::<ALL>(&baseline.values, &baseline.now);
     let moved = movement.moved;
     let may_be_queued = how == Freed::Consumed && config::wanted() & (1 << outcome::QUEUED) != 0;
-    if moved == 0 && !may_be_queued {
+    let sole = sole_movement(baseline, how);
+    if moved == 0 && !may_be_queued && sole == 0 {
         return;
     }
     let Some(packet) = Packet::of(skb) else {
         return;
     };
+    let syn = is_syn(&packet);
+    if sole != 0 && packet.at_tcp && syn == (how == Freed::Consumed) {
+        let which = sole_of(how);
+        baseline.sole[which] = baseline.sole[which].wrapping_add(sole);
+        told_alone(net, &packet, sole, syn);
+    }
     let Some(outcome) = decide(&packet, how, moved, net) else {
         // Only resets of half-open connections: they decide nothing.
         if moved == EMBRYONIC_RST {
@@ -194,6 +209,77 @@ fn freed(skb: u64, how: Freed) {
         },
         || (!packet.icmp).then(|| Peer::from(packet)),
     );
+}
+
+/// The counter of [`SOLE`](counter::SOLE) that moves with packets that end so.
+#[inline(always)]
+fn sole_of(how: Freed) -> usize {
+    if how == Freed::Consumed {
+        counter::FAST_OPEN_FULL
+    } else {
+        counter::DEFERRED
+    }
+}
+
+/// How far it moved, if its outcome is wanted.
+#[inline(always)]
+fn sole_movement(baseline: &Baseline, how: Freed) -> u64 {
+    let outcome = if how == Freed::Consumed {
+        outcome::FAST_OPEN_REFUSED
+    } else {
+        outcome::ACK_DEFERRED
+    };
+    if !config::wants(outcome) {
+        return 0;
+    }
+    let which = sole_of(how);
+    let now = if how == Freed::Consumed {
+        counters::sole::<{ counter::FAST_OPEN_FULL }>(baseline.address)
+    } else {
+        counters::sole::<{ counter::DEFERRED }>(baseline.address)
+    };
+    now.map_or(0, |now| now.wrapping_sub(baseline.sole[which]))
+}
+
+/// Tells what a counter tells by itself. What else became of the packet is a verdict of its own.
+/// Rare, so a function of its own.
+#[inline(never)]
+fn told_alone(net: u64, packet: &Packet, count: u64, syn: bool) {
+    if !wanted(net, packet) {
+        return;
+    }
+    if count > 1 {
+        tally::lost(|loss| &mut loss.ambiguous);
+    }
+    let sk = listeners::find(net, packet).sk();
+    emit::verdict(
+        &Verdict {
+            outcome: if syn {
+                outcome::FAST_OPEN_REFUSED
+            } else {
+                outcome::ACK_DEFERRED
+            },
+            moved: 0,
+            count: count as u32,
+            sk,
+            net,
+            listener: identify(sk, net, packet.local_port),
+            by_softirq: false,
+            retransmits: 0,
+        },
+        || {
+            Some(Peer {
+                local: packet.local,
+                client: packet.client,
+                client_port: packet.client_port,
+            })
+        },
+    );
+}
+
+#[inline(always)]
+fn is_syn(packet: &Packet) -> bool {
+    packet.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN
 }
 
 /// A packet ended before its namespace's counters were known on this CPU. What is only sent has
@@ -264,8 +350,7 @@ fn decide(packet: &Packet, how: Freed, moved: Moved, net: u64) -> Option<u8> {
     if packet.icmp {
         return (moved == DROP).then_some(outcome::REQUEST_ABORTED);
     }
-    let syn = packet.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN;
-    if syn {
+    if is_syn(packet) {
         if moved & OVERFLOW != 0 {
             return Some(outcome::SYN_DROPPED_ACCEPT_QUEUE_FULL);
         }
@@ -306,7 +391,7 @@ fn packet_received(ctx: RawTracePointContext) -> i32 {
         delivered::received(skb);
         return 0;
     }
-    match Typed::cast(skb, typed::PACKET) {
+    match Typed::cast::<{ typed::PACKET }>(skb) {
         Some(packet) => prime(net_of(packet.follow::<{ field::SKB_DEV }>())),
         None => prime(net_of(Plain(skb).follow::<{ field::SKB_DEV }>())),
     }
@@ -422,7 +507,7 @@ fn completed(sk: u64, net: u64) {
     let Some(baseline) = baseline_of(identity(Plain(net))) else {
         return;
     };
-    if !counters::read(&mut baseline.now, baseline.address, ALL) {
+    if !counters::read::<ALL>(&mut baseline.now, baseline.address) {
         return;
     }
     const RECV: usize = COOKIE_RECV.trailing_zeros() as usize;

@@ -27,9 +27,10 @@ fn packet_refused_again(ctx: RawTracePointContext) -> i32 {
 /// `kfree_skb(skb, location, reason, sk)`; the last one since 6.11.
 #[inline(always)]
 fn refused(ctx: &RawTracePointContext, turn: Turn) {
-    let Some(outcome) = outcome_of(ctx.arg::<u64>(2) as u32) else {
+    let Some(reason) = config::reason(ctx.arg(2)) else {
         return;
     };
+    let outcome = reason::TELLS[reason];
     let skb: u64 = ctx.arg(0);
     // Other protocols give some of these reasons, too.
     if was_taken(turn, REASON, skb) || !packet::is_tcp(skb) {
@@ -44,17 +45,4 @@ fn refused(ctx: &RawTracePointContext, turn: Turn) {
         0
     };
     front::dropped(skb, sk, outcome);
-}
-
-/// What a reason tells of a SYN. A reason that is not asked for has the number 0, which none has.
-#[inline(always)]
-fn outcome_of(why: u32) -> Option<u8> {
-    let mut index = 0;
-    while index < reason::COUNT {
-        if why != 0 && why == config::reason(index) {
-            return Some(reason::TELLS[index]);
-        }
-        index += 1;
-    }
-    None
 }

@@ -254,7 +254,6 @@ mod tests {
             netns,
             counters: [("ListenDrops".to_owned(), CounterLine { kernel, seen })].into(),
             in_front: BTreeMap::new(),
-            deferred: None,
             lost: 0,
             unexplained: kernel.map(|kernel| kernel.abs_diff(seen)),
             note: None,

@@ -133,6 +133,8 @@ pub fn run(cli: &Cli) -> Result<u8> {
 }
 
 fn event_loop() -> Result<tokio::runtime::Runtime> {
+    #[cfg(target_os = "linux")]
+    limits::leave_room_for_the_event_loop()?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -211,8 +211,8 @@ mod live {
             }
             probe.retire(|key| news.is_over(key))?;
             events.extend(self.held.news(&probe.counts()?, withheld::listener_of));
-            for key in probe.release().keys() {
-                self.held.forget(key);
+            for (key, counted) in probe.release() {
+                self.held.forget(&key, counted.held);
             }
             let undecoded = std::mem::take(&mut self.undecoded);
             if let Some(note) = self.losses.news(probe, undecoded, true)? {

@@ -16,10 +16,10 @@ use std::{
 
 use btf_rs::{Btf, BtfType, Type};
 use queue_trace_common::{
-    counter::{COUNTERS, GROUPS},
+    counter::{COUNTERS, GROUPS, SOLE},
     field::{self, FIELDS, Field},
     hook::{self, HOOKS, Hook},
-    outcome::Set,
+    outcome::{self, Set},
     reason::{self, REASONS, Reason},
     settings::{self, CAST, TYPED},
 };
@@ -446,6 +446,7 @@ impl Types {
             }
             *place = base as u32;
         }
+        kernel.sole = self.sole();
         kernel.reasons = self.reasons();
         // All or none: one leads to the other.
         let types = TYPED.map(|name| self.structure(name).unwrap_or(0));
@@ -474,6 +475,26 @@ impl Types {
         kernel.tcp_syn_recv = self.enumerator("TCP_SYN_RECV")? as u8;
         kernel.tcp_listen = self.enumerator("TCP_LISTEN")? as u8;
         Ok(kernel)
+    }
+
+    /// The places of [`SOLE`]; 0 where this kernel has none.
+    fn sole(&self) -> [u32; SOLE.len()] {
+        SOLE.map(|counter| {
+            let place = self.enumerator(counter.enumerator).unwrap_or(0);
+            u32::try_from(place.min(FARTHEST_COUNTER)).unwrap_or(0)
+        })
+    }
+
+    /// The outcomes that this kernel tells by a counter each.
+    #[must_use]
+    pub fn told_by_counters(&self) -> Set {
+        let told = self.sole().into_iter().zip(outcome::BY_SOLE);
+        let told = told.filter(|(place, tag)| {
+            let fast_open = FIELDS[field::NET_FAST_OPEN].path;
+            let looked_for = *tag != outcome::FAST_OPEN_REFUSED || self.locate(fast_open).is_some();
+            *place != 0 && looked_for
+        });
+        told.fold(0, |set, (_, tag)| set | 1 << tag)
     }
 
     /// This kernel's numbers of the reasons for freeing a packet; all 0 if its tracepoint gives none.
@@ -594,6 +615,7 @@ fn names() -> HashSet<String> {
 fn enumerators() -> HashSet<&'static str> {
     COUNTERS
         .iter()
+        .chain(&SOLE)
         .map(|counter| counter.enumerator)
         .chain(["TCP_ESTABLISHED", "TCP_SYN_RECV", "TCP_LISTEN"])
         .chain(REASONS.iter().map(|reason| reason.enumerator))

@@ -95,6 +95,7 @@ impl Offers {
             hooks: Self::fitting(types),
             delivery: Ok(()),
             reasons: types.told_by_reasons(),
+            counters: types.told_by_counters(),
         }
     }
 }

@@ -310,13 +310,11 @@ fn own_cookie() -> io::Result<Option<u64>> {
     Ok(Some(cookie))
 }
 
-/// What tells a namespace from an earlier one that had its number, if the kernel tells, and its
-/// counters.
+/// A namespace's cookie, which tells it from an earlier one that had its number (`None` before
+/// Linux 5.14, which has none), and its counters.
 pub type CookieAndCounters = (Option<u64>, Counters);
 
-/// The cookies of namespaces, which tell each from an earlier one that had its number (`None`
-/// before Linux 5.14, which has none), and their counters. It ends as soon as `goes_on` does not
-/// hold.
+/// The cookies of namespaces and their counters. It ends as soon as `goes_on` does not hold.
 pub fn audited<'a>(
     namespaces: impl Iterator<Item = (u32, &'a NetnsPath)> + Send,
     goes_on: impl Fn() -> bool + Send + Sync,

@@ -56,6 +56,8 @@ pub struct Offers {
     pub delivery: Result<(), String>,
     /// The outcomes that the kernel tells by its reasons for freeing a packet.
     pub reasons: Set,
+    /// The outcomes that it tells by a counter each.
+    pub counters: Set,
 }
 
 /// Why a hook is not to be had.
@@ -88,6 +90,7 @@ impl Offers {
             hooks: Self::fitting(types),
             delivery: Ok(()),
             reasons: types.told_by_reasons(),
+            counters: types.told_by_counters(),
         }
     }
 
@@ -99,6 +102,7 @@ impl Offers {
             hooks: HOOKS.iter().map(|_| Ok(())).collect(),
             delivery: Err(why.to_owned()),
             reasons: 0,
+            counters: 0,
         }
     }
 
@@ -184,7 +188,9 @@ const BY_DELIVERY: [u8; 2] = [
 ];
 
 /// What tracepoints alone can tell.
-const BY_TRACEPOINTS: [u8; 16] = [
+const BY_TRACEPOINTS: [u8; 18] = [
+    outcome::ACK_DEFERRED,
+    outcome::FAST_OPEN_REFUSED,
     outcome::QUEUE_DISCARDED,
     outcome::REQUEST_ABORTED,
     outcome::QUEUED,
@@ -293,6 +299,8 @@ impl Plan {
                 }
             }
         }
+        let by_sole = outcome::BY_SOLE.iter().fold(0, |set, tag| set | 1 << tag);
+        plan.observable &= !by_sole | offers.counters;
         plan.unobservable = selection & !plan.observable;
         Ok(plan)
     }
@@ -416,6 +424,7 @@ mod tests {
             hooks: vec![Ok(()); hook::COUNT],
             delivery: Ok(()),
             reasons: reason::outcomes(&[1; _]),
+            counters: Set::MAX,
         }
     }
 
@@ -592,6 +601,23 @@ mod tests {
         offers.hooks[hook::RESET_V6] = Err(Without::Refused("inlined".into()));
         let plan = Plan::make(Attach::Kprobe, ALL, &offers).unwrap();
         assert_eq!(plan.observable & NOBODY, 0);
+    }
+
+    #[test]
+    fn an_outcome_whose_counter_a_kernel_lacks_is_unobservable() {
+        let sole = outcome::BY_SOLE.iter().fold(0, |set, tag| set | 1 << tag);
+        let mut offers = offers();
+        for way in [Attach::Fentry, Attach::Tracepoint] {
+            let plan = Plan::make(way, ALL, &offers).unwrap();
+            assert_eq!(plan.observable & sole, sole);
+        }
+        offers.counters = 1 << outcome::ACK_DEFERRED;
+        for way in [Attach::Fentry, Attach::Kprobe, Attach::Tracepoint] {
+            let plan = Plan::make(way, ALL, &offers).unwrap();
+            assert_eq!(plan.observable & sole, 1 << outcome::ACK_DEFERRED);
+            let limits = plan.limits().join("\n");
+            assert!(limits.contains("fast_open_refused"), "{limits}");
+        }
     }
 
     #[test]

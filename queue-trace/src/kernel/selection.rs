@@ -173,7 +173,7 @@ impl Selection {
             outcomes: self.outcomes,
             record_cost_ns: match self.rate {
                 0 => 0,
-                rate => NS_PER_SECOND / u64::from(rate),
+                rate => NS_PER_SECOND / rate,
             },
             slow_ns: self
                 .slow
@@ -183,6 +183,7 @@ impl Selection {
             addrs: (!self.addrs.is_empty()).into(),
             clients: (!self.clients.is_empty()).into(),
             unheard: self.unheard.into(),
+            debug: self.debug.into(),
             ..Filter::default()
         };
         for (place, id) in filter.netns.iter_mut().zip(self.netns.keys()) {
@@ -270,7 +271,7 @@ pub fn prefixes(networks: &[IpNet]) -> BTreeSet<(u32, Ipv6Addr)> {
 /// Places in the kernel side's tables of networks.
 const NETWORKS: usize = 1024;
 
-const NS_PER_SECOND: u64 = 1_000_000_000;
+const NS_PER_SECOND: u32 = 1_000_000_000;
 
 const SMALLEST_RING: u32 = 256 << 10;
 const LARGEST_RING: u32 = 16 << 20;

@@ -6,7 +6,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     os::unix::fs::MetadataExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use crate::model::snapshot::Snapshot;
@@ -80,14 +80,21 @@ impl Folders {
 
     fn walk(&mut self) {
         self.by_number.clear();
-        let Some(root) = root() else { return };
-        let mut folders = vec![root.clone()];
+        if let Some(root) = root() {
+            self.walk_below(&root);
+        }
+        let found = &self.by_number;
+        self.missing.retain(|number| !found.contains_key(number));
+    }
+
+    fn walk_below(&mut self, root: &Path) {
+        let mut folders = vec![root.to_owned()];
         while let Some(folder) = folders.pop() {
             // What is gone meanwhile is left out; the others are still to be found.
             let Ok(number) = fs::metadata(&folder).map(|folder| folder.ino()) else {
                 continue;
             };
-            if let Ok(path) = folder.strip_prefix(&root) {
+            if let Ok(path) = folder.strip_prefix(root) {
                 let cgroup = Cgroup::of_path(&format!("/{}", path.display()));
                 self.by_number.insert(number, cgroup);
             }
@@ -98,8 +105,6 @@ impl Folders {
                     .map(|entry| entry.path()),
             );
         }
-        let found = &self.by_number;
-        self.missing.retain(|number| !found.contains_key(number));
     }
 }
 
@@ -156,6 +161,11 @@ fn is_unit(part: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
     use super::*;
 
     const ID: &str = "3601745b3bd54d9780436faa5f0e4f7203601745b3bd54d9780436faa5f0e4f7";
@@ -223,5 +233,40 @@ mod tests {
             Some("/b")
         );
         assert_eq!(in_hierarchy("4:memory:/x\n"), None);
+    }
+
+    /// Cgroups come and go while they are listed, as on every host with short-lived units.
+    #[test]
+    fn folders_that_vanish_hide_no_others() {
+        let root = std::env::temp_dir().join(format!("queue-trace-cgroups-{}", std::process::id()));
+        let lasting = |number: u32| root.join(format!("a{number}.service")).join("inside");
+        for number in 0..20 {
+            fs::create_dir_all(lasting(number)).unwrap();
+        }
+        let number_of = |path: PathBuf| fs::metadata(path).unwrap().ino();
+        let numbers: Vec<_> = (0..20).map(lasting).map(number_of).collect();
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in (0..20).cycle() {
+                    let brief = root.join(format!("b{number}.scope"));
+                    fs::create_dir_all(brief.join("inside")).unwrap();
+                    fs::remove_dir_all(brief).unwrap();
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+            let all_found = (0..200).all(|_| {
+                let mut folders = Folders::default();
+                folders.walk_below(&root);
+                numbers
+                    .iter()
+                    .all(|number| folders.by_number.contains_key(number))
+            });
+            over.store(true, Ordering::Relaxed);
+            assert!(all_found);
+        });
+        fs::remove_dir_all(root).unwrap();
     }
 }

@@ -3,7 +3,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -161,7 +164,10 @@ impl Watch {
     /// If what the kernel side keeps cannot be read.
     pub fn all(&mut self) -> Result<News> {
         let began = Instant::now();
-        let look = self.look();
+        let look = self.look_while(|watch| !watch.is_given_up());
+        if self.is_given_up() {
+            return Ok(News::default());
+        }
         let news = News {
             looked: Some(Extent {
                 within: None,
@@ -173,8 +179,14 @@ impl Watch {
         Ok(news)
     }
 
-    /// All listeners as they are, and why those in trouble do not accept.
+    /// All listeners as they are, and why those in trouble do not accept. One that is given up
+    /// leaves out some of them, and says so.
     pub fn look(&mut self) -> Look {
+        self.look_while(|_| true)
+    }
+
+    /// The same; what is found so far, once it is not to go on.
+    fn look_while(&mut self, goes_on: impl Fn(&Self) -> bool) -> Look {
         let iterators = self.attached.as_ref().map(|(reader, _)| reader.iterators());
         let listed = self.namespaces.list(&self.selection);
         let how = How {
@@ -184,9 +196,17 @@ impl Watch {
         };
         let mut look = look::look(how, &mut self.folders);
         self.owners_at = Some(Instant::now());
-        self.stalls.look(&mut look.rows);
-        self.troubled = troubled(&look.rows);
+        if goes_on(self) {
+            self.stalls.look(&mut look.rows);
+            self.troubled = troubled(&look.rows);
+        }
         look
+    }
+
+    /// Whether what the look under way finds is of no interest any more: all of it will be found
+    /// by the next one.
+    fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
     }
 
     /// The same in some namespaces. Whose listeners are takes a look at every process, so that is
@@ -212,6 +232,9 @@ impl Watch {
                 ..all
             };
             found = look::gauges(how, &mut self.folders);
+        }
+        if self.is_given_up() {
+            return found.look;
         }
         let in_trouble = troubled(&found.look.rows);
         let asked = if in_trouble.is_empty() {
@@ -369,7 +392,10 @@ impl Watch {
         let Some((reader, _)) = &self.attached else {
             return Ok(HashSet::new());
         };
-        if self.next_sweep > Instant::now() || reader.counts_taken()? < CROWDED {
+        if self.next_sweep > Instant::now()
+            || reader.counts_taken()? < CROWDED
+            || self.is_given_up()
+        {
             return Ok(HashSet::new());
         }
         let before = reader.counts()?;

@@ -1,12 +1,15 @@
-//! The kernel's counters of packets that are dropped in front of the queues, by outcome. They count
-//! every packet, and a verdict is of a SYN: so they bound our sums, and are all there is where
-//! a kernel gives no reasons for freeing a packet. User space alone reads them.
+//! The kernel's counters of packets that never came into a queue, by outcome. Most count every
+//! packet, and a verdict is of a SYN: so they bound our sums, and are all there is where a kernel
+//! gives no reasons for freeing a packet. Some count one outcome and nothing else.
 
 use std::collections::BTreeMap;
 
-use queue_trace_common::outcome::{
-    OUTCOMES, Outcome, SYN_DROPPED_AO, SYN_DROPPED_CHECKSUM, SYN_DROPPED_MD5, SYN_DROPPED_MIN_TTL,
-    SYN_DROPPED_POLICY,
+use queue_trace_common::{
+    counter::{DEFERRED, FAST_OPEN_FULL, SOLE},
+    outcome::{
+        ACK_DEFERRED, FAST_OPEN_REFUSED, OUTCOMES, Outcome, SYN_DROPPED_AO, SYN_DROPPED_CHECKSUM,
+        SYN_DROPPED_MD5, SYN_DROPPED_MIN_TTL, SYN_DROPPED_POLICY, SYN_REFUSED_NO_LISTENER,
+    },
 };
 
 /// One row of the registry.
@@ -16,11 +19,24 @@ pub struct FrontCounters {
     pub tag: u8,
     /// In which file of `/proc/net` they are.
     pub file: FrontFile,
-    /// Whether a listener must have been set up for it. Otherwise they move on any machine, also for
-    /// packets that were for nobody.
-    pub is_of_listeners: bool,
+    /// What moves them.
+    pub scope: Scope,
     /// Their names. Exactly one of them moves with a packet.
     pub names: &'static [&'static str],
+}
+
+/// What moves such counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The outcome and nothing else: our sum is to be the same.
+    Outcome,
+    /// Packets of every kind for listeners that were set up for it.
+    Listeners,
+    /// Packets of every kind on any machine, also those that were for nobody.
+    Packets,
+    /// Resets for whatever reason. Who sends a SYN with an MD5 signature to nobody gets none, so our
+    /// sum is not bounded by them.
+    Resets,
 }
 
 /// A file of `/proc/net` and its form.
@@ -35,38 +51,38 @@ pub enum FrontFile {
 }
 
 /// How many rows there are.
-pub const COUNT: usize = 5;
+pub const COUNT: usize = 8;
 
 /// Every row. A socket's filter has no counter.
 pub static FRONT: [FrontCounters; COUNT] = [
     FrontCounters {
         tag: SYN_DROPPED_MD5,
         file: FrontFile::Netstat,
-        is_of_listeners: true,
+        scope: Scope::Listeners,
         names: &["TCPMD5NotFound", "TCPMD5Unexpected", "TCPMD5Failure"],
     },
     FrontCounters {
         tag: SYN_DROPPED_AO,
         file: FrontFile::Netstat,
-        is_of_listeners: true,
+        scope: Scope::Listeners,
         names: &["TCPAORequired", "TCPAOBad", "TCPAOKeyNotFound"],
     },
     FrontCounters {
         tag: SYN_DROPPED_MIN_TTL,
         file: FrontFile::Netstat,
-        is_of_listeners: true,
+        scope: Scope::Listeners,
         names: &["TCPMinTTLDrop"],
     },
     FrontCounters {
         tag: SYN_DROPPED_CHECKSUM,
         file: FrontFile::Snmp,
-        is_of_listeners: false,
+        scope: Scope::Packets,
         names: &["InCsumErrors"],
     },
     FrontCounters {
         tag: SYN_DROPPED_POLICY,
         file: FrontFile::Xfrm,
-        is_of_listeners: false,
+        scope: Scope::Packets,
         names: &[
             "XfrmInBufferError",
             "XfrmInHdrError",
@@ -77,6 +93,24 @@ pub static FRONT: [FrontCounters; COUNT] = [
             "XfrmInPolError",
         ],
     },
+    FrontCounters {
+        tag: ACK_DEFERRED,
+        file: FrontFile::Netstat,
+        scope: Scope::Outcome,
+        names: &[SOLE[DEFERRED].name],
+    },
+    FrontCounters {
+        tag: FAST_OPEN_REFUSED,
+        file: FrontFile::Netstat,
+        scope: Scope::Outcome,
+        names: &[SOLE[FAST_OPEN_FULL].name],
+    },
+    FrontCounters {
+        tag: SYN_REFUSED_NO_LISTENER,
+        file: FrontFile::Snmp,
+        scope: Scope::Resets,
+        names: &["OutRsts"],
+    },
 ];
 
 impl FrontCounters {
@@ -84,6 +118,17 @@ impl FrontCounters {
     #[must_use]
     pub fn outcome(&self) -> &'static Outcome {
         &OUTCOMES[usize::from(self.tag)]
+    }
+
+    /// How many of the outcome there were beyond what its counters say, or, where these count it
+    /// alone, how far the two are apart.
+    #[must_use]
+    pub const fn unexplained(&self, kernel: u64, seen: u64) -> u64 {
+        match self.scope {
+            Scope::Outcome => kernel.abs_diff(seen),
+            Scope::Listeners | Scope::Packets => seen.saturating_sub(kernel),
+            Scope::Resets => 0,
+        }
     }
 
     /// The row of an outcome, if it has one.
@@ -141,14 +186,14 @@ mod tests {
     use super::*;
 
     const NETSTAT: &str = "\
-TcpExt: TCPMD5NotFound ListenDrops TCPMD5Failure TCPMinTTLDrop
-TcpExt: 3 20 4 9
+TcpExt: TCPMD5NotFound ListenDrops TCPMD5Failure TCPMinTTLDrop TCPDeferAcceptDrop
+TcpExt: 3 20 4 9 11
 ";
     const SNMP: &str = "\
 Ip: Forwarding InCsumErrors
 Ip: 1 77
-Tcp: RtoAlgorithm InCsumErrors
-Tcp: 1 5
+Tcp: RtoAlgorithm InCsumErrors OutRsts
+Tcp: 1 5 6
 ";
     const XFRM: &str = "\
 XfrmInError             \t1
@@ -170,6 +215,8 @@ XfrmInPolBlock          \t6
         assert_eq!(of(SYN_DROPPED_MIN_TTL), 9);
         assert_eq!(of(SYN_DROPPED_CHECKSUM), 5);
         assert_eq!(of(SYN_DROPPED_POLICY), 8);
+        assert_eq!(of(ACK_DEFERRED), 11);
+        assert_eq!(of(SYN_REFUSED_NO_LISTENER), 6);
         assert_eq!(FrontTexts::default().sums(), [0; COUNT]);
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     event::Name,
-    front::{self, FRONT, FrontCounters, FrontTexts},
+    front::{self, FRONT, FrontCounters, FrontTexts, Scope},
 };
 
 /// Values of the kernel's counters, or what our verdicts say of them.
@@ -20,10 +20,8 @@ use super::{
 pub struct Counters {
     /// Those that prove verdicts, in the order of [`COUNTERS`].
     pub proving: [u64; counter::COUNT],
-    /// Those of packets that were dropped in front of the queues, in the order of [`FRONT`].
+    /// Those of packets that never came into a queue, in the order of [`FRONT`].
     pub in_front: [u64; front::COUNT],
-    /// `TCPDeferAcceptDrop`, which proves nothing and explains half-open requests that stay.
-    pub deferred: u64,
 }
 
 /// The counters that the ledger compares. `EmbryonicRsts` is only evidence: the
@@ -32,10 +30,6 @@ const COMPARED: Moved = !EMBRYONIC_RST;
 
 const PAST_TCP: &str = "full queues were counted that dropped nothing: a BPF program makes SYN cookies \
      for these listeners (bpf_tcp_gen_syncookie), of which TCP sees no packet";
-
-/// Final ACKs without data that a listener with `TCP_DEFER_ACCEPT` does not take as the end of a
-/// handshake (`tcp_check_req`, net/ipv4/tcp_minisocks.c).
-const DEFERRED: &str = "TCPDeferAcceptDrop";
 
 impl Counters {
     /// From the texts of the files, by name, as columns move between kernels. A column that a
@@ -47,9 +41,6 @@ impl Counters {
             in_front: texts.sums(),
             ..Self::default()
         };
-        if let Some(column) = columns.get(DEFERRED) {
-            counters.deferred = column.parse().ok()?;
-        }
         for (value, counter) in counters.proving.iter_mut().zip(&COUNTERS) {
             if let Some(column) = columns.get(counter.name) {
                 *value = column.parse().ok()?;
@@ -67,13 +58,11 @@ impl Counters {
 
     /// All of them.
     pub fn values(&self) -> impl Iterator<Item = u64> {
-        let all = self.proving.into_iter().chain(self.in_front);
-        all.chain([self.deferred])
+        self.proving.into_iter().chain(self.in_front)
     }
 
     fn values_mut(&mut self) -> impl Iterator<Item = &mut u64> {
-        let all = self.proving.iter_mut().chain(&mut self.in_front);
-        all.chain([&mut self.deferred])
+        self.proving.iter_mut().chain(&mut self.in_front)
     }
 
     /// Whether one of them stands lower than it stood before.
@@ -122,13 +111,10 @@ pub struct Ledger {
     pub netns: u32,
     /// Counter by counter.
     pub counters: BTreeMap<String, CounterLine>,
-    /// What the kernel dropped in front of the queues, by the outcome of a SYN that it happens to.
+    /// What the kernel counts of packets that never came into a queue, by the outcome of such a
+    /// packet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub in_front: BTreeMap<String, FrontLine>,
-    /// How far the kernel's `TCPDeferAcceptDrop` moved: final ACKs without data, dropped by design
-    /// where a listener has `TCP_DEFER_ACCEPT`. Absent if it did not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub deferred: Option<u64>,
     /// Records that found the ring full, and are in the stream as counts only.
     pub lost: u64,
     /// Movements of the kernel's counters that no verdict explains, and verdicts that
@@ -154,14 +140,14 @@ pub struct CounterLine {
     pub seen: u64,
 }
 
-/// Both sides of the counters of packets that are dropped in front of the queues.
+/// Both sides of the counters of packets that never came into a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrontLine {
-    /// How far the kernel's counters moved, for packets of every kind; absent if they cannot be
-    /// read any more.
+    /// How far the kernel's counters moved, most of them for packets of every kind; absent if they
+    /// cannot be read any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<u64>,
-    /// How many SYNs we saw; absent where these are not observable, or not asked for.
+    /// How many such outcomes we saw; absent where these are not observable, or not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seen: Option<u64>,
 }
@@ -212,10 +198,12 @@ impl Ledger {
             let least = moved(&start.seen_after, &end.seen_before);
             let most = moved(&start.seen_before, &end.seen_after);
             let least = if least > most { 0 } else { least };
-            // Other packets than SYNs move them as well.
+            // Other packets may move them as well.
             let seen = most.min(kernel.max(least));
-            unexplained += seen.saturating_sub(kernel);
             let is_told = told & row.outcome().bit() != 0;
+            if is_told {
+                unexplained += row.unexplained(kernel, seen);
+            }
             if kernel != 0 || seen != 0 {
                 let line = FrontLine {
                     kernel: Some(kernel),
@@ -228,8 +216,6 @@ impl Ledger {
             netns,
             counters,
             in_front,
-            deferred: Some(end.kernel.deferred.wrapping_sub(start.kernel.deferred))
-                .filter(|moved| *moved > 0),
             lost,
             unexplained: Some(unexplained),
             note: None,
@@ -282,7 +268,6 @@ impl Ledger {
         for line in ledger.in_front.values_mut() {
             line.kernel = None;
         }
-        ledger.deferred = None;
         ledger.unexplained = None;
         ledger.note = Some(why.to_owned());
         ledger
@@ -318,7 +303,7 @@ impl Ledger {
     /// What the kernel dropped in front of listeners' queues and only its counters tell of, in words,
     /// one sentence for each outcome.
     pub fn only_counted(&self) -> impl Iterator<Item = String> {
-        let rows = FRONT.iter().filter(|row| row.is_of_listeners);
+        let rows = FRONT.iter().filter(|row| row.scope == Scope::Listeners);
         rows.filter_map(|row| {
             let outcome = Name(row.outcome()).to_string();
             let line = self.in_front.get(&outcome)?;
@@ -334,14 +319,23 @@ impl Ledger {
         })
     }
 
-    /// Whether nothing moved at all.
+    /// Both sides of an outcome whose packets never came into a queue, if its counters moved.
+    #[must_use]
+    pub fn front(&self, tag: u8) -> Option<&FrontLine> {
+        let outcome = outcome::Outcome::of(tag)?;
+        self.in_front.get(&Name(outcome).to_string())
+    }
+
+    /// Whether nothing moved at all, but resets.
     #[must_use]
     pub fn is_still(&self) -> bool {
         self.counters
             .values()
             .all(|line| line.kernel.unwrap_or(0) == 0 && line.seen == 0)
-            && self.in_front.is_empty()
-            && self.deferred.is_none()
+            && !FRONT.iter().any(|row| {
+                // Something is reset anywhere and at any time.
+                row.scope != Scope::Resets && self.front(row.tag).is_some()
+            })
     }
 }
 

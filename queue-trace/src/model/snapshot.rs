@@ -286,10 +286,10 @@ impl Snapshot {
     }
 }
 
-/// Whether something is refused. A cookie is an answer.
+/// Whether something is refused. A cookie is an answer, and so is that to a SYN without fast open.
 #[must_use]
 pub fn is_drop(outcome: &Outcome) -> bool {
-    outcome.kind == Kind::Refusal && outcome.verdict != "cookie_sent"
+    outcome.kind == Kind::Refusal && !matches!(outcome.verdict, "cookie_sent" | "fast_open_refused")
 }
 
 /// What of these outcomes is refused, by cause.

@@ -7,7 +7,8 @@
 //! its error, which is at most all that was counted divided by the room.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    cmp::Reverse,
+    collections::{HashMap, hash_map::Entry},
     hash::Hash,
 };
 
@@ -15,9 +16,11 @@ use std::{
 #[derive(Debug, Clone)]
 pub struct SpaceSaving<K> {
     room: usize,
-    counts: HashMap<K, Count>,
-    /// The same, by count, to find the smallest.
-    order: BTreeSet<(u64, K)>,
+    counts: Vec<(K, Count)>,
+    /// Where in `counts` each is.
+    places: HashMap<K, usize>,
+    /// Where the one is that came last, which often comes again.
+    latest: usize,
 }
 
 /// The count of one thing.
@@ -35,8 +38,9 @@ impl<K: Copy + Eq + Hash + Ord> SpaceSaving<K> {
     pub fn new(room: usize) -> Self {
         Self {
             room: room.max(1),
-            counts: HashMap::new(),
-            order: BTreeSet::new(),
+            counts: Vec::new(),
+            places: HashMap::new(),
+            latest: 0,
         }
     }
 
@@ -46,54 +50,64 @@ impl<K: Copy + Eq + Hash + Ord> SpaceSaving<K> {
         self.counts.len()
     }
 
-    /// Counts a thing that came so often.
+    /// Counts a thing that came so often. One that is there costs a look, in a flood most are; a
+    /// new one that finds no room costs a look at all.
     pub fn add(&mut self, key: K, by: u64) {
         if by == 0 {
             return;
         }
-        let before = match self.counts.get(&key) {
-            Some(count) => {
-                self.order.remove(&(count.count, key));
-                *count
+        if let Some((latest, count)) = self.counts.get_mut(self.latest)
+            && *latest == key
+        {
+            count.count += by;
+            return;
+        }
+        let free = self.counts.len() < self.room;
+        let place = match self.places.entry(key) {
+            Entry::Occupied(place) => *place.get(),
+            Entry::Vacant(place) if free => {
+                place.insert(self.counts.len());
+                self.counts.push((key, Count::default()));
+                self.counts.len() - 1
             }
-            None if self.counts.len() < self.room => Count::default(),
-            None => match self.order.pop_first() {
-                Some((count, smallest)) => {
-                    self.counts.remove(&smallest);
-                    Count {
-                        count,
-                        error: count,
-                    }
-                }
-                None => Count::default(),
-            },
+            Entry::Vacant(_) => self.make_room(key),
         };
-        let now = Count {
-            count: before.count + by,
-            ..before
+        self.counts[place].1.count += by;
+        self.latest = place;
+    }
+
+    /// Gives a thing the place of the one that came least, of several the smallest, and its count.
+    fn make_room(&mut self, key: K) -> usize {
+        let all = self.counts.iter().enumerate();
+        let least = all.min_by_key(|(_, (key, count))| (count.count, *key));
+        let (place, (least, count)) = least.map_or((0, self.counts[0]), |(at, what)| (at, *what));
+        self.places.remove(&least);
+        self.places.insert(key, place);
+        let count = Count {
+            error: count.count,
+            ..count
         };
-        self.counts.insert(key, now);
-        self.order.insert((now.count, key));
+        self.counts[place] = (key, count);
+        place
     }
 
     /// All that there is room for, the most frequent first.
     pub fn iter(&self) -> impl Iterator<Item = (K, Count)> {
-        self.order
-            .iter()
-            .rev()
-            .map(|(_, key)| (*key, self.counts[key]))
+        let mut all = self.counts.clone();
+        all.sort_unstable_by_key(|(key, count)| Reverse((count.count, *key)));
+        all.into_iter()
     }
 
     /// All that was counted.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.order.iter().map(|(count, _)| count).sum()
+        self.counts.iter().map(|(_, count)| count.count).sum()
     }
 
     /// Forgets all.
     pub fn clear(&mut self) {
         self.counts.clear();
-        self.order.clear();
+        self.places.clear();
     }
 }
 

@@ -179,7 +179,6 @@ impl Line {
                 let in_front = ledger.in_front.values();
                 let in_front = in_front.flat_map(|line| [line.kernel, line.seen]);
                 let moved = moved.chain(in_front.flatten());
-                let moved = moved.chain(ledger.deferred);
                 (None, moved.chain(ledger.unexplained).collect())
             }
             Self::End(end) => (Some(&end.time), vec![end.lines]),

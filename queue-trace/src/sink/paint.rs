@@ -43,7 +43,7 @@ impl Paint {
 fn style_of(outcome: &Outcome) -> Style {
     match (outcome.kind, outcome.verdict) {
         (Kind::Routine, "accepted" | "established" | "queued") => GREEN,
-        (Kind::Routine, _) | (_, "cookie_sent") => YELLOW,
+        (Kind::Routine, _) | (_, "cookie_sent" | "fast_open_refused") => YELLOW,
         (Kind::Refusal, _) => RED,
     }
 }

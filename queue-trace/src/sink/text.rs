@@ -10,7 +10,8 @@ use jiff::tz::TimeZone;
 use crate::{
     model::{
         clients::Clients,
-        event::Event,
+        event::{Event, Name},
+        front::{FRONT, Scope},
         ledger::Ledger,
         lines::{Counts, Header, LossNote, Total},
         snapshot::Snapshot,
@@ -215,20 +216,22 @@ impl<W: Medium> Sink for Text<W> {
             }
             writeln!(self.out, "{kernel:>10}  {name:<20}  seen {}", line.seen)?;
         }
-        for (outcome, line) in &ledger.in_front {
+        for row in &FRONT {
+            let Some(line) = ledger.front(row.tag) else {
+                continue;
+            };
+            let counts = match row.scope {
+                Scope::Outcome => "",
+                Scope::Listeners | Scope::Packets => " (kernel: all packets)",
+                // Resets alone are nothing to tell.
+                Scope::Resets if line.seen.unwrap_or(0) == 0 => continue,
+                Scope::Resets => " (kernel: all resets)",
+            };
             let shown =
                 |count: Option<u64>| count.map_or("?".to_owned(), |count| count.to_string());
             let (kernel, seen) = (shown(line.kernel), shown(line.seen));
-            writeln!(
-                self.out,
-                "{kernel:>10}  {outcome:<20}  seen {seen} (kernel: all packets)"
-            )?;
-        }
-        if let Some(deferred) = ledger.deferred {
-            writeln!(
-                self.out,
-                "{deferred:>10}  TCPDeferAcceptDrop    final ACKs without data, as TCP_DEFER_ACCEPT wants it"
-            )?;
+            let outcome = Name(row.outcome()).to_string();
+            writeln!(self.out, "{kernel:>10}  {outcome:<20}  seen {seen}{counts}")?;
         }
         if let Some(beyond) = ledger.beyond_filter() {
             writeln!(self.out, "{}", self.paint.styled(YELLOW, &beyond))?;

@@ -84,6 +84,8 @@ pub struct Live {
     /// Those among them that are about listeners.
     unlisted: Vec<String>,
     listeners: HashMap<QueueKey, Listener>,
+    /// The one of them that is there for the latest record: mostly it is the next one's too.
+    told_last: Option<(QueueKey, Listener)>,
     clients: ClientTable,
     losses: Losses,
     undecoded: u64,
@@ -169,6 +171,7 @@ impl Live {
             selection,
             host,
             listeners: HashMap::new(),
+            told_last: None,
             losses: Losses::default(),
             undecoded: 0,
             events: 0,
@@ -527,9 +530,10 @@ impl Live {
             let listener = self.listener(&key);
             let tag = key.outcome;
             self.over.add(key.netns, listener, tag, counted.seen);
-            self.counted.remove(&key);
-            self.held.forget(&key);
+            withheld::forget(&mut self.counted, &key, counted.seen);
+            self.held.forget(&key, counted.held);
             self.listeners.remove(&socket(&key));
+            self.told_last = None;
         }
     }
 
@@ -578,8 +582,11 @@ impl Live {
                 if let (sk, Some(inode)) = (event.sk, event.listener.inode)
                     && sk != 0
                 {
-                    let socket = QueueKey { sk, inode };
-                    self.listeners.insert(socket, event.listener);
+                    let told = (QueueKey { sk, inode }, event.listener);
+                    if self.told_last != Some(told) {
+                        self.told_last = Some(told);
+                        self.listeners.insert(told.0, told.1);
+                    }
                 }
                 self.clients.take(&event);
                 sink.event(&event)
@@ -610,6 +617,10 @@ impl Live {
         ended: Ended,
     ) -> io::Result<()> {
         let (audited, look, told) = self.last_looks(ended).await?;
+        // What could not be looked at before has been said.
+        for note in look.notes.iter().filter(|note| !self.notes.contains(*note)) {
+            say!("note: {note}");
+        }
         self.note_loss(sink, true)?;
         // From here on nothing more comes, and what is counted is what is printed.
         self.probe.detach();
@@ -685,7 +696,7 @@ impl Live {
             say!("warning: the kernel's counters were not read in time: there is no ledger");
         }
         if look.is_none() {
-            say!("warning: the last look at the listeners did not end in time");
+            say!("note: the last look at the listeners did not end in time: it is left out");
         }
         let audited = audited.transpose().map_err(io::Error::other)?;
         let look = look.transpose().map_err(io::Error::other)?;

@@ -62,9 +62,20 @@ impl Withheld {
 }
 
 impl Withheld {
-    /// Forgets a count that is over.
-    pub fn forget(&mut self, key: &CountKey) {
-        self.told.remove(key);
+    /// Forgets the part of a count that is over: most often all of it.
+    pub fn forget(&mut self, key: &CountKey, held: u64) {
+        forget(&mut self.told, key, held);
+    }
+}
+
+/// Takes away from what was told of a count the part that is over. What came to it since is not
+/// told again.
+pub fn forget(told: &mut HashMap<CountKey, u64>, key: &CountKey, over: u64) {
+    if let Some(count) = told.get_mut(key) {
+        *count = count.saturating_sub(over);
+        if *count == 0 {
+            told.remove(key);
+        }
     }
 }
 
@@ -77,5 +88,31 @@ pub fn listener_of(key: &CountKey) -> Listener {
         cookie: None,
         inode: (key.inode != 0).then_some(key.inode),
         device: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_to_a_count_while_it_is_taken_out_is_told_once() {
+        let key = CountKey {
+            port: 80,
+            ..CountKey::default()
+        };
+        let mut withheld = Withheld::default();
+        let news = |withheld: &mut Withheld, held| -> u64 {
+            let counts = [(key, Counted { seen: held, held })].into();
+            let events = withheld.news(&counts, listener_of);
+            events.iter().map(|event| event.count).sum()
+        };
+        // Of seven five are over: the kernel side has two from now on.
+        assert_eq!(news(&mut withheld, 7), 7);
+        withheld.forget(&key, 5);
+        assert_eq!(news(&mut withheld, 2), 0);
+        assert_eq!(news(&mut withheld, 3), 1);
+        withheld.forget(&key, 3);
+        assert!(withheld.told.is_empty());
     }
 }

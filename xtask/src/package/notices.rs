@@ -15,6 +15,7 @@ use serde::Deserialize;
 use super::{
     release::NAME,
     sbom::{self, PARTS},
+    tree,
 };
 use crate::{architecture::Architecture, process, workspace};
 
@@ -34,6 +35,13 @@ const NAMES: [&str; 6] = [
 const NOT_LINKED: [&str; 5] = ["tests", "test", "examples", "benches", "fuzz"];
 /// How deep they are looked for: a crate may have the source of a C library in it.
 const DEPTH: usize = 2;
+
+/// Adds the licences of what is linked to the files of a package.
+pub fn add(root: &Path, notices: &str) -> Result<()> {
+    let path = root.join("usr/share/doc").join(NAME).join(FILE);
+    tree::write(&path, notices)?;
+    tree::permit(root)
+}
 
 /// What cargo says of all packages.
 #[derive(Deserialize)]

@@ -49,14 +49,11 @@ impl Programs {
         pack: impl FnOnce(&Path) -> Result<PathBuf>,
     ) -> Result<PathBuf> {
         let program = self.program(self.target)?;
-        let here = if self.target == Architecture::HERE {
-            program.clone()
-        } else {
-            artifacts::program(For::Here)?
-        };
+        // Writes the manual pages and completions.
+        let here = self.program(Architecture::HERE)?;
         let root = folder.join("tree");
         tree::lay_out(&root, &program, &here)?;
-        tree::add_document(&root, notices::FILE, &notices::write(self.target)?)?;
+        notices::add(&root, &notices::write(self.target)?)?;
         let packed = pack(&root)?;
         fs::remove_dir_all(root)?;
         Ok(packed)

@@ -69,12 +69,6 @@ pub fn lay_out(root: &Path, program: &Path, here: &Path) -> Result<()> {
     permit(root)
 }
 
-/// Adds a text to the documentation.
-pub fn add_document(root: &Path, name: &str, text: &str) -> Result<()> {
-    write(&root.join("usr/share/doc/queue-trace").join(name), text)?;
-    permit(root)
-}
-
 /// Copies a file, and makes the folder that it goes to.
 pub fn put(from: &Path, to: &Path, mode: u32) -> Result<()> {
     make_folder(to.parent().unwrap_or(to))?;
@@ -107,7 +101,7 @@ fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Folders are for everybody to look into, whatever the umask was; files are as they were put,
 /// or for everybody to read.
-fn permit(path: &Path) -> Result<()> {
+pub fn permit(path: &Path) -> Result<()> {
     let about = fs::symlink_metadata(path)?;
     let mode = if about.is_dir() || about.permissions().mode() & 0o111 != 0 {
         0o755

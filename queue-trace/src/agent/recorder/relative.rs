@@ -8,6 +8,8 @@ use queue_trace_common::queue::BUCKETS;
 use crate::{
     agent::series::{SeriesKey, key_of},
     model::{
+        event::Name,
+        front::FRONT,
         ledger::{CounterLine, FrontLine, Ledger},
         snapshot::{Latency, Snapshot},
     },
@@ -90,15 +92,16 @@ fn ledger_since(now: &Ledger, before: Option<&Ledger>) -> Ledger {
             kernel: line.kernel.zip(old.kernel).map(less),
             seen: line.seen.zip(old.seen).map(less),
         };
-        let more = |(kernel, seen): (u64, u64)| seen.saturating_sub(kernel);
-        unexplained += line.kernel.zip(line.seen).map_or(0, more);
+        let row = FRONT
+            .iter()
+            .find(|row| Name(row.outcome()).to_string() == *outcome);
+        if let (Some(row), Some(kernel), Some(seen)) = (row, line.kernel, line.seen) {
+            unexplained += row.unexplained(kernel, seen);
+        }
     }
     ledger.in_front.retain(|_, line| {
         line.kernel.is_some_and(|kernel| kernel > 0) || line.seen.is_some_and(|seen| seen > 0)
     });
-    let deferred = ledger.deferred.unwrap_or(0);
-    let deferred = deferred.saturating_sub(before.deferred.unwrap_or(0));
-    ledger.deferred = Some(deferred).filter(|moved| *moved > 0);
     ledger.lost = ledger.lost.saturating_sub(before.lost);
     ledger.unexplained = ledger.unexplained.map(|_| unexplained);
     ledger

@@ -2,16 +2,16 @@
 //! other reasons.
 
 use queue_trace_common::outcome::{
-    ACK_DROPPED_LISTENER_CLOSING, ACK_DROPPED_NO_MEMORY, ACK_DROPPED_OTHER, COOKIE_DROPPED_OTHER,
-    COOKIE_FAILED_INVALID, Outcome, QUEUE_DISCARDED, REQUEST_EXPIRED, SYN_DROPPED_AO,
-    SYN_DROPPED_CHECKSUM, SYN_DROPPED_MD5, SYN_DROPPED_MIN_TTL, SYN_DROPPED_NO_MEMORY,
-    SYN_DROPPED_NO_ROUTE, SYN_DROPPED_NOT_UNICAST, SYN_DROPPED_OTHER, SYN_DROPPED_POLICY,
-    SYN_DROPPED_SECURITY, SYN_DROPPED_SOCKET_FILTER, SYNACK_RETRANSMITTED,
+    ACK_DEFERRED, ACK_DROPPED_LISTENER_CLOSING, ACK_DROPPED_NO_MEMORY, ACK_DROPPED_OTHER,
+    COOKIE_DROPPED_OTHER, COOKIE_FAILED_INVALID, FAST_OPEN_REFUSED, Outcome, QUEUE_DISCARDED,
+    REQUEST_EXPIRED, SYN_DROPPED_AO, SYN_DROPPED_CHECKSUM, SYN_DROPPED_MD5, SYN_DROPPED_MIN_TTL,
+    SYN_DROPPED_NO_MEMORY, SYN_DROPPED_NO_ROUTE, SYN_DROPPED_NOT_UNICAST, SYN_DROPPED_OTHER,
+    SYN_DROPPED_POLICY, SYN_DROPPED_SECURITY, SYN_DROPPED_SOCKET_FILTER, SYNACK_RETRANSMITTED,
 };
 
 use super::super::rule::{Rule, names};
 use crate::diagnose::{
-    case::{ACCEPT_FULL, Case, ENTERED, History, SYN_FULL, set_of},
+    case::{ACCEPT_FULL, Case, ENTERED, History, Key, SYN_FULL, set_of},
     finding::Finding,
     when::plural,
 };
@@ -86,6 +86,17 @@ fn unfinished(case: &Case, history: &History) -> (u64, u64, bool) {
     }
 }
 
+/// Final ACKs that arrived and were put off: this listener's where they are seen, else those of its
+/// namespace.
+fn deferred(case: &Case, key: &Key, history: &History) -> u64 {
+    if case.tells(set_of(&[ACK_DEFERRED])) {
+        return history.count_of(ACK_DEFERRED);
+    }
+    let ledger = case.ledgers.get(&key.netns);
+    let line = ledger.and_then(|ledger| ledger.front(ACK_DEFERRED));
+    line.and_then(|line| line.kernel).unwrap_or(0)
+}
+
 pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (key, history) in &case.listeners {
@@ -97,11 +108,7 @@ pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
         let percent = rule.threshold("percent of handshakes that were finished, at most");
         let finished = entered.saturating_mul(100) > (entered + open).saturating_mul(percent);
         // With TCP_DEFER_ACCEPT the final ACKs arrive, and the request stays until data comes.
-        let deferred = case
-            .ledgers
-            .get(&key.netns)
-            .and_then(|ledger| ledger.deferred);
-        let again_for_want = again.saturating_sub(deferred.unwrap_or(0));
+        let again_for_want = again.saturating_sub(deferred(case, key, history));
         if again_for_want < rule.threshold("SYN-ACKs sent again")
             || flooded
             || finished
@@ -156,7 +163,7 @@ pub(super) fn unanswered(rule: &Rule, case: &Case) -> Vec<Finding> {
 }
 
 /// Refusals that no other rule is about, and what to do about each.
-const OTHERS: [(u8, &str, &str); 15] = [
+const OTHERS: [(u8, &str, &str); 16] = [
     (
         SYN_DROPPED_NO_MEMORY,
         "cat /proc/net/sockstat; dmesg",
@@ -206,6 +213,11 @@ const OTHERS: [(u8, &str, &str); 15] = [
         SYN_DROPPED_POLICY,
         "ip xfrm policy; cat /proc/net/xfrm_stat",
         "An IPsec policy drops these SYNs: they came in the clear where it asks for IPsec, or it blocks them.",
+    ),
+    (
+        FAST_OPEN_REFUSED,
+        "nstat -az TcpExtTCPFastOpenListenOverflow",
+        "More handshakes by fast open were unfinished at once than the listener allows: raise its TCP_FASTOPEN option (nginx: `listen 80 fastopen=256;`). Clients connect all the same, a round trip later. Unfinished ones that only pile up are a flood.",
     ),
     (
         SYN_DROPPED_CHECKSUM,

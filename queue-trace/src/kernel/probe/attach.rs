@@ -14,7 +14,6 @@ use ipnet::IpNet;
 use queue_trace_common::{
     hook::{self, Hook},
     outcome::Set,
-    reason::REASONS,
     settings::{Address, Kernel},
 };
 use rustix::io::Errno;
@@ -157,18 +156,14 @@ fn load_with(
         delivered: delivered.into(),
         ..types.kernel().map_err(anyhow::Error::from)?
     };
-    for (number, reason) in kernel.reasons.iter_mut().zip(&REASONS) {
-        if reasons >> reason.outcome & 1 == 0 {
-            *number = 0;
-        }
-    }
+    kernel.ask(reasons);
     let cast = object::cast(types);
     if cast.is_none() {
         kernel.types = [0; _];
     }
-    let object = object::fitted(cast, &fields, &kernel)?;
-    let field_bytes: &[u8] = bytemuck::cast_slice(&fields);
     let filter = selection.filter();
+    let object = object::fitted(cast, &fields, &kernel, &filter)?;
+    let field_bytes: &[u8] = bytemuck::cast_slice(&fields);
     let ports = selection.port_bits();
     let level = if selection.debug {
         aya_log::Level::Debug as u8

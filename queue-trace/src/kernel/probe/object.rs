@@ -3,10 +3,11 @@
 use std::{collections::HashMap, fs};
 
 use anyhow::{Context, Result};
+use bytemuck::bytes_of;
 use queue_trace_common::{
     counter::GROUPS,
     field::{self, Field},
-    settings::{CAST_MARK, Kernel, mark},
+    settings::{CAST_MARK, Filter, Kernel, mark},
 };
 
 use crate::kernel::btf::Types;
@@ -54,7 +55,8 @@ pub fn cast(types: &Types) -> Option<u32> {
     types.cast().filter(|_| compiled && able)
 }
 
-/// The object for a kernel: marked loads are from its places, and where an address is given its
+/// The object for a kernel: marked loads are from its places, marked numbers are the kernel's and
+/// the user's, and where an address is given its
 /// type, its function of the number given is called. Without one nothing of that is ever run. The
 /// BPF library cannot call functions of the kernel, so this is done before it has the object.
 ///
@@ -64,6 +66,7 @@ pub fn fitted(
     cast: Option<u32>,
     fields: &[Field; field::COUNT],
     kernel: &Kernel,
+    filter: &Filter,
 ) -> Result<Vec<u8>> {
     let typed = match cast {
         Some(number) => call(KERNEL_FUNCTION, number.cast_signed()),
@@ -75,6 +78,8 @@ pub fn fitted(
     for instruction in instructions {
         if *instruction == MARKED {
             *instruction = typed;
+        } else if let Some(number) = marked_number(instruction, kernel, filter) {
+            instruction[4..].copy_from_slice(&number);
         } else if let Some((bytes, mark)) = marked_load(instruction)
             && let Some(place) = places.get(&mark)
         {
@@ -94,6 +99,22 @@ pub fn fitted(
 
 /// Sets a register to the number given: what is loaded from a field that this kernel lacks.
 const SET: u8 = 0xb7;
+
+/// The number that a register is to be set to, if it is set to the mark of one.
+fn marked_number(instruction: &Instruction, kernel: &Kernel, filter: &Filter) -> Option<[u8; 4]> {
+    let [SET, _, 0, 0, mark @ ..] = *instruction else {
+        return None;
+    };
+    let (of, size, offset) = mark::member_of(i32::from_le_bytes(mark))?;
+    let whole = if of == mark::KERNEL {
+        bytes_of(kernel)
+    } else {
+        bytes_of(filter)
+    };
+    let mut number = [0; 4];
+    number[..size].copy_from_slice(whole.get(offset..offset + size)?);
+    Some(number)
+}
 
 /// How many bytes a load from memory takes, and its offset if that may be a mark.
 fn marked_load(instruction: &Instruction) -> Option<(u16, i16)> {
@@ -123,7 +144,8 @@ fn places(fields: &[Field; field::COUNT], kernel: &Kernel) -> HashMap<i16, Field
         .iter()
         .zip(kernel.counters)
         .flat_map(|(&(_, count), base)| (0..count).map(move |next| word(base as usize + next)));
-    let counters = (mark::COUNTER..).zip(counters);
+    let sole = kernel.sole.iter().map(|place| word(*place as usize));
+    let counters = (mark::COUNTER..).zip(counters.chain(sole));
     fields.chain(returned).chain(counters).collect()
 }
 
@@ -151,7 +173,7 @@ mod tests {
 
     fn fitted_to(cast: Option<u32>) -> Vec<u8> {
         let (fields, kernel) = kernel();
-        fitted(cast, &fields, &kernel).unwrap()
+        fitted(cast, &fields, &kernel, &Filter::default()).unwrap()
     }
 
     fn loads_from(object: &[u8], offsets: &[i16]) -> usize {
@@ -192,10 +214,47 @@ mod tests {
     }
 
     #[test]
+    fn every_marked_number_is_the_kernels_or_the_users() {
+        let numbers = |object: &[u8]| -> Vec<_> {
+            let (instructions, _) = object.as_chunks();
+            let of = |(at, instruction): (usize, &Instruction)| {
+                let [SET, _, 0, 0, mark @ ..] = *instruction else {
+                    return None;
+                };
+                Some((at, i32::from_le_bytes(mark)))
+            };
+            instructions.iter().enumerate().filter_map(of).collect()
+        };
+        let is_mark = |&(_, number): &(usize, i32)| mark::member_of(number).is_some();
+        let (fields, mut kernel) = kernel();
+        kernel.tcp_listen = 123;
+        let filter = Filter {
+            netns_count: 0x0102_0304,
+            ..Filter::default()
+        };
+        let object = fitted(None, &fields, &kernel, &filter).unwrap();
+        let after = numbers(&object);
+        assert!(!after.iter().any(is_mark));
+        let listen = std::mem::offset_of!(Kernel, tcp_listen);
+        let count = std::mem::offset_of!(Filter, netns_count);
+        for (whose, number) in [
+            (mark::member(mark::KERNEL, 1, listen), 123),
+            (mark::member(mark::FILTER, 4, count), 0x0102_0304),
+        ] {
+            let before = numbers(OBJECT);
+            let places: Vec<_> = before.iter().filter(|(_, mark)| *mark == whose).collect();
+            assert!(!places.is_empty());
+            for (at, _) in places {
+                assert!(after.contains(&(*at, number)));
+            }
+        }
+    }
+
+    #[test]
     fn what_the_kernel_lacks_is_zero() {
         let (mut fields, kernel) = kernel();
         fields[field::NET_COOKIE] = Field::default();
-        let object = fitted(None, &fields, &kernel).unwrap();
+        let object = fitted(None, &fields, &kernel, &Filter::default()).unwrap();
         let zeros = |object: &[u8]| {
             let (instructions, _) = object.as_chunks::<8>();
             instructions
@@ -215,7 +274,7 @@ mod tests {
     fn a_field_out_of_reach_is_an_error() {
         let (mut fields, kernel) = kernel();
         fields[field::SK_DEPTH].offset = u16::MAX;
-        assert!(fitted(None, &fields, &kernel).is_err());
+        assert!(fitted(None, &fields, &kernel, &Filter::default()).is_err());
     }
 
     #[test]

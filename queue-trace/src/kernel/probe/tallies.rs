@@ -133,9 +133,12 @@ impl Tallies {
         }
     }
 
-    /// Gives a slot to the next key that comes. Its counts must be zero.
+    /// Gives a slot that was emptied to the next key that comes. One that was counted in since
+    /// stays with its key: a namespace that nobody finds is taken for gone, and may not be.
     pub(super) fn give_back(&self, place: SlotPlace) {
-        self.slot(place)[OWNER].store(0, Ordering::Release);
+        if self.read(place).counted.seen == 0 {
+            self.slot(place)[OWNER].store(0, Ordering::Release);
+        }
     }
 
     /// How often something was counted in the map of counts.
@@ -171,5 +174,40 @@ impl Tallies {
             *word = self.sum(word!(loss) + index);
         }
         loss
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use memmap2::MmapMut;
+
+    use super::*;
+
+    #[test]
+    fn a_slot_that_is_counted_in_again_stays_with_its_key() {
+        let memory = MmapMut::map_anon(2 * size_of::<Tally>()).unwrap();
+        let tallies = Tallies {
+            memory: memory.into(),
+        };
+        let place = SlotPlace { cpu: 1, index: 7 };
+        let count = |seen| tallies.slot(place)[0].store(seen, Ordering::Relaxed);
+        let keys = || -> Vec<_> {
+            let slots = tallies.slots().into_iter();
+            slots
+                .map(|(place, slot)| (place, slot.key.netns, slot.counted.seen))
+                .collect()
+        };
+        tallies.slot(place)[OWNER].store(4711, Ordering::Relaxed);
+        count(5);
+        assert_eq!(keys(), [(place, 4711, 5)]);
+        tallies.empty(place);
+        assert_eq!(keys(), []);
+        count(2);
+        tallies.give_back(place);
+        assert_eq!(keys(), [(place, 4711, 2)]);
+        tallies.empty(place);
+        tallies.give_back(place);
+        count(1);
+        assert_eq!(keys(), [(place, 0, 1)]);
     }
 }

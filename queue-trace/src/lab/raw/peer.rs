@@ -58,7 +58,12 @@ impl RawPeer {
 
     /// Sends its SYN; sent again, it is a retransmission.
     pub fn syn(&self, wire: &Wire) -> Result<()> {
-        wire.send(&self.segment(Flags::SYN, self.isn, 0), &[])
+        self.syn_with_data(wire, &[])
+    }
+
+    /// The same with data, as for fast open.
+    pub fn syn_with_data(&self, wire: &Wire, data: &[u8]) -> Result<()> {
+        wire.send(&self.segment(Flags::SYN, self.isn, 0), data)
     }
 
     /// Sends its SYN with a wrong checksum.

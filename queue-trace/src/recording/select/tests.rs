@@ -79,7 +79,6 @@ fn ledger() -> Line {
         netns: NETNS,
         counters: BTreeMap::new(),
         in_front: BTreeMap::new(),
-        deferred: None,
         lost: 0,
         unexplained: Some(0),
         note: None,
