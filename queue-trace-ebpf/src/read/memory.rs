@@ -282,7 +282,7 @@ pub fn returned<const HOOK: usize>(ctx: &FExitContext) -> u64 {
 /// `__per_cpu_offset` is not in every kernel's symbols. But a lookup in a per-CPU
 /// array returns the address of this CPU's copy of the value, and the map itself
 /// (`bpf_array.pptrs[0]`) holds the per-CPU address; their difference is the offset.
-#[inline(never)]
+#[inline(always)]
 pub fn per_cpu_offset() -> u64 {
     let Some(here) = PER_CPU.get_ptr_mut(0) else {
         return 0;
