@@ -128,9 +128,11 @@ fn a_crowd_of_listeners_keeps_nobody_waiting() {
         let here = recording.rows().filter(|row| row.netns == netns.id());
         here.count()
     };
-    // One that ends by itself takes the time for a last look.
+    // One that ends by itself takes the time for a last look. Where connections have waited long
+    // enough the listeners are told of once more in between, as nobody accepts.
+    let twice = 2 * usize::from(MANY);
     let recording = launch().args(["--duration", "1s"]).finish().recording();
-    assert_eq!(rows(&recording), 2 * usize::from(MANY));
+    assert!(rows(&recording) >= twice, "{} rows", rows(&recording));
     for (listener, _) in &crowd {
         let row = recording.row(inode(listener));
         assert_eq!(row.accept_queue.depth, 2);
@@ -146,7 +148,7 @@ fn a_crowd_of_listeners_keeps_nobody_waiting() {
     // On a slow machine the last look is cut short, and said to be.
     let is_said = finished.stderr.contains("look at the listeners");
     assert!(
-        rows == 2 * usize::from(MANY) || rows >= usize::from(MANY) && is_said,
+        rows >= twice || rows >= usize::from(MANY) && is_said,
         "{rows} rows: {}",
         finished.stderr
     );
