@@ -203,6 +203,23 @@ pub fn fetch<T: Copy>(place: &mut T, address: u64) -> Status {
     fetch_bytes(place, address, size_of::<T>() as u32)
 }
 
+/// Reads the first bytes of a header into a place that is large enough for any: stack is scarce.
+#[inline(always)]
+pub fn fetch_header(place: &mut [u64; 5], address: u64, size: HeaderSize) -> Status {
+    fetch_bytes(place, address, size as u32)
+}
+
+/// How much of a header is read, bytes.
+#[derive(Clone, Copy)]
+pub enum HeaderSize {
+    /// Of TCP, up to its flags.
+    Tcp = 14,
+    /// Of IPv4.
+    V4 = 20,
+    /// Of IPv6.
+    V6 = 40,
+}
+
 /// The one call of the helper: reads `size` bytes, no more than the place has.
 #[inline(always)]
 fn fetch_bytes<T: Copy>(place: &mut T, address: u64, size: u32) -> Status {

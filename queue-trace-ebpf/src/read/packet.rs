@@ -9,7 +9,7 @@ use queue_trace_common::{
     settings::{Address, typed},
 };
 
-use super::memory::{self, Plain, Pointer, Typed};
+use super::memory::{self, HeaderSize, Plain, Pointer, Typed};
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -117,18 +117,17 @@ impl Packet {
         };
         let carried;
         // Each header in one go, as every read is a call.
+        let mut header = [0; 5];
         let addresses = match protocol {
             ETH_P_IP => {
-                let mut header = [0u32; 5];
-                let status = memory::fetch(&mut header, network);
-                carried = (header[2] >> 8) as u8;
-                self.client = mapped(header[3]);
-                self.local = mapped(header[4]);
+                let status = memory::fetch_header(&mut header, network, HeaderSize::V4);
+                carried = (header[1] >> 8) as u8;
+                self.client = mapped((header[1] >> 32) as u32);
+                self.local = mapped(header[2] as u32);
                 status
             }
             ETH_P_IPV6 => {
-                let mut header = [0u64; 5];
-                let status = memory::fetch(&mut header, network);
+                let status = memory::fetch_header(&mut header, network, HeaderSize::V6);
                 // An extension header may come first; then it is taken for TCP.
                 carried = (header[0] >> 48) as u8;
                 self.client = address([header[1], header[2]]);
@@ -139,11 +138,10 @@ impl Packet {
         };
         self.icmp = carried == IPPROTO_ICMP || carried == IPPROTO_ICMPV6;
         self.at_tcp = data == transport && !self.icmp;
-        let mut tcp = [0u16; 7];
-        let ports = memory::fetch(&mut tcp, transport);
-        self.client_port = u16::from_be(tcp[0]);
-        self.local_port = u16::from_be(tcp[1]);
-        self.flags = (tcp[6] >> 8) as u8;
+        let ports = memory::fetch_header(&mut header, transport, HeaderSize::Tcp);
+        self.client_port = u16::from_be(header[0] as u16);
+        self.local_port = u16::from_be((header[0] >> 16) as u16);
+        self.flags = (header[1] >> 40) as u8;
         (addresses | ports).ok()
     }
 }

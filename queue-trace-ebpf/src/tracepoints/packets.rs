@@ -75,9 +75,15 @@ fn baseline_of(identity: u64) -> Option<&'static mut Baseline> {
 #[inline(always)]
 fn prime(net: impl Pointer) {
     let identity = identity(net);
-    if identity == 0 || baseline_of(identity).is_some() {
-        return;
+    if identity != 0 && baseline_of(identity).is_none() {
+        set_baseline(identity, memory::plain(net.address()));
     }
+}
+
+/// Gives a namespace its baseline. Rare, and a function of its own for the stack's sake.
+#[inline(never)]
+fn set_baseline(identity: u64, net: u64) {
+    let net = Plain(net);
     let Some(here) = Here::find() else { return };
     let address = counters::of(net, frame::cpu_offset(here));
     let mut baseline = Baseline {
