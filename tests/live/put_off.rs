@@ -14,7 +14,7 @@ use queue_trace::lab::{
 };
 use queue_trace_common::outcome;
 
-use crate::diagnose::{assert_found, diagnosed};
+use crate::diagnose::diagnosed;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const DEFERRED: &str = "ack_deferred";
@@ -203,8 +203,15 @@ fn a_full_fast_open_queue_is_diagnosed() {
     });
     let sums = expected(&[(outcome::FAST_OPEN_REFUSED, 12)], Shown::Refusals);
     tracer.stop().assert_exact(&room.netns, &room.before, &sums);
-    assert_found(&diagnosis, &["refused-otherwise"]);
-    let finding = &diagnosis["findings"][0];
+    let all = diagnosis["findings"].as_array().unwrap();
+    let of = |rule: &str| all.iter().filter(|one| one["rule"] == rule).count();
+    // Its clients finish no handshake, which on a slow machine is found as well.
+    assert_eq!(
+        of("refused-otherwise") + of("syn-acks-unanswered"),
+        all.len()
+    );
+    let finding = all.iter().find(|one| one["rule"] == "refused-otherwise");
+    let finding = finding.unwrap_or_else(|| panic!("{diagnosis:#}"));
     assert_eq!(finding["count"], 12, "{diagnosis:#}");
     assert!(finding.to_string().contains("TCP_FASTOPEN"), "{finding:#}");
 }
