@@ -110,7 +110,7 @@ fn latest(here: Here, frame: &Frame, inode: u64, port: u16) -> Option<&'static m
     if config::softirqs_mix() || inode == 0 {
         return None;
     }
-    let slot = &mut here.tally().slots[frame.latest as usize % settings::SLOTS];
+    let slot = here.slot(frame.latest as usize);
     let key = &slot.key;
     let what = u32::from(port) | frame.verdict << 16;
     (key.sk == frame.sk && key.inode == inode && what_of(key) == what && key.netns != 0)
@@ -342,7 +342,7 @@ fn slot(here: Here, key: &CountKey, net: u64, latest: &mut u64) -> Option<Option
     // meet, the second has another place.
     let hash = (key.sk >> 6 ^ key.sk >> 12 ^ u64::from(key.outcome)) as usize;
     for index in [hash, hash.wrapping_mul(0x9e37_79b9) >> 8] {
-        let slot = &mut here.tally().slots[index % settings::SLOTS];
+        let slot = here.slot(index);
         if slot.key.netns == 0 {
             if filter::is_foreign_self_test(net) {
                 return None;

@@ -9,9 +9,8 @@ use queue_trace_common::{
 };
 
 // What each packet asks is in the instructions (`known`). Else the loader replaces the bytes behind
-// these names. Volatile reads keep the
-// compiler from folding the zeros; the verifier knows the real values, as the
-// section is frozen before the programs load.
+// these names. Volatile reads keep the compiler from folding the zeros; the verifier knows the real
+// values, as the section is frozen before the programs load.
 
 #[unsafe(no_mangle)]
 static FIELDS: [Field; field::COUNT] = [Field { offset: 0, size: 0 }; field::COUNT];

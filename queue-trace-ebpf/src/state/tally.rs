@@ -2,7 +2,10 @@
 //! lost, notes that something changed), and what its programs remember.
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
-use queue_trace_common::{loss::Loss, settings::Tally};
+use queue_trace_common::{
+    loss::Loss,
+    settings::{SLOTS, Slot, Tally},
+};
 
 use super::{maps::TALLIES, types::Own};
 
@@ -19,13 +22,19 @@ impl Here {
         TALLIES.get_ptr_mut(cpu).map(|tally| Self(is_there(tally)))
     }
 
-    /// What it has to tell.
+    /// One of the slots.
     #[inline(always)]
-    pub fn tally(self) -> &'static mut Tally {
-        // SAFETY: only this CPU writes its entry, except for slots that user space gives back.
-        // Slots are written with bottom halves off, where nothing comes between; the other words
-        // by `add`. Nobody borrows what is `own` through it.
-        unsafe { &mut *self.0 }
+    pub fn slot(self, index: usize) -> &'static mut Slot {
+        // SAFETY: only this CPU writes it, with bottom halves off, where nothing comes between,
+        // except where user space gives it back. No other member is borrowed.
+        unsafe { &mut (*self.0).slots[index % SLOTS] }
+    }
+
+    /// What was lost.
+    #[inline(always)]
+    fn loss(self) -> &'static mut Loss {
+        // SAFETY: only this CPU writes it, by `add`. No other member is borrowed.
+        unsafe { &mut (*self.0).loss }
     }
 
     /// What only the kernel side sees.
@@ -64,7 +73,7 @@ pub fn lost(which: impl FnOnce(&mut Loss) -> &mut u64) {
 #[inline(always)]
 pub fn lost_many(many: u64, which: impl FnOnce(&mut Loss) -> &mut u64) {
     if let Some(here) = Here::find() {
-        add(which(&mut here.tally().loss), many);
+        add(which(here.loss()), many);
     }
 }
 
@@ -73,7 +82,8 @@ pub fn lost_many(many: u64, which: impl FnOnce(&mut Loss) -> &mut u64) {
 #[inline(always)]
 pub fn counts_changed() {
     if let Some(here) = Here::find() {
-        add(&mut here.tally().counted, 1);
+        // SAFETY: only this CPU writes it, by `add`. No other member is borrowed.
+        add(unsafe { &mut (*here.0).counted }, 1);
     }
 }
 
@@ -81,7 +91,8 @@ pub fn counts_changed() {
 #[inline(always)]
 pub fn listeners_changed() {
     if let Some(here) = Here::find() {
-        add(&mut here.tally().listeners, 1);
+        // SAFETY: as in `counts_changed`.
+        add(unsafe { &mut (*here.0).listeners }, 1);
     }
 }
 
