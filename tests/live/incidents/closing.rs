@@ -121,7 +121,10 @@ fn a_restart_that_does_not_wait() {
         thread::sleep(Duration::from_secs(2));
         freeze(worker);
         let clients: Vec<_> = (0..WAITING).map(|_| server.connect()).collect();
-        for pid in [server.pid(), worker] {
+        // The worker first: the kernel wakes stopped processes that lose their parent, and it would
+        // accept the clients. Its parent is stopped as well, or it would start another.
+        freeze(server.pid());
+        for pid in [worker, server.pid()] {
             kill_process(pid, Signal::KILL).unwrap();
         }
         wait_for_resets(&clients);
