@@ -467,19 +467,7 @@ impl Watch {
     /// Has the kernel side forget what was closed a while ago and has been reported.
     fn forget(&mut self, queues: &HashMap<QueueKey, Queue>) -> Result<HashSet<QueueKey>> {
         let now = monotonic_now();
-        let is_over = |key: &QueueKey| {
-            let queue = queues.get(key);
-            queue.is_none_or(|queue| {
-                let since = now.saturating_sub(queue.closed_ns);
-                // One that only stopped listening may begin again.
-                since
-                    >= if queue.released == 0 {
-                        STOPPED_NS
-                    } else {
-                        LINGER_NS
-                    }
-            })
-        };
+        let is_over = |key: &QueueKey| is_over(queues.get(key), now);
         let over: HashSet<_> = self.closed.extract_if(is_over).collect();
         if let Some((reader, _)) = &self.attached {
             reader.forget_queues(&over)?;
@@ -488,8 +476,54 @@ impl Watch {
     }
 }
 
+/// Whether what is kept of a listener that was reported as closed is of no use any more.
+fn is_over(queue: Option<&Queue>, now_ns: u64) -> bool {
+    let Some(queue) = queue else {
+        return true;
+    };
+    let after = if queue.released == 0 {
+        STOPPED_NS
+    } else {
+        LINGER_NS
+    };
+    // One that only stopped listening may have begun again since it was reported.
+    queue.closed_ns != 0 && now_ns.saturating_sub(queue.closed_ns) >= after
+}
+
 /// The namespaces in which listeners are in trouble.
 fn troubled(rows: &[Snapshot]) -> BTreeSet<u32> {
     let stalled = rows.iter().filter(|row| row.is_stalled());
     stalled.map(|row| row.netns).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_NS: u64 = 500_000_000_000;
+
+    fn closed(ago_ns: u64, released: u16) -> Queue {
+        Queue {
+            closed_ns: NOW_NS - ago_ns,
+            released,
+            ..Queue::default()
+        }
+    }
+
+    #[test]
+    fn closed_ones_are_over_after_a_while() {
+        let over = |queue: &Queue| is_over(Some(queue), NOW_NS);
+        assert!(over(&closed(LINGER_NS, 1)) && !over(&closed(LINGER_NS - 1, 1)));
+        assert!(over(&closed(STOPPED_NS, 0)) && !over(&closed(STOPPED_NS - 1, 0)));
+        assert!(is_over(None, NOW_NS));
+    }
+
+    #[test]
+    fn one_that_listens_again_is_not_over() {
+        let again = Queue {
+            made_ns: NOW_NS - 1,
+            ..Queue::default()
+        };
+        assert!(!is_over(Some(&again), NOW_NS));
+    }
 }
