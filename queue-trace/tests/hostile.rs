@@ -334,6 +334,68 @@ fn memory_is_bounded_for_every_recording() {
     }
 }
 
+/// Lines that come second by second, so that there are moments to go back to: `top` keeps what was
+/// known at some of them.
+fn moments(scratch: &Scratch) -> PathBuf {
+    let path = scratch.file("moments.zst");
+    let long = "x".repeat(5000);
+    let line = |number: u32| {
+        let (minute, second) = (number / 400 / 60, number / 400 % 60);
+        format!(
+            "{{\"type\":\"listener\",\"time\":\"2026-11-21T10:{minute:02}:{second:02}Z\",\"netns\":1,\
+             \"listener\":{{\"port\":80,\"inode\":{number}}},\"processes\":[{{\"pid\":1,\"comm\":\"{long}\"}}],\
+             \"unit\":\"{long}\",\"accept_queue\":{{\"depth\":2,\"limit\":1}},\"drops\":{{\"accept_queue_full\":1}}}}"
+        )
+    };
+    let lines = std::iter::once(header()).chain((0..24_000).map(line));
+    packed(&path, lines);
+    path
+}
+
+/// Address space for `top`: it keeps 64 MiB of moments, and draws.
+const ROOM_OF_TOP_KIB: u32 = 256 << 10;
+
+#[test]
+fn memory_of_top_is_bounded_for_every_recording() {
+    let scratch = Scratch::new("top-bombs");
+    let mut files = bombs(&scratch);
+    files.push(moments(&scratch));
+    for path in files {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let (mut screen, theirs) = Screen::open(150, 40);
+        let shell =
+            format!("ulimit -v {ROOM_OF_TOP_KIB}; exec env --default-signal \"$0\" top \"$1\"");
+        let mut child = Command::new("sh")
+            .args(["-c", &shell, env!("CARGO_BIN_EXE_queue-trace")])
+            .arg(&path)
+            .envs([("TERM", "xterm-256color"), ("TZ", "UTC")])
+            .stdin(theirs.try_clone().unwrap())
+            .stdout(theirs.try_clone().unwrap())
+            .stderr(theirs)
+            .spawn()
+            .unwrap();
+        let ends = ["top 1", "nothing to show", "memory", "error"];
+        let text = screen.wait(name, |text| ends.iter().any(|end| text.contains(end)));
+        if !text.contains("top 1") {
+            // It has no moment to be shown.
+            assert!(text.contains("nothing to show"), "{name}: {text}");
+            assert_eq!(child.wait().unwrap().code(), Some(1), "{name}");
+            continue;
+        }
+        let (_, span) = text.split_once(" of ").unwrap();
+        let (first, _) = span.split_once(" to ").unwrap();
+        for _ in 0..2 {
+            screen.press("\x1b[F");
+            screen.wait_for("  END");
+            screen.press("\x1b[H");
+            screen.wait_for(&format!("top {first} of"));
+        }
+        screen.press("q");
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{name}");
+        screen.assert_restored();
+    }
+}
+
 /// Where there is too little memory it says so, and does not abort.
 #[test]
 fn too_little_memory_is_said() {
