@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader},
+    os::unix::process::ExitStatusExt,
     thread,
     time::{Duration, Instant},
 };
@@ -150,4 +151,25 @@ fn not_by_signals_while_it_attaches() {
     let tracer = tracer.ready();
     tracer.signal(Signal::TERM);
     tracer.wait().assert_well();
+}
+
+/// A signal while programs are verified ends it before the rest of them: it says that nothing was
+/// watched, or is attached already and closes its books.
+#[test]
+fn by_a_signal_while_it_attaches() {
+    let room = room();
+    for after in [0, 20, 50, 100, 200, 500, 1000, 2000].map(Duration::from_millis) {
+        let tracer = Launch::live().on(&room.netns).spawn();
+        thread::sleep(after);
+        let finished = tracer.end_soon();
+        match finished.status.code() {
+            // It had not come to handling signals.
+            None => assert_eq!(finished.status.signal(), Some(Signal::TERM.as_raw())),
+            Some(1) => finished.assert_failed(1, &["ended by a signal before it was attached"]),
+            _ => {
+                finished.assert_well();
+                assert!(finished.stdout.contains("\"type\":\"end\""), "{finished:?}");
+            }
+        }
+    }
 }

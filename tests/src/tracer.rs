@@ -32,6 +32,9 @@ use crate::{
 /// Within it even an emulated machine attaches, or detaches, beside other work.
 const DEADLINE: Duration = Duration::from_secs(240);
 
+/// Within it even an emulated machine ends a run. What once failed took minutes, or for ever.
+const SOON: Duration = Duration::from_secs(60);
+
 /// How the program is to be started.
 #[derive(Debug)]
 pub struct Launch {
@@ -283,6 +286,19 @@ impl Tracer {
     pub fn stop(self) -> Recording {
         self.signal(Signal::TERM);
         self.wait().recording()
+    }
+
+    /// Tells it to stop, and waits until it ends, which must be soon. Prints how long that took:
+    /// docs/performance.md has it.
+    #[must_use]
+    pub fn end_soon(self) -> Finished {
+        let asked = Instant::now();
+        self.signal(Signal::TERM);
+        let finished = self.wait();
+        let took = asked.elapsed();
+        println!("ended {:.2} s after the signal", took.as_secs_f64());
+        assert!(took < SOON, "{took:?}");
+        finished
     }
 
     /// Waits until it ends. Nothing of it stays in the kernel.
