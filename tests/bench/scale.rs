@@ -1,11 +1,11 @@
 //! What a look at all listeners takes, by how many there are, and how long a signal has to
-//! wait then.
+//! wait then. Fails if a look misses some, or if its time grows faster than what it looks at.
 
 use std::{
     fs,
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -14,41 +14,52 @@ use std::{
 use live_tests::{Launch, Room};
 use queue_trace::lab::{Family, Listen, Netns, raw::Flood};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use serde_json::Value;
 
 /// Listeners of each row.
-const LISTENERS: [u16; 6] = [250, 500, 1000, 2000, 5000, 10_000];
+const LISTENERS: [u32; 7] = [10, 100, 500, 1000, 2000, 5000, 10_000];
 /// Half-open requests of each row.
-const REQUESTS: [u32; 3] = [1000, 10_000, 100_000];
+const REQUESTS: [u32; 5] = [10, 1000, 10_000, 50_000, 100_000];
 /// Namespaces of each row.
-const NAMESPACES: [usize; 3] = [200, 1000, 2000];
+const NAMESPACES: [u32; 5] = [1, 20, 200, 1000, 2000];
 
 /// Prints a table.
 pub fn run(program: &Path, attach: &str) {
     allow_files();
     println!("| | a look, CPU s | a look, s | attach and look, s | end after a signal, s |");
     println!("|---|---:|---:|---:|---:|");
+    let look = |what: &str, which: &[&str], least: &Found| row(what, program, attach, which, least);
     let netns = Netns::new().unwrap();
+    let path = netns.path();
+    let here = ["--netns", path.to_str().unwrap()];
     let mut crowd = Vec::new();
+    let mut curve = Vec::new();
     for count in LISTENERS {
-        while crowd.len() < usize::from(count) {
+        while crowd.len() < count as usize {
             crowd.push(crowded(&netns, 1024 + crowd.len() as u16));
         }
         let what = format!("{count} listeners with two connections waiting");
-        row(
-            &what,
-            program,
-            attach,
-            &["--netns", netns.path().to_str().unwrap()],
-        );
+        let least = Found {
+            listeners: count.into(),
+            waiting: 2 * u64::from(count),
+            half_open: 0,
+        };
+        curve.push((count, look(&what, &here, &least)));
     }
     drop(crowd);
+    let mut curves = vec![("listener", curve)];
     let large = [
         ("net.ipv4.tcp_syncookies", 0),
         ("net.core.somaxconn", 200_000),
         ("net.ipv4.tcp_max_syn_backlog", 400_000),
+        // However slow the machine is, they are there until the end.
+        ("net.ipv4.tcp_synack_retries", 10),
     ];
     let room = Room::new(Family::V4, 200_000, &large);
+    let path = room.netns.path();
+    let here = ["--netns", path.to_str().unwrap()];
     let mut sent = 0;
+    let mut curve = Vec::new();
     for count in REQUESTS {
         let flood = Flood {
             first: sent,
@@ -57,22 +68,88 @@ pub fn run(program: &Path, attach: &str) {
         room.flood_as(&flood);
         sent = count;
         let what = format!("one listener, {count} half-open requests");
-        row(
-            &what,
-            program,
-            attach,
-            &["--netns", room.netns.path().to_str().unwrap()],
-        );
+        let least = Found {
+            listeners: 1,
+            waiting: 0,
+            half_open: count.into(),
+        };
+        curve.push((count, look(&what, &here, &least)));
     }
     drop(room);
+    curves.push(("half-open request", curve));
     let mut inhabited = Vec::new();
+    let mut curve = Vec::new();
     for count in NAMESPACES {
-        while inhabited.len() < count {
+        while inhabited.len() < count as usize {
             inhabited.push(inhabit(1));
         }
         let what = format!("{count} namespaces with a listener each");
-        row(&what, program, attach, &[]);
+        let least = Found {
+            listeners: count.into(),
+            ..Found::default()
+        };
+        curve.push((count, look(&what, &[], &least)));
     }
+    curves.push(("namespace", curve));
+    for (each, curve) in curves {
+        judge(each, &curve);
+    }
+}
+
+/// What a look found.
+#[derive(Debug, Default)]
+struct Found {
+    listeners: u64,
+    /// Connections in their accept queues.
+    waiting: u64,
+    /// Requests in their SYN queues.
+    half_open: u64,
+}
+
+impl Found {
+    fn of(lines: &[u8]) -> Self {
+        let mut found = Self::default();
+        for line in lines.split(|byte| *byte == b'\n') {
+            let Ok(line) = serde_json::from_slice::<Value>(line) else {
+                continue;
+            };
+            if line["type"] == "listener" {
+                let depth = |queue: &str| line[queue]["depth"].as_u64().unwrap_or(0);
+                found.listeners += 1;
+                found.waiting += depth("accept_queue");
+                found.half_open += depth("syn_queue");
+            }
+        }
+        found
+    }
+
+    fn has(&self, least: &Self) -> bool {
+        self.listeners >= least.listeners
+            && self.waiting >= least.waiting
+            && self.half_open >= least.half_open
+    }
+}
+
+/// Says what one more of them takes, and panics if that grows with their number: ten times as many
+/// take ten times as long, or less. Twice that is left to chance.
+fn judge(each: &str, curve: &[(u32, Duration)]) {
+    let (Some(&(few, base)), Some(&(many, most))) = (curve.first(), curve.last()) else {
+        return;
+    };
+    let one = most.saturating_sub(base) / (many - few);
+    println!(
+        "one more {each} takes {:.1} us of CPU, all else {:.2} s",
+        one.as_secs_f64() * 1e6,
+        base.as_secs_f64()
+    );
+    let tenth = curve.iter().find(|(count, _)| *count == many / 10);
+    let (_, tenth) = tenth.expect("a row with a tenth of the last one's");
+    // Some ticks of the clock are noise.
+    let tenth = tenth.saturating_sub(base).max(Duration::from_millis(50));
+    assert!(
+        most.saturating_sub(base) <= 20 * tenth,
+        "a look takes more for each {each} the more there are: {curve:?}"
+    );
 }
 
 /// As many open files as this process may have.
@@ -122,14 +199,17 @@ pub fn inhabit(listeners: u16) -> (Netns, Vec<TcpListener>, mpsc::Sender<()>) {
     (netns, listeners, stay)
 }
 
-fn row(what: &str, program: &Path, attach: &str, which: &[&str]) {
+/// Prints a row. The CPU time of a look, which found at least that.
+fn row(what: &str, program: &Path, attach: &str, which: &[&str], least: &Found) -> Duration {
     let before = children();
     let began = Instant::now();
     let mut look = Command::new(program);
     look.args(["listeners", "--json"]).args(which);
-    let status = look.stdout(Stdio::null()).status().unwrap();
+    let output = look.output().unwrap();
     let (wall, cpu) = (began.elapsed(), children().saturating_sub(before));
-    assert!(status.success());
+    assert!(output.status.success());
+    let found = Found::of(&output.stdout);
+    assert!(found.has(least), "{what}: a look found {found:?}");
 
     let began = Instant::now();
     let launch = Launch::of(
@@ -152,6 +232,7 @@ fn row(what: &str, program: &Path, attach: &str, which: &[&str]) {
         attached.as_secs_f64(),
         end.as_secs_f64()
     );
+    cpu
 }
 
 /// The CPU time of the processes that were waited for (`cutime` and `cstime`, proc_pid_stat(5)).
