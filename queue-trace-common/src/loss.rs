@@ -33,7 +33,7 @@ macro_rules! losses {
 
 losses! {
     records "records that found the ring full";
-    by_port "counts kept by port, as the table of counts had no room for the listener";
+    by_port "counts kept by port or namespace, as the table of counts had no room for the listener";
     uncounted "counts that found no room at all";
     failed_reads "failed reads";
     unpaired "unpaired calls";

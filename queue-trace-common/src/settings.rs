@@ -19,8 +19,9 @@
 //! - Keys of ports, and [`Baseline`]s, are deleted when their namespace is gone.
 //! - A [`Slot`] is given back in two steps, with a second between them: `counted` is set to 0,
 //!   then `key.netns`.
-//! - A key that finds no room in `COUNTS` is counted by its port in `UNLISTED`, so that the sums
-//!   by namespace stay exact.
+//! - A key that finds no room in `COUNTS` is counted by its port in `UNLISTED`, and where many
+//!   ports have filled that by its namespace in `BY_NETNS` (`port` 0), so that the sums by
+//!   namespace stay exact.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -18,7 +18,7 @@ use crate::{
     },
     state::{
         config,
-        maps::{COUNTS, IF_MISSING, RECORDS, UNLISTED},
+        maps::{BY_NETNS, COUNTS, IF_MISSING, RECORDS, UNLISTED},
         tally::{self, Here},
         types::Frame,
     },
@@ -306,10 +306,11 @@ fn count(here: Here, verdict: &Verdict, latest: &mut u64) -> Option<Option<Place
     Some(by_port(key, by))
 }
 
-/// Counts what found no room by listener by its port. Rare, so a function of its own.
+/// Counts what found no room by listener by its port, or else by its namespace alone. Rare, so a
+/// function of its own.
 #[inline(never)]
 fn by_port(key: &CountKey, by: u64) -> Option<Place> {
-    let key = CountKey {
+    let mut key = CountKey {
         sk: 0,
         inode: 0,
         ..*key
@@ -319,6 +320,14 @@ fn by_port(key: &CountKey, by: u64) -> Option<Place> {
         // If there is no room, nothing is found below.
         let _ = UNLISTED.insert(&key, Counted::default(), IF_MISSING);
         place = UNLISTED.get_ptr_mut(&key);
+    }
+    if place.is_none() {
+        key.port = 0;
+        place = BY_NETNS.get_ptr_mut(&key);
+    }
+    if place.is_none() {
+        let _ = BY_NETNS.insert(&key, Counted::default(), IF_MISSING);
+        place = BY_NETNS.get_ptr_mut(&key);
     }
     let Some(counted) = place else {
         tally::lost_many(by, |loss| &mut loss.uncounted);

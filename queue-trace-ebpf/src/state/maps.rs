@@ -36,6 +36,10 @@ pub static COUNTS: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_en
 #[map]
 pub static UNLISTED: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(4096, 0);
 
+/// Counts by namespace, of those that found no room there either.
+#[map]
+pub static BY_NETNS: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(1024, 0);
+
 /// What each CPU has to tell, and what it remembers from the entry of a function to its return, by
 /// its number. The loader makes it as long as there are CPUs.
 #[map]

@@ -84,11 +84,7 @@ pub(super) fn attach(
         attach_tracepoint(&mut ebpf, "task_switched", "sched_switch")?;
     }
     for hook in &plan.hooks {
-        // The kernel takes its time to verify each, and nobody waits for the rest.
-        if stopping::is_asked() {
-            let ended = "ended by a signal before it was attached: nothing was watched";
-            return Err(AttachError::Other(anyhow!(ended)));
-        }
+        unless_asked_to_stop()?;
         let by_type = match plan.family {
             HookFamily::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
             HookFamily::Kprobe | HookFamily::Tracepoint => None,
@@ -115,6 +111,15 @@ pub(super) fn attach(
     }
     log_sizes(&ebpf);
     Ok((ebpf, notes))
+}
+
+/// The kernel takes its time to verify each program, and who asked for the end waits for none.
+fn unless_asked_to_stop() -> Result<(), AttachError> {
+    if stopping::is_asked() {
+        let ended = "ended by a signal before it was attached: nothing was watched";
+        return Err(AttachError::Other(anyhow!(ended)));
+    }
+    Ok(())
 }
 
 /// A limit of tracepoints where softirqs interrupt each other: frames are one to a CPU there.
@@ -171,9 +176,10 @@ fn load_with(
         0
     };
     EbpfLoader::new()
-        // The verifier's log of a refused program is fetched by a second attempt; the
-        // statistics of accepted ones are of no use here.
-        .verifier_log_level(VerifierLogLevel::VERBOSE)
+        // The verifier's log of a refused program is fetched by a second attempt, which is also
+        // made of one that a signal interrupted. So it is the short one: the other is of more
+        // than the library's 16 MiB, which has it try ten times, half a second each.
+        .verifier_log_level(VerifierLogLevel::DEBUG)
         .override_global("FIELDS", field_bytes, true)
         .override_global("KERNEL", bytes_of(&kernel), true)
         .override_global("FILTER", bytes_of(&filter), true)
@@ -271,6 +277,7 @@ fn attach_tracepoint_twice(ebpf: &mut Ebpf, program: &str, name: &str) -> Result
 pub(super) const SECOND: &str = "_again";
 
 fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, name: &str) -> Result<(), AttachError> {
+    unless_asked_to_stop()?;
     let mut attach = || -> Result<(), ProgramError> {
         let program: &mut RawTracePoint = named(ebpf, program)?.try_into()?;
         program.load()?;

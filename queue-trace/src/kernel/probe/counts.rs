@@ -32,8 +32,8 @@ use crate::{
 pub(super) struct CountMaps {
     /// Those that have no slot.
     map: PerCpuHashMap<MapData, PodWire<CountKey>, PodWire<Counted>>,
-    /// Those that the kernel side found no room for by listener.
-    unlisted: Option<PerCpuHashMap<MapData, PodWire<CountKey>, PodWire<Counted>>>,
+    /// Those that the kernel side found no room for by listener: by port, and by namespace.
+    unlisted: [PerCpuHashMap<MapData, PodWire<CountKey>, PodWire<Counted>>; 2],
     /// Tracepoint mode: the counters of each namespace when last looked at.
     baselines: PerCpuHashMap<MapData, u64, PodWire<Baseline>>,
     tallies: Tallies,
@@ -97,7 +97,7 @@ impl CountMaps {
     pub(super) fn of(ebpf: &mut Ebpf, cpus: usize) -> Result<Self> {
         Ok(Self {
             map: take(ebpf, "COUNTS")?,
-            unlisted: take(ebpf, "UNLISTED").ok(),
+            unlisted: [take(ebpf, "UNLISTED")?, take(ebpf, "BY_NETNS")?],
             baselines: take(ebpf, "BASELINES")?,
             tallies: Tallies::of(ebpf, cpus)?,
             searched: Searched::default(),
@@ -168,16 +168,18 @@ impl CountMaps {
             return Ok(());
         }
         let mut counts: HashMap<CountKey, Counted> = HashMap::new();
-        for map in [Some(&self.map), self.unlisted.as_ref()]
-            .into_iter()
-            .flatten()
-        {
+        for map in std::iter::once(&self.map).chain(&self.unlisted) {
+            let mut found = HashMap::new();
             // Where entries go meanwhile the kernel begins anew, so that some come twice.
             for entry in map.iter() {
                 let (PodWire(key), values) = entry.context("cannot read the counts")?;
                 let mut sum = Counted::default();
                 values.iter().for_each(|PodWire(cpu)| sum.add(cpu));
-                counts.insert(key, sum);
+                found.insert(key, sum);
+            }
+            // One of a port may be in several.
+            for (key, sum) in found {
+                counts.entry(key).or_default().add(&sum);
             }
         }
         self.searched = Searched { until, counts };
@@ -207,11 +209,8 @@ impl CountMaps {
         let keys = self.searched.counts.keys();
         let keys: Vec<_> = keys.filter(|key| is_over(key)).copied().collect();
         for key in keys {
-            for map in [Some(&mut self.map), self.unlisted.as_mut()]
-                .into_iter()
-                .flatten()
-            {
-                // It is in one of them.
+            for map in std::iter::once(&mut self.map).chain(&mut self.unlisted) {
+                // It is in some of them.
                 let Ok(values) = map.get(&PodWire(key), 0) else {
                     continue;
                 };
