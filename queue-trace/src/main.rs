@@ -9,6 +9,8 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 use queue_trace::{Cli, stderr::tell};
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    memory::share();
     let cli = Cli::parse();
     if let Err(message) = cli.trace.check() {
         Cli::command()

@@ -16,6 +16,16 @@ static ALLOCATOR: OrExit = OrExit;
 
 static STATUS: AtomicU8 = AtomicU8::new(1);
 
+/// Has all threads share one arena of glibc's. Each look is made by a thread of its own, and each
+/// of several arenas would keep as much as the largest look took.
+pub fn share() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no other thread was started yet; it sets a number, and says whether it could.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// With which status it ends for want of memory.
 pub fn exit_with(status: u8) {
     STATUS.store(status, Ordering::Relaxed);

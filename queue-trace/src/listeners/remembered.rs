@@ -1,6 +1,6 @@
 //! Whose each listener was when it was looked at last: what closed has no owner any more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::model::{
     snapshot::Snapshot,
@@ -49,9 +49,13 @@ impl Remembered {
 
     /// Forgets all listeners but these, which are all that there are.
     pub fn keep_only(&mut self, rows: &[Snapshot]) {
-        let there: std::collections::HashSet<_> =
-            rows.iter().filter_map(|row| row.listener.inode).collect();
-        self.0.retain(|inode, _| there.contains(inode));
+        let there: HashSet<_> = rows.iter().filter_map(|row| row.listener.inode).collect();
+        self.keep(|inode| there.contains(&inode));
+    }
+
+    /// Forgets the others.
+    pub fn keep(&mut self, is_kept: impl Fn(u64) -> bool) {
+        self.0.retain(|inode, _| is_kept(*inode));
     }
 }
 

@@ -400,6 +400,10 @@ impl Watch {
         }
         let before = reader.counts()?;
         let there = look::sockets(&self.selection);
+        // Whose they were is of no interest either, unless their end is still to be told.
+        let mut known: HashSet<_> = reader.queues()?.keys().map(|key| key.inode).collect();
+        known.extend(there.values().flatten().copied());
+        self.remembered.keep(|inode| known.contains(&inode));
         thread::sleep(Duration::from_nanos(LINGER_NS));
         let after = reader.counts()?;
         let is_over = |key: &CountKey| {

@@ -1,7 +1,7 @@
 //! The live stream: attach, print what happens until told to stop, close the ledgers.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io::{self, ErrorKind},
     sync::{
         Arc,
@@ -512,6 +512,10 @@ impl Live {
             })?;
         }
         self.release();
+        if self.listeners.len() > LISTENERS {
+            let counted: HashSet<_> = counts.keys().map(socket).collect();
+            self.listeners.retain(|key, _| counted.contains(key));
+        }
         Ok(())
     }
 
@@ -752,6 +756,10 @@ fn print_rows(sink: &mut dyn Sink, rows: &[Snapshot]) -> io::Result<()> {
 /// wakes us for the first one only, and being woken costs more than printing one. The ring
 /// has room for two seconds of them.
 const REST: Duration = Duration::from_millis(50);
+
+/// Listeners that may be known until it is asked which of them are still counted: more than the
+/// kernel side has places for. One whose counts found none leaves it in no other way.
+const LISTENERS: usize = 16_384;
 
 /// How often the two sides are compared while running.
 const AUDIT: Duration = Duration::from_secs(10);
