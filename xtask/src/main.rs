@@ -17,6 +17,7 @@ mod guide;
 mod lint;
 mod lint_table;
 mod live;
+mod metadata;
 mod package;
 mod peers;
 mod process;
