@@ -121,6 +121,13 @@ pub const KERNELS: &[Kernel] = &[
         attach: ALL,
         ..CLOUD
     },
+    Kernel {
+        name: "7.3-rt",
+        series: "7.3",
+        suites: &["trixie-backports", "sid", "experimental"],
+        flavour: "rt-amd64",
+        ..CLOUD
+    },
     // Cannot call programs from ftrace directly, so it refuses fentry.
     Kernel {
         name: "6.1-arm64",
