@@ -7,6 +7,7 @@ use std::{
     io::{BufRead, BufReader},
     net::{SocketAddr, TcpStream},
     path::Path,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -78,6 +79,24 @@ pub fn run(program: &Path, attach: &str, listeners: u64) {
     assert!(finished.status.success(), "{}", finished.stderr);
     drop(clients);
     check(&path, &room, &before, made, namespaces);
+    diagnosed(program, &path, &room);
+}
+
+/// The diagnosis finds the overflow, of the listener that it was at, and how much was refused.
+fn diagnosed(program: &Path, path: &Path, room: &Room) {
+    let output = Command::new(program)
+        .args(["diagnose", "--json"])
+        .arg(path)
+        .output()
+        .unwrap();
+    let diagnosis: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = diagnosis["findings"].as_array().unwrap();
+    let address = room.address.to_string();
+    let is_here =
+        |finding: &&Value| finding["netns"] == room.netns.id() && finding["listener"] == *address;
+    let here = findings.iter().find(is_here).expect("no finding");
+    println!("{here}");
+    assert_eq!(here["count"], REFUSED);
 }
 
 /// Short-lived listeners, each of which takes one connection.

@@ -134,7 +134,7 @@ impl Inhabitant {
     pub fn of(netns: &Netns) -> Self {
         let start = || {
             let mut sleep = Command::new("sleep");
-            Ok(sleep.arg("600").stdin(Stdio::null()).spawn()?)
+            Ok(sleep.arg("21600").stdin(Stdio::null()).spawn()?)
         };
         Self(netns.run(start).unwrap())
     }
