@@ -95,19 +95,27 @@ struct Contents {
 /// own lists if there are iterators, else by `/proc`.
 #[must_use]
 pub fn look(how: How<'_>, folders: &mut Folders) -> Look {
-    gauge(how, folders, 0).owned(how)
+    all_gauges(how, folders).owned(how)
+}
+
+/// The same without looking for their owners yet, of whom much is found out.
+#[must_use]
+pub(crate) fn all_gauges(how: How<'_>, folders: &mut Folders) -> Gauged {
+    gauge(how, folders, |_| 0)
 }
 
 /// The same without looking for their owners, which takes a look at every process.
 #[must_use]
 pub(crate) fn gauges(how: How<'_>, folders: &mut Folders) -> Gauged {
-    gauge(how, folders, FEW)
+    gauge(how, folders, Iterators::few)
 }
 
 /// `few`: in more namespaces than these all open files are walked over.
-fn gauge(how: How<'_>, folders: &mut Folders, few: usize) -> Gauged {
+fn gauge(how: How<'_>, folders: &mut Folders, few: impl Fn(&Iterators) -> usize) -> Gauged {
     let mut found = Found::of(how, folders);
-    let walk = how.iterators.filter(|_| found.inhabited.len() > few);
+    let walk = how
+        .iterators
+        .filter(|iterators| found.inhabited.len() > few(iterators));
     let held = walk.and_then(held);
     found.deepen(how, held.as_ref(), folders);
     Gauged {
@@ -132,10 +140,6 @@ impl Gauged {
         self.look
     }
 }
-
-/// In more namespaces than these, one walk over all open files is cheaper than a list of each
-/// one's sockets.
-const FEW: usize = 4;
 
 type HeldListeners = HashMap<u64, HeldListener>;
 

@@ -27,6 +27,7 @@ use crate::{
     kernel::{
         decode::decode,
         host::Host,
+        namespaces::KnownNamespaces,
         plan::{HookFamily, Plan},
         privilege,
         probe::{AT_ONCE, CountActivity, CountedNetns, Probe},
@@ -141,7 +142,13 @@ impl Live {
         signals: StopSignals,
     ) -> Result<Self> {
         let session = Session::begin(kernel, &selection)?;
-        let audit = Audit::open(session.probe.reader(), &selection, session.plan.observable)?;
+        let namespaces = KnownNamespaces::default();
+        let audit = Audit::open(
+            session.probe.reader(),
+            &selection,
+            session.plan.observable,
+            namespaces.clone(),
+        )?;
         privilege::keep_only_what_is_needed()?;
         let Session {
             probe,
@@ -149,7 +156,8 @@ impl Live {
             host,
             early,
         } = session;
-        let mut watch = Watch::new(probe.reader(), plan.family, selection.clone());
+        let mut watch =
+            Watch::new(probe.reader(), plan.family, selection.clone()).sharing(namespaces);
         // Before anybody hears that it is attached: maps are read for it.
         let listed = watch.all()?;
         let unlisted = listed.notes;
@@ -332,12 +340,16 @@ impl Live {
                     } else if wanted == Wanted::Nothing && !self.begin_look_at_trouble()? {
                         self.begin_look(1)?;
                     }
+                    if self.calm.elapsed() >= CALM {
+                        churn.reset_after(CHURN_AT_REST);
+                    }
                 }
                 // Listeners that come and go by the hundred fill the kernel side's tables.
                 _ = churn.tick() => {
                     self.begin_look(MANY)?;
                     if self.calm.elapsed() >= CALM {
-                        churn.reset_after(CHURN_AT_REST);
+                        // The next turn of each second sets it again.
+                        churn.reset_after(2 * CHURN_AT_REST);
                     }
                 }
                 _ = audit.tick() => {
@@ -760,9 +772,9 @@ const AUDIT: Duration = Duration::from_secs(10);
 const CHURN: Duration = Duration::from_millis(100);
 const MANY: u64 = 256;
 
-/// The same where nothing was counted for a while, as each time wakes a processor: the tables
-/// have room for some thousands.
-const CHURN_AT_REST: Duration = Duration::from_millis(250);
+/// How long after the turn of each second it is asked where nothing was counted for a while, as
+/// each time wakes a processor: the tables have room for some thousands.
+const CHURN_AT_REST: Duration = Duration::from_millis(500);
 const CALM: Duration = Duration::from_secs(10);
 
 /// How often it is asked at rest whether the kernel left out runs of the programs.

@@ -54,6 +54,7 @@ pub use self::{
 use self::{
     attach::{SECOND, cpus},
     counts::CountMaps,
+    iterate::IteratorCosts,
     lock::lock,
     named::take,
     queues::QueueMaps,
@@ -87,6 +88,7 @@ struct Inner {
     ebpf: Arc<Mutex<Option<Ebpf>>>,
     counts: Mutex<CountMaps>,
     queues: Mutex<QueueMaps>,
+    costs: Arc<IteratorCosts>,
 }
 
 impl Deref for Probe {
@@ -120,6 +122,7 @@ impl Probe {
             ebpf: Arc::new(Mutex::new(Some(ebpf))),
             counts: Mutex::new(counts),
             queues: Mutex::new(queues),
+            costs: Arc::default(),
         };
         Ok(Self {
             notes,
@@ -332,7 +335,7 @@ impl MapReader {
     /// What lists what exists, until it is detached.
     #[must_use]
     pub fn iterators(&self) -> Iterators {
-        Iterators::of(Arc::clone(&self.0.ebpf))
+        Iterators::of(Arc::clone(&self.0.ebpf), Arc::clone(&self.0.costs))
     }
 
     /// What is kept of the listeners' queues.

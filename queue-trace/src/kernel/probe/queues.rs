@@ -21,6 +21,8 @@ pub(super) struct QueueMaps {
 /// What is kept, at a moment.
 #[derive(Debug, Clone, Default)]
 pub struct Kept {
+    /// What all CPUs share of each listener.
+    pub queues: HashMap<QueueKey, Queue>,
     /// By listener.
     pub listeners: HashMap<QueueKey, (Queue, QueueSums)>,
     /// When the connections in each accept queue entered it, the newest first.
@@ -50,9 +52,12 @@ impl QueueMaps {
     }
 
     pub(super) fn read(&self) -> Result<Kept> {
-        let mut kept = Kept::default();
-        for (key, queue) in self.shared()? {
-            kept.listeners.entry(key).or_default().0 = queue;
+        let mut kept = Kept {
+            queues: self.shared()?,
+            ..Kept::default()
+        };
+        for (key, queue) in &kept.queues {
+            kept.listeners.entry(*key).or_default().0 = *queue;
         }
         for entry in self.marks.iter().take(2 * LISTENERS as usize) {
             let (PodWire(key), cpus) = entry.context("cannot read the high-water marks")?;
