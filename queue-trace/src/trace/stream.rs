@@ -340,18 +340,10 @@ impl Live {
                     } else if wanted == Wanted::Nothing && !self.begin_look_at_trouble()? {
                         self.begin_look(1)?;
                     }
-                    if self.calm.elapsed() >= CALM {
-                        churn.reset_after(CHURN_AT_REST);
-                    }
                 }
-                // Listeners that come and go by the hundred fill the kernel side's tables.
-                _ = churn.tick() => {
-                    self.begin_look(MANY)?;
-                    if self.calm.elapsed() >= CALM {
-                        // The next turn of each second sets it again.
-                        churn.reset_after(2 * CHURN_AT_REST);
-                    }
-                }
+                // Listeners that come and go by the hundred fill the kernel side's tables. Where
+                // none did for a while, the turn of each second notices the first.
+                _ = churn.tick(), if self.calm.elapsed() < CALM => self.begin_look(MANY)?,
                 _ = audit.tick() => {
                     if self.audit.idle().is_some_and(|audit| audit.may_have_news()) {
                         let audit = |audit: &mut Audit| audit.news();
@@ -772,9 +764,8 @@ const AUDIT: Duration = Duration::from_secs(10);
 const CHURN: Duration = Duration::from_millis(100);
 const MANY: u64 = 256;
 
-/// How long after the turn of each second it is asked where nothing was counted for a while, as
-/// each time wakes a processor: the tables have room for some thousands.
-const CHURN_AT_REST: Duration = Duration::from_millis(500);
+/// For how long nothing is counted and no listener made or closed before that is not asked any
+/// more, as each time wakes a processor.
 const CALM: Duration = Duration::from_secs(10);
 
 /// How often it is asked at rest whether the kernel left out runs of the programs.
