@@ -101,21 +101,19 @@ pub fn look(how: How<'_>, folders: &mut Folders) -> Look {
 /// The same without looking for their owners yet, of whom much is found out.
 #[must_use]
 pub(crate) fn all_gauges(how: How<'_>, folders: &mut Folders) -> Gauged {
-    gauge(how, folders, |_| 0)
+    gauge(how, folders, 0)
 }
 
 /// The same without looking for their owners, which takes a look at every process.
 #[must_use]
 pub(crate) fn gauges(how: How<'_>, folders: &mut Folders) -> Gauged {
-    gauge(how, folders, Iterators::few)
+    gauge(how, folders, FEW)
 }
 
 /// `few`: in more namespaces than these all open files are walked over.
-fn gauge(how: How<'_>, folders: &mut Folders, few: impl Fn(&Iterators) -> usize) -> Gauged {
+fn gauge(how: How<'_>, folders: &mut Folders, few: usize) -> Gauged {
     let mut found = Found::of(how, folders);
-    let walk = how
-        .iterators
-        .filter(|iterators| found.inhabited.len() > few(iterators));
+    let walk = how.iterators.filter(|_| found.inhabited.len() > few);
     let held = walk.and_then(held);
     found.deepen(how, held.as_ref(), folders);
     Gauged {
@@ -140,6 +138,11 @@ impl Gauged {
         self.look
     }
 }
+
+/// In more namespaces than these, one walk over all open files is cheaper than a list of each
+/// one's sockets. In fewer there is none: while it looks at an open socket, a process that closes it
+/// has not given its port back.
+const FEW: usize = 4;
 
 type HeldListeners = HashMap<u64, HeldListener>;
 
@@ -285,7 +288,8 @@ fn deepen(row: &mut Snapshot, depths: &Depths) {
 
 /// In the order in which a person looks for them.
 pub(crate) fn sort(rows: &mut [Snapshot]) {
-    rows.sort_by_key(|row| {
+    // They are large: each is moved once.
+    rows.sort_by_cached_key(|row| {
         let listener = row.listener;
         (
             row.netns,

@@ -7,6 +7,7 @@
 )]
 
 mod attach;
+mod batch;
 mod counts;
 mod delivery;
 mod functions;
@@ -54,7 +55,6 @@ pub use self::{
 use self::{
     attach::{SECOND, cpus},
     counts::CountMaps,
-    iterate::IteratorCosts,
     lock::lock,
     named::take,
     queues::QueueMaps,
@@ -88,7 +88,6 @@ struct Inner {
     ebpf: Arc<Mutex<Option<Ebpf>>>,
     counts: Mutex<CountMaps>,
     queues: Mutex<QueueMaps>,
-    costs: Arc<IteratorCosts>,
 }
 
 impl Deref for Probe {
@@ -117,12 +116,11 @@ impl Probe {
         // ring is dropped, together with the registration.
         let records = unsafe { AsyncFd::register(ring) }.context("cannot poll the ring")?;
         let counts = CountMaps::of(&mut ebpf, cpus()?)?;
-        let queues = QueueMaps::of(&mut ebpf)?;
+        let queues = QueueMaps::of(&mut ebpf, cpus()?)?;
         let inner = Inner {
             ebpf: Arc::new(Mutex::new(Some(ebpf))),
             counts: Mutex::new(counts),
             queues: Mutex::new(queues),
-            costs: Arc::default(),
         };
         Ok(Self {
             notes,
@@ -335,7 +333,7 @@ impl MapReader {
     /// What lists what exists, until it is detached.
     #[must_use]
     pub fn iterators(&self) -> Iterators {
-        Iterators::of(Arc::clone(&self.0.ebpf), Arc::clone(&self.0.costs))
+        Iterators::of(Arc::clone(&self.0.ebpf))
     }
 
     /// What is kept of the listeners' queues.

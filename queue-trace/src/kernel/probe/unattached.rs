@@ -22,8 +22,5 @@ pub fn unattached() -> Result<Iterators> {
     let types = Types::read(None)?;
     let mut ebpf = load(&types, 0, &Selection::default())?;
     prepare(&mut ebpf, &functions::of(&types)?)?;
-    Ok(Iterators::of(
-        Arc::new(Mutex::new(Some(ebpf))),
-        Arc::default(),
-    ))
+    Ok(Iterators::of(Arc::new(Mutex::new(Some(ebpf)))))
 }
