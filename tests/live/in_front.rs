@@ -399,11 +399,9 @@ fn a_filter_leaves_other_listeners_alone() {
     let sums = expected(&outcomes, Shown::All);
     recording.assert_exact(&room.netns, &room.before, &sums);
     for event in recording.events() {
-        let port = if event.verdict == "queued" {
-            8080
-        } else {
-            8081
-        };
+        // On a slow machine the other is asked again.
+        let is_dropped = event.verdict == "syn_dropped";
+        let port = if is_dropped { 8081 } else { 8080 };
         assert_eq!(event.listener.port, port, "{event:?}");
     }
 }

@@ -8,7 +8,10 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use spdx::{Expression, LicenseId, ParseMode};
 
-use crate::{process, workspace};
+use crate::{
+    metadata::{Metadata, Package},
+    workspace,
+};
 
 /// Of everything that is shipped: the workspace, and the kernel side.
 const MANIFESTS: [&str; 2] = ["Cargo.toml", "queue-trace-ebpf/Cargo.toml"];
@@ -48,43 +51,6 @@ enum Level {
     Allow,
 }
 
-/// What cargo says of all packages.
-#[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-    version: String,
-    license: Option<String>,
-    /// None in this checkout.
-    source: Option<String>,
-    dependencies: Vec<Dependency>,
-}
-
-#[derive(Deserialize)]
-struct Dependency {
-    source: Option<String>,
-    /// None for the one that cargo knows by itself.
-    registry: Option<String>,
-}
-
-impl Metadata {
-    /// The registry that cargo knows by itself, as it names sources.
-    fn registry(&self) -> Option<&str> {
-        let dependencies = self
-            .packages
-            .iter()
-            .flat_map(|package| &package.dependencies);
-        dependencies
-            .filter(|dependency| dependency.registry.is_none())
-            .filter_map(|dependency| dependency.source.as_deref())
-            .find(|source| source.starts_with("registry+"))
-    }
-}
-
 pub fn run() -> Result<()> {
     let text =
         fs::read_to_string(workspace::root().join("deny.toml")).context("cannot read deny.toml")?;
@@ -92,13 +58,7 @@ pub fn run() -> Result<()> {
     let mut findings = BTreeSet::new();
     let mut checked = BTreeSet::new();
     for manifest in MANIFESTS {
-        let metadata = process::stdout(
-            process::cargo()
-                .current_dir(workspace::root())
-                .args(["metadata", "--format-version", "1", "--locked"])
-                .args(["--manifest-path", manifest]),
-        )?;
-        let metadata: Metadata = serde_json::from_str(&metadata)?;
+        let metadata = Metadata::of(&workspace::root().join(manifest))?;
         let registry = metadata
             .registry()
             .context("no package is from a registry")?;
@@ -187,28 +147,16 @@ mod tests {
             "#,
         )
         .unwrap();
-        let package = Package {
-            name: name.into(),
-            version: "1.0.0".into(),
-            license: license.map(str::to_owned),
-            source: source.map(str::to_owned),
-            dependencies: Vec::new(),
-        };
+        let package = serde_json::json!({
+            "name": name,
+            "version": "1.0.0",
+            "license": license,
+            "source": source,
+            "manifest_path": "Cargo.toml",
+            "dependencies": [],
+        });
+        let package: Package = serde_json::from_value(package).unwrap();
         rules.findings(&package, REGISTRY)
-    }
-
-    #[test]
-    fn cargos_own_registry_is_the_one_that_needs_no_name() {
-        let metadata: Metadata = serde_json::from_str(
-            r#"{"packages": [{"name": "a", "version": "1.0.0", "license": null, "source": null,
-            "dependencies": [
-                {"source": null, "registry": null},
-                {"source": "registry+https://b.example", "registry": "https://b.example"},
-                {"source": "registry+https://registry.example/index", "registry": null}
-            ]}]}"#,
-        )
-        .unwrap();
-        assert_eq!(metadata.registry(), Some(REGISTRY));
     }
 
     #[test]

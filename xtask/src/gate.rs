@@ -63,7 +63,11 @@ const STAGES: &[Stage] = &[
 const BESIDE: &[&[&str]] = &[&["build-ebpf", "--check"], &["windows"], &["vm", "build"]];
 
 fn wait(beside: &mut Option<Beside>) -> Result<()> {
-    beside.as_mut().context("nothing was begun")?.wait()
+    if let Some(beside) = beside {
+        return beside.wait();
+    }
+    println!("left out, as the stage that begins it was");
+    Ok(())
 }
 
 /// The groups of live tests that every kernel has to pass. All of them on all kernels
@@ -80,17 +84,34 @@ const VERDICTS: [&str; 6] = [
 /// The groups of live tests that wait for the time to pass: about half of what all take.
 const WAITING: [&str; 4] = ["agent::", "diagnose::", "namespaces::", "servers::"];
 
-pub fn run() -> Result<()> {
+#[derive(clap::Args)]
+pub struct Args {
+    /// Begin with this stage, by its number: for going on after a failure, not for the proof.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = stage_number)]
+    from: usize,
+}
+
+/// A stage's number, as it is shown.
+fn stage_number(text: &str) -> Result<usize, String> {
+    let last = STAGES.len();
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number| (1..=last).contains(number));
+    number.ok_or_else(|| format!("1 to {last}"))
+}
+
+pub fn run(args: &Args) -> Result<()> {
     let mut times = Vec::new();
-    let result = stages(&mut times);
+    let result = stages(args.from, &mut times);
     show(&times);
     result
 }
 
-fn stages(times: &mut Vec<(&'static str, Duration)>) -> Result<()> {
+fn stages(from: usize, times: &mut Vec<(&'static str, Duration)>) -> Result<()> {
     let mut beside = None;
-    for (number, (name, stage)) in STAGES.iter().enumerate() {
-        println!("\n== {}/{} {name}", number + 1, STAGES.len());
+    for (number, (name, stage)) in (1..).zip(STAGES).skip(from - 1) {
+        println!("\n== {number}/{} {name}", STAGES.len());
         let began = Instant::now();
         let result = stage(&mut beside).with_context(|| format!("stage `{name}`"));
         times.push((name, began.elapsed()));

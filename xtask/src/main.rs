@@ -17,6 +17,7 @@ mod guide;
 mod lint;
 mod lint_table;
 mod live;
+mod metadata;
 mod package;
 mod peers;
 mod process;
@@ -62,7 +63,7 @@ enum Task {
     /// Write the sessions of the documentation anew.
     Guide,
     /// Run every check there is, the fast ones first.
-    Test,
+    Test(gate::Args),
 }
 
 fn main() -> ExitCode {
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
         Task::Windows => windows::run().map(|()| ExitCode::SUCCESS),
         Task::Pictures => guide::pictures().map(|()| ExitCode::SUCCESS),
         Task::Guide => guide::sessions().map(|()| ExitCode::SUCCESS),
-        Task::Test => gate::run().map(|()| ExitCode::SUCCESS),
+        Task::Test(args) => gate::run(&args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

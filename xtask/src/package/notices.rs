@@ -10,14 +10,17 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use serde::Deserialize;
 
 use super::{
     release::NAME,
     sbom::{self, PARTS},
     tree,
 };
-use crate::{architecture::Architecture, process, workspace};
+use crate::{
+    architecture::Architecture,
+    metadata::{Metadata, Package},
+    workspace,
+};
 
 /// The file's name.
 pub const FILE: &str = "third-party-licenses.txt";
@@ -43,24 +46,6 @@ pub fn add(root: &Path, notices: &str) -> Result<()> {
     tree::permit(root)
 }
 
-/// What cargo says of all packages.
-#[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-    version: String,
-    /// None in this checkout.
-    source: Option<String>,
-    #[serde(default)]
-    authors: Vec<String>,
-    license_file: Option<PathBuf>,
-    manifest_path: PathBuf,
-}
-
 /// A component, and whose text is whose.
 #[derive(Default)]
 struct Notices {
@@ -77,13 +62,7 @@ pub fn write(architecture: Architecture) -> Result<String> {
         let manifest = workspace::root().join(place).join("Cargo.toml");
         let target = target.unwrap_or(architecture.target());
         let listing = sbom::listing(package, &manifest, target)?;
-        let metadata = process::stdout(
-            process::cargo()
-                .args(["metadata", "--locked", "--format-version", "1"])
-                .arg("--manifest-path")
-                .arg(&manifest),
-        )?;
-        let metadata: Metadata = serde_json::from_str(&metadata)?;
+        let metadata = Metadata::of(&manifest)?;
         for line in listing.lines() {
             let (_, linked) =
                 sbom::parse(line).with_context(|| format!("cargo tree says {line}"))?;
