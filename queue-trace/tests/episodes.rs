@@ -257,6 +257,38 @@ impl Play {
         }
     }
 
+    /// A look at the full queue, and at its owner's only thread.
+    fn stall(&self, ms: u64, state: &str, call: Option<&str>) -> Snapshot {
+        let doing = Doing {
+            count: 1,
+            pid: 5,
+            tid: 5,
+            main: true,
+            state: state.to_owned(),
+            call: call.map(str::to_owned),
+            ..Doing::default()
+        };
+        Snapshot {
+            time: Some(rfc3339(START + i128::from(ms) * 1_000_000)),
+            netns: NETNS,
+            listener: self.listener(),
+            accept_queue: Some(Gauge {
+                depth: Some(self.limit + 1),
+                limit: Some(self.limit),
+                ..Gauge::default()
+            }),
+            stall: Some(Box::new(Stall {
+                holders: 1,
+                looked: 1,
+                threads: 1,
+                threads_looked: 1,
+                doing: vec![doing],
+                ..Stall::default()
+            })),
+            ..Snapshot::default()
+        }
+    }
+
     fn diagnosis(&mut self, end: u64) -> Diagnosis {
         let empty = Ledger {
             netns: NETNS,
@@ -1225,36 +1257,10 @@ fn a_cause_is_what_many_looks_found() {
                 let ms = second * SECOND + u64::from(client);
                 play.event(ms, SYN_DROPPED_ACCEPT_QUEUE_FULL, client, 9);
             }
-            let mut doing = Doing {
-                count: 1,
-                pid: 5,
-                tid: 5,
-                main: true,
-                state: "R".to_owned(),
-                ..Doing::default()
-            };
-            if second < 60 + found {
-                doing.state = "S".to_owned();
-                doing.call = Some("flock".to_owned());
-            }
-            let snapshot = Snapshot {
-                time: Some(rfc3339(START + i128::from(second) * 1_000_000_000)),
-                netns: NETNS,
-                listener: play.listener(),
-                accept_queue: Some(Gauge {
-                    depth: Some(9),
-                    limit: Some(8),
-                    ..Gauge::default()
-                }),
-                stall: Some(Box::new(Stall {
-                    holders: 1,
-                    looked: 1,
-                    threads: 1,
-                    threads_looked: 1,
-                    doing: vec![doing],
-                    ..Stall::default()
-                })),
-                ..Snapshot::default()
+            let snapshot = if second < 60 + found {
+                play.stall(second * SECOND, "S", Some("flock"))
+            } else {
+                play.stall(second * SECOND, "R", None)
             };
             play.case.listener(&snapshot).unwrap();
         }
@@ -1265,6 +1271,91 @@ fn a_cause_is_what_many_looks_found() {
         let says = format!("so found {found} of 9 looks");
         assert!(has(finding, &says), "{finding:#?}");
     }
+}
+
+/// Two seconds in which nothing is taken look like a burst, unless a look at the owner in them found
+/// what kept it from accepting.
+#[test]
+fn a_short_stop_is_one_only_if_it_was_seen() {
+    // When it was looked at, in which state its thread was, in which call, and what is found then.
+    type ShortStop<'a> = (Option<u64>, &'a str, Option<&'a str>, &'a str);
+    let burst = "backlog-too-small-for-bursts";
+    let cases: [ShortStop<'_>; 5] = [
+        (Some(11 * SECOND), "T", None, "accept-stopped"),
+        (None, "T", None, burst),
+        // Before, and after.
+        (Some(4 * SECOND), "T", None, burst),
+        (Some(13 * SECOND), "T", None, burst),
+        // This thread waits for a lock; others may have accepted.
+        (Some(11 * SECOND), "S", Some("flock"), burst),
+    ];
+    for attached in [Fentry, Tracepoint] {
+        for (look, state, call, rule) in cases {
+            let mut play = Play::new(attached, 8);
+            play.healthy(0, 10 * SECOND);
+            play.fill(10 * SECOND);
+            let stall = play.stall(look.unwrap_or_default(), state, call);
+            if look.is_some_and(|at| at < 10 * SECOND) {
+                play.case.listener(&stall).unwrap();
+            }
+            for client in 0..190u32 {
+                let ms = 10 * SECOND + 10 + u64::from(client) * 10;
+                if look == Some(ms - 10) {
+                    play.case.listener(&stall).unwrap();
+                }
+                play.event(ms, SYN_DROPPED_ACCEPT_QUEUE_FULL, client, 9);
+            }
+            for left in (0..9).rev() {
+                play.event(12 * SECOND, ACCEPTED, 0, left);
+            }
+            if look.is_some_and(|at| at > 12 * SECOND) {
+                play.case.listener(&stall).unwrap();
+            }
+            play.healthy(12 * SECOND + 100, 30 * SECOND);
+            let diagnosis = play.diagnosis(30 * SECOND);
+            let finding = only(&diagnosis, rule);
+            if rule == "accept-stopped" {
+                assert_eq!(finding.cause, Some("stopped"), "{finding:#?}");
+                let lasted = ["for 1.9 s", "for 2.0 s"];
+                assert!(
+                    lasted.iter().any(|one| finding.what.contains(one)),
+                    "{}",
+                    finding.what
+                );
+            }
+        }
+    }
+}
+
+/// An hour apart two stops of two seconds were seen, and a burst of one between them was not: the
+/// looks before and after say nothing of it.
+#[test]
+fn a_burst_between_two_stops_is_none() {
+    let mut play = Play::new(Fentry, 8);
+    for (at, seen) in [(0, true), (1800 * SECOND, false), (HOUR, true)] {
+        play.fill(at);
+        let stall = play.stall(at + SECOND, "T", None);
+        for client in 0..190u32 {
+            let ms = at + 10 + u64::from(client) * 10;
+            if seen && ms == at + SECOND {
+                play.case.listener(&stall).unwrap();
+            }
+            play.event(ms, SYN_DROPPED_ACCEPT_QUEUE_FULL, client, 9);
+        }
+        for left in (0..9).rev() {
+            play.event(at + 2 * SECOND, ACCEPTED, 0, left);
+        }
+        play.healthy(at + 2 * SECOND + 100, at + 30 * SECOND);
+    }
+    let diagnosis = play.diagnosis(HOUR + 30 * SECOND);
+    let times = |rule: &str| {
+        let mut findings = diagnosis.findings.iter();
+        findings
+            .find(|finding| finding.rule == rule)
+            .map(|finding| finding.times)
+    };
+    assert_eq!(times("accept-stopped"), Some(2), "{diagnosis:#?}");
+    assert_eq!(times("backlog-too-small-for-bursts"), Some(1));
 }
 
 /// What is printed for nft is what nft takes; `setup` installs it.

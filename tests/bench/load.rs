@@ -173,7 +173,7 @@ fn churn(listener: &TcpListener, address: SocketAddr, count: u32) -> io::Result<
 }
 
 /// The CPU time of this process.
-fn own_cpu() -> Duration {
+pub fn own_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -65,6 +65,10 @@ struct Args {
     /// which nothing happens.
     #[arg(long)]
     idle: Option<u64>,
+    /// With `--idle`: not at rest, but while a full accept queue drops so many SYNs a second. Fails
+    /// if the agent does not count them.
+    #[arg(long, requires = "idle")]
+    flood: Option<u32>,
     /// Instead of all this: an overflow of two seconds after so many in which all is well. Fails
     /// if the agent's incident recording lacks the minute before, or tells a wrong cause.
     #[arg(long)]
@@ -92,13 +96,16 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some(seconds) = args.idle {
-        let time = Duration::from_secs(seconds);
-        idle::run(
-            &args.program,
-            &args.attach,
-            args.node_exporter.as_deref(),
-            time,
-        );
+        let idle = idle::Idle {
+            program: &args.program,
+            attach: &args.attach,
+            node_exporter: args.node_exporter.as_deref(),
+            time: Duration::from_secs(seconds),
+        };
+        match args.flood {
+            Some(rate) => idle.flooded(rate),
+            None => idle.at_rest(),
+        }
         return ExitCode::SUCCESS;
     }
     if let Some(seconds) = args.late {

@@ -427,6 +427,31 @@ fn stopped_by_a_signal() {
     kill_process(stalling.pid, Signal::CONT).unwrap();
 }
 
+/// Two seconds without accept() look like a burst. A look at the owner in them shows what they were.
+#[test]
+fn stopped_for_two_seconds() {
+    let stalling = start("accept");
+    let netns = &stalling.server.netns;
+    let come = |during| clients_come_to(netns, AT, 12, Duration::from_millis(200), during);
+    let diagnosis = diagnosed(&unique("stall-short"), netns, || {
+        freeze(stalling.pid);
+        come(Duration::from_secs(2));
+        kill_process(stalling.pid, Signal::CONT).unwrap();
+        // It takes those that wait, and others.
+        stalling.assert_accepts();
+        stalling.assert_accepts();
+    });
+    let finding = &diagnosis["findings"][0];
+    assert_eq!(finding["rule"], "accept-stopped", "{diagnosis:#}");
+    assert_eq!(finding["cause"], "stopped", "{diagnosis:#}");
+    let still = finding["episodes"][0]["longest_without_accept_s"].as_f64();
+    // For longer it is a stop, whatever was seen.
+    assert!(still.unwrap() < 3.0, "{diagnosis:#}");
+    let mut rules = diagnosis["findings"].as_array().unwrap().iter();
+    let burst = rules.find(|one| one["rule"] == "backlog-too-small-for-bursts");
+    assert_eq!(burst, None, "{diagnosis:#}");
+}
+
 #[test]
 fn stopped_by_the_freezer() {
     let stalling = start("accept");

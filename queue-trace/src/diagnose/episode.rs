@@ -63,6 +63,8 @@ pub const COOKIE_BACK: Set = set_of(&[
 
 /// A time without an accept() that is an outage, seconds.
 pub const STOPPED_SECONDS: u64 = 3;
+/// The same if it is known why, as a look at its owner found it.
+pub const STOPPED_SEEN_SECONDS: u64 = 1;
 /// How many times longer than usual a pause must be, where the application does take some.
 pub const STOPPED_TIMES: u64 = 4;
 /// The queue is full for so long in a burst at most, seconds; for longer the application is too slow.
@@ -328,7 +330,21 @@ impl Episode {
         if told & COMING != COMING {
             return Pattern::Unclear;
         }
-        let seconds = |count: u64| i128::from(count) * NS_PER_SECOND;
+        if self.took_nothing_for(STOPPED_SECONDS) {
+            return Pattern::TookNothing;
+        }
+        if self.longest_run_ns >= i128::from(BURST_SECONDS) * NS_PER_SECOND {
+            return Pattern::TooSlow;
+        }
+        if self.drained > 0 {
+            return Pattern::Bursts;
+        }
+        Pattern::Unclear
+    }
+
+    /// Whether nothing left the queue for so long, and for much longer than usual.
+    #[must_use]
+    pub fn took_nothing_for(&self, seconds: u64) -> bool {
         // What the longest wait for the next is compared with is the rest of the episode: one
         // connection that was taken before it makes it no shorter.
         let rest = (self.observed_ns() - self.longest_still_ns).max(0);
@@ -336,18 +352,8 @@ impl Episode {
             .left
             .filter(|left| *left > 0)
             .map_or(0, |left| rest / i128::from(left));
-        if self.longest_still_ns >= seconds(STOPPED_SECONDS)
+        self.longest_still_ns >= i128::from(seconds) * NS_PER_SECOND
             && self.longest_still_ns >= usual * i128::from(STOPPED_TIMES)
-        {
-            return Pattern::TookNothing;
-        }
-        if self.longest_run_ns >= seconds(BURST_SECONDS) {
-            return Pattern::TooSlow;
-        }
-        if self.drained > 0 {
-            return Pattern::Bursts;
-        }
-        Pattern::Unclear
     }
 
     /// The backlog with which the deepest burst would have fitted in.

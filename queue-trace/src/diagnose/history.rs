@@ -11,6 +11,7 @@ use super::{
     episode::{OutcomeSums, add, sum},
 };
 use crate::model::{
+    clock::NS_PER_SECOND,
     event::{AcceptQueue, Event, SynQueue, Sysctls},
     latency::Histogram,
     snapshot::{Latency, Snapshot},
@@ -166,6 +167,9 @@ pub struct Stalled {
 
 /// Times that are kept of a listener.
 const MOST_STALLS: usize = 8;
+
+/// Looks at a listener in trouble come once a second: after a longer pause it is another time.
+const NEXT_LOOK_NS: i128 = 10 * NS_PER_SECOND;
 
 impl TimeSlot {
     /// How often outcomes of the set were.
@@ -380,7 +384,8 @@ impl History {
         };
         // Of two looks, the one with the longer time behind it says more.
         let says = |snapshot: &Snapshot| snapshot.stall.as_ref().and_then(|stall| stall.over_us);
-        if let Some(last) = self.stalls.last_mut().filter(|last| last.cause == cause) {
+        let goes_on = |last: &&mut Stalled| last.cause == cause && at - last.to <= NEXT_LOOK_NS;
+        if let Some(last) = self.stalls.last_mut().filter(goes_on) {
             last.to = at.max(last.to);
             last.looks += 1;
             if says(snapshot) >= says(&last.snapshot) {

@@ -16,7 +16,9 @@ use queue_trace_common::outcome::{
 
 use super::{
     case::{ACCEPT_FULL, Case, set_of},
-    episode::{BURST_SECONDS, Episode, STOPPED_SECONDS, STOPPED_TIMES, Trouble},
+    episode::{
+        BURST_SECONDS, Episode, STOPPED_SECONDS, STOPPED_SEEN_SECONDS, STOPPED_TIMES, Trouble,
+    },
     finding::{Finding, Harm},
     rule::{Rule, at_least},
 };
@@ -33,6 +35,10 @@ pub static RULES: [Rule; 17] = [
         seconds: STOPPED_SECONDS,
         thresholds: &[
             at_least("seconds in which nothing was taken", STOPPED_SECONDS),
+            at_least(
+                "the same if a look at its owner found what keeps it from accepting",
+                STOPPED_SEEN_SECONDS,
+            ),
             at_least(
                 "times as long as it usually takes to the next",
                 STOPPED_TIMES,

@@ -67,17 +67,29 @@ pub fn list() -> BTreeMap<u32, NetnsPath> {
         add(&mut found, id, path);
     }
     for process in numbered("/proc") {
-        let path = process.path();
-        add_way(&mut found, path.join("ns/net"));
-        // A thread may have left the namespace of its process.
-        let tasks = path.join("task");
-        if fs::metadata(&tasks).is_ok_and(|tasks| tasks.nlink() > ONE_THREAD) {
-            for thread in numbered(tasks) {
-                add_way(&mut found, thread.path().join("ns/net"));
-            }
-        }
+        add_ways(&mut found, &process.path());
     }
     found
+}
+
+/// The namespaces that a process and its threads are in.
+#[must_use]
+pub fn of_process(pid: u32) -> BTreeMap<u32, NetnsPath> {
+    let mut found = BTreeMap::new();
+    add_ways(&mut found, &Path::new("/proc").join(pid.to_string()));
+    found
+}
+
+/// Those of a process, by its folder, and of its threads.
+fn add_ways(found: &mut BTreeMap<u32, NetnsPath>, process: &Path) {
+    add_way(found, process.join("ns/net"));
+    // A thread may have left the namespace of its process.
+    let tasks = process.join("task");
+    if fs::metadata(&tasks).is_ok_and(|tasks| tasks.nlink() > ONE_THREAD) {
+        for thread in numbered(tasks) {
+            add_way(found, thread.path().join("ns/net"));
+        }
+    }
 }
 
 /// Links to `/proc/PID/task` of a process with one thread: two of any folder, one for

@@ -151,6 +151,12 @@ impl Selection {
         port && addr
     }
 
+    /// Whether a namespace passes the filters.
+    #[must_use]
+    pub fn has_netns(&self, netns: u32) -> bool {
+        self.netns.is_empty() || self.netns.contains_key(&netns)
+    }
+
     /// The namespaces to look into.
     #[must_use]
     pub fn namespaces(&self) -> BTreeMap<u32, NetnsPath> {

@@ -51,8 +51,8 @@ pub struct Watch {
     owners_at: Option<Instant>,
     namespaces: KnownNamespaces,
     reported: HashSet<QueueKey>,
-    /// The closed ones that were reported, which the kernel side will be told to forget.
-    closed: HashSet<QueueKey>,
+    /// The closed ones that were reported, and when the kernel side will be told to forget them.
+    closed: HashMap<QueueKey, u64>,
     /// How often listeners had been made or closed then.
     changes: u64,
     given_up: Arc<AtomicBool>,
@@ -130,6 +130,12 @@ impl Watch {
         }
     }
 
+    /// With the namespaces that somebody else lists as well.
+    #[must_use]
+    pub fn sharing(self, namespaces: KnownNamespaces) -> Self {
+        Self { namespaces, ..self }
+    }
+
     /// Where nothing is attached: all that it finds is how listeners stand.
     #[must_use]
     pub fn unattached(selection: Selection) -> Self {
@@ -144,7 +150,7 @@ impl Watch {
             owners_at: None,
             namespaces: KnownNamespaces::default(),
             reported: HashSet::new(),
-            closed: HashSet::new(),
+            closed: HashMap::new(),
             changes: 0,
             given_up: Arc::default(),
             next_sweep: Instant::now(),
@@ -188,13 +194,34 @@ impl Watch {
     /// The same; what is found so far, once it is not to go on.
     fn look_while(&mut self, goes_on: impl Fn(&Self) -> bool) -> Look {
         let iterators = self.attached.as_ref().map(|(reader, _)| reader.iterators());
-        let listed = self.namespaces.list(&self.selection);
-        let how = How {
-            listed: Some(&listed),
+        let changes = self.listener_changes();
+        // Where nothing is attached nobody notices a new listener.
+        let known = self
+            .attached
+            .as_ref()
+            .and_then(|_| self.namespaces.unchanged(changes));
+        let all = How {
             given_up: Some(&self.given_up),
             ..How::all(&self.selection, iterators.as_ref())
         };
-        let mut look = look::look(how, &mut self.folders);
+        let found = known.and_then(|listed| {
+            let how = How {
+                listed: Some(&listed),
+                ..all
+            };
+            let found = look::all_gauges(how, &mut self.folders);
+            // All processes by which one was found may have ended, and others be in it still.
+            found.look.gone.is_empty().then_some(found)
+        });
+        let found = found.unwrap_or_else(|| {
+            let listed = self.namespaces.list(&self.selection, changes);
+            let how = How {
+                listed: Some(&listed),
+                ..all
+            };
+            look::all_gauges(how, &mut self.folders)
+        });
+        let mut look = found.owned(all);
         self.owners_at = Some(Instant::now());
         if goes_on(self) {
             self.stalls.look(&mut look.rows);
@@ -213,7 +240,8 @@ impl Watch {
     /// asked when it is not known, or may have changed.
     fn look_in(&mut self, places: &BTreeSet<u32>) -> Look {
         let iterators = self.attached.as_ref().map(|(reader, _)| reader.iterators());
-        let mut listed = self.namespaces.with(&self.selection, places);
+        let changes = self.listener_changes();
+        let mut listed = self.namespaces.with(&self.selection, changes, places);
         let all = How {
             only: Some(places),
             given_up: Some(&self.given_up),
@@ -226,7 +254,7 @@ impl Watch {
         let mut found = look::gauges(how, &mut self.folders);
         if !found.look.gone.is_empty() {
             // All processes by which it was found may have ended, and others be in it still.
-            listed = self.namespaces.list(&self.selection);
+            listed = self.namespaces.list(&self.selection, changes);
             let how = How {
                 listed: Some(&listed),
                 ..all
@@ -256,6 +284,11 @@ impl Watch {
         self.troubled.retain(|netns| !places.contains(netns));
         self.troubled.extend(in_trouble);
         look
+    }
+
+    fn listener_changes(&self) -> u64 {
+        let attached = self.attached.as_ref();
+        attached.map_or(0, |(reader, _)| reader.listener_changes())
     }
 
     /// Whether a listener was in trouble at the latest look.
@@ -318,13 +351,14 @@ impl Watch {
         Ok(news)
     }
 
-    /// Whether there may be news: so many listeners were made or closed, or there are closed
-    /// ones to be forgotten.
+    /// Whether there may be news: so many listeners were made or closed, or it is time to forget
+    /// closed ones.
     #[must_use]
     pub fn may_have_news(&self, changes: u64) -> bool {
         self.attached.as_ref().is_some_and(|(reader, _)| {
             let changed = reader.listener_changes().wrapping_sub(self.changes);
-            !self.closed.is_empty() || changed >= changes
+            let now = monotonic_now();
+            changed >= changes || self.closed.values().any(|due| *due <= now)
         })
     }
 
@@ -345,7 +379,7 @@ impl Watch {
         for (key, queue) in &queues {
             let is_closed = queue.closed_ns != 0;
             if is_closed {
-                any_closed |= !self.closed.contains(key);
+                any_closed |= !self.closed.contains_key(key);
             } else if queue.made_ns != 0 && !self.reported.contains(key) {
                 places.insert(queue.netns);
                 made.insert(key.inode);
@@ -354,17 +388,35 @@ impl Watch {
         let look = if places.is_empty() {
             Look::default()
         } else {
-            // Who made a new one is known from the kernel side.
+            let makers = queues.values().filter(|queue| queue.closed_ns == 0);
+            let makers = makers.filter(|queue| places.contains(&queue.netns));
+            let makers = makers.map(|queue| (queue.netns, queue.pid));
+            self.namespaces.add_ways(&self.selection, makers);
             let iterators = reader.iterators();
-            let how = How {
+            let all = How {
                 only: Some(&places),
                 given_up: Some(&self.given_up),
                 ..How::all(&self.selection, Some(&iterators))
             };
+            let mut listed = self.namespaces.with(&self.selection, self.changes, &places);
+            let how = How {
+                listed: Some(&listed),
+                ..all
+            };
+            let mut found = look::gauges(how, &mut self.folders);
+            if !found.look.gone.is_empty() {
+                listed = self.namespaces.list(&self.selection, self.changes);
+                let how = How {
+                    listed: Some(&listed),
+                    ..all
+                };
+                found = look::gauges(how, &mut self.folders);
+            }
             if self.selection.names_owners {
-                look::look(how, &mut self.folders)
+                found.owned(all)
             } else {
-                look::gauges(how, &mut self.folders).look
+                // Who made a new one is known from the kernel side.
+                found.look
             }
         };
         if look.rows.is_empty() && !any_closed {
@@ -432,10 +484,11 @@ impl Watch {
         };
         let mut rows = look.rows;
         let mut kept = reader.kept()?;
+        let queues = kept.queues.clone();
         // Each that was closed is reported once, unless it listens again.
         let closed = &self.closed;
         kept.listeners
-            .retain(|key, (queue, _)| queue.closed_ns == 0 || !closed.contains(key));
+            .retain(|key, (queue, _)| queue.closed_ns == 0 || !closed.contains_key(key));
         let counts = reader.counts()?;
         let stats = Stats {
             kept: &kept,
@@ -450,14 +503,13 @@ impl Watch {
         rows.retain(|row| !row.is_closed() || wanted(row));
         for (key, (queue, _)) in &kept.listeners {
             if queue.closed_ns != 0 {
-                self.closed.insert(*key);
+                self.closed.insert(*key, forgotten_at(queue));
                 self.reported.remove(key);
             } else {
                 self.closed.remove(key);
                 self.reported.insert(*key);
             }
         }
-        let queues = reader.queues()?;
         let over = self.forget(&queues)?;
         self.reported.retain(|key| queues.contains_key(key));
         Ok(News {
@@ -471,8 +523,9 @@ impl Watch {
     /// Has the kernel side forget what was closed a while ago and has been reported.
     fn forget(&mut self, queues: &HashMap<QueueKey, Queue>) -> Result<HashSet<QueueKey>> {
         let now = monotonic_now();
-        let is_over = |key: &QueueKey| is_over(queues.get(key), now);
-        let over: HashSet<_> = self.closed.extract_if(is_over).collect();
+        let is_over = |key: &QueueKey, _: &mut u64| is_over(queues.get(key), now);
+        let over = self.closed.extract_if(is_over);
+        let over: HashSet<_> = over.map(|(key, _)| key).collect();
         if let Some((reader, _)) = &self.attached {
             reader.forget_queues(&over)?;
         }
@@ -482,16 +535,18 @@ impl Watch {
 
 /// Whether what is kept of a listener that was reported as closed is of no use any more.
 fn is_over(queue: Option<&Queue>, now_ns: u64) -> bool {
-    let Some(queue) = queue else {
-        return true;
-    };
-    let after = if queue.released == 0 {
+    // One that only stopped listening may have begun again since it was reported.
+    queue.is_none_or(|queue| queue.closed_ns != 0 && forgotten_at(queue) <= now_ns)
+}
+
+/// When the kernel side can forget one that was closed.
+fn forgotten_at(queue: &Queue) -> u64 {
+    let stays = if queue.released == 0 {
         STOPPED_NS
     } else {
         LINGER_NS
     };
-    // One that only stopped listening may have begun again since it was reported.
-    queue.closed_ns != 0 && now_ns.saturating_sub(queue.closed_ns) >= after
+    queue.closed_ns.saturating_add(stays)
 }
 
 /// The namespaces in which listeners are in trouble.

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -42,7 +42,7 @@ pub struct Audit {
     /// What an audit has reported already, by namespace.
     reported: BTreeMap<u32, u64>,
     given_up: Arc<AtomicBool>,
-    namespaces: Mutex<KnownNamespaces>,
+    namespaces: KnownNamespaces,
     /// How often it is compared where nothing was counted; `None`: as often as elsewhere.
     calm: Option<Duration>,
     latest: Latest,
@@ -164,11 +164,17 @@ const NUMBER_ONLY: &str = "more was seen than this namespace's counters say: som
 const UNREAD: &str = "the namespace's counters could not be read when the tracer began";
 
 impl Audit {
-    /// Begins. `told`: the outcomes that are observable here and asked for.
+    /// Begins. `told`: the outcomes that are observable here and asked for. `namespaces`: those
+    /// that somebody may have listed already.
     ///
     /// # Errors
     /// If the kernel side's counts cannot be read.
-    pub fn open(reader: MapReader, selection: &Selection, told: outcome::Set) -> Result<Self> {
+    pub fn open(
+        reader: MapReader,
+        selection: &Selection,
+        told: outcome::Set,
+        namespaces: KnownNamespaces,
+    ) -> Result<Self> {
         let mut audit = Self {
             reader,
             selection: selection.clone(),
@@ -178,7 +184,7 @@ impl Audit {
             partial: (!selection.counts_all()).then_some("a filter leaves out some packets"),
             reported: BTreeMap::new(),
             given_up: Arc::default(),
-            namespaces: Mutex::default(),
+            namespaces,
             calm: None,
             latest: Latest::default(),
         };
@@ -206,15 +212,11 @@ impl Audit {
     /// Both sides now, of all namespaces or `only` of some. One that is given up may end before
     /// it is `whole`.
     fn look(&self, whole: bool, only: Option<&BTreeSet<u32>>) -> Result<Looked> {
-        let listed = {
-            let mut known = self
-                .namespaces
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            match only {
-                None => known.list(&self.selection),
-                Some(only) => known.with(&self.selection, only),
-            }
+        let changes = self.reader.listener_changes();
+        let listed = match only {
+            // What is gone is found by what is there now.
+            None => self.namespaces.list(&self.selection, changes),
+            Some(only) => self.namespaces.with(&self.selection, changes, only),
         };
         let before = Sides::of(&self.reader.sides()?);
         let mut looked = Looked {
@@ -250,7 +252,7 @@ impl Audit {
         looked.whole = all && only.is_none();
         if !lost.is_empty() {
             // All processes by which it was found may have ended, and others be in it still.
-            let listed = self.selection.namespaces();
+            let listed = self.namespaces.list(&self.selection, changes);
             let again = lost
                 .iter()
                 .filter_map(|id| Some((*id, listed.get(id)?)))
@@ -416,7 +418,10 @@ impl Audit {
             .collect();
         if ledgers.iter().any(|ledger| ledger.unexplained != Some(0)) {
             // The self-test of another queue-trace is left out of our sums.
-            let paths = self.selection.namespaces();
+            let differ = ledgers.iter().filter(|one| one.unexplained != Some(0));
+            let differ = differ.map(|one| one.netns).collect();
+            let changes = self.reader.listener_changes();
+            let paths = self.namespaces.with(&self.selection, changes, &differ);
             ledgers.retain(|ledger| {
                 let path = paths.get(&ledger.netns);
                 ledger.unexplained == Some(0)

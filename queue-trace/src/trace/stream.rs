@@ -27,6 +27,7 @@ use crate::{
     kernel::{
         decode::decode,
         host::Host,
+        namespaces::KnownNamespaces,
         plan::{HookFamily, Plan},
         privilege,
         probe::{AT_ONCE, CountActivity, CountedNetns, Probe},
@@ -98,8 +99,10 @@ pub struct Live {
     counted: HashMap<CountKey, u64>,
     /// What tells whether anything was counted since then.
     activity: Option<CountActivity>,
-    /// Since when nothing was.
-    calm: Instant,
+    /// How often listeners had been made or closed at the latest turn of a second.
+    changes: u64,
+    /// When they came and went by the dozen.
+    churned: Instant,
     /// The namespaces in which a full accept queue refused something since the latest look.
     refused_in: BTreeSet<u32>,
     /// What was counted of listeners that are over.
@@ -141,7 +144,13 @@ impl Live {
         signals: StopSignals,
     ) -> Result<Self> {
         let session = Session::begin(kernel, &selection)?;
-        let audit = Audit::open(session.probe.reader(), &selection, session.plan.observable)?;
+        let namespaces = KnownNamespaces::default();
+        let audit = Audit::open(
+            session.probe.reader(),
+            &selection,
+            session.plan.observable,
+            namespaces.clone(),
+        )?;
         privilege::keep_only_what_is_needed()?;
         let Session {
             probe,
@@ -149,7 +158,8 @@ impl Live {
             host,
             early,
         } = session;
-        let mut watch = Watch::new(probe.reader(), plan.family, selection.clone());
+        let mut watch =
+            Watch::new(probe.reader(), plan.family, selection.clone()).sharing(namespaces);
         // Before anybody hears that it is attached: maps are read for it.
         let listed = watch.all()?;
         let unlisted = listed.notes;
@@ -179,7 +189,8 @@ impl Live {
             held: Withheld::default(),
             counted: HashMap::new(),
             activity: None,
-            calm: Instant::now(),
+            changes: 0,
+            churned: Instant::now(),
             refused_in: BTreeSet::new(),
             over: Totals::default(),
             gone: HashMap::new(),
@@ -310,6 +321,7 @@ impl Live {
                         messages.flush();
                     }
                     let now = Instant::now();
+                    self.note_churn();
                     let calm = self.is_calm();
                     let ask = !calm || now >= programs;
                     self.note_loss(sink, ask)?;
@@ -333,13 +345,9 @@ impl Live {
                         self.begin_look(1)?;
                     }
                 }
-                // Listeners that come and go by the hundred fill the kernel side's tables.
-                _ = churn.tick() => {
-                    self.begin_look(MANY)?;
-                    if self.calm.elapsed() >= CALM {
-                        churn.reset_after(CHURN_AT_REST);
-                    }
-                }
+                // Listeners that come and go by the hundred fill the kernel side's tables. Where
+                // few do, the turn of each second is enough, and notices the first of more.
+                _ = churn.tick(), if self.churned.elapsed() < SETTLED => self.begin_look(MANY)?,
                 _ = audit.tick() => {
                     if self.audit.idle().is_some_and(|audit| audit.may_have_news()) {
                         let audit = |audit: &mut Audit| audit.news();
@@ -400,9 +408,6 @@ impl Live {
     /// looking.
     fn begin_look(&mut self, changes: u64) -> io::Result<()> {
         let may = self.watch.idle();
-        if may.as_ref().is_some_and(|watch| watch.may_have_news(1)) {
-            self.calm = Instant::now();
-        }
         if may.is_some_and(|watch| watch.may_have_news(changes)) {
             self.watch.begin(Watch::news)?;
         }
@@ -520,12 +525,17 @@ impl Live {
     }
 
     /// Whether nothing was counted since the counts were printed.
-    fn is_calm(&mut self) -> bool {
-        let calm = self.activity == Some(self.probe.activity());
-        if !calm {
-            self.calm = Instant::now();
+    fn is_calm(&self) -> bool {
+        self.activity == Some(self.probe.activity())
+    }
+
+    /// Notes how many listeners came and went in this second.
+    fn note_churn(&mut self) {
+        let changes = self.probe.listener_changes();
+        if changes.wrapping_sub(self.changes) >= SOME {
+            self.churned = Instant::now();
         }
-        calm
+        self.changes = changes;
     }
 
     /// Lets go of the counts that are over, of which all has been printed now.
@@ -768,10 +778,10 @@ const AUDIT: Duration = Duration::from_secs(10);
 const CHURN: Duration = Duration::from_millis(100);
 const MANY: u64 = 256;
 
-/// The same where nothing was counted for a while, as each time wakes a processor: the tables
-/// have room for some thousands.
-const CHURN_AT_REST: Duration = Duration::from_millis(250);
-const CALM: Duration = Duration::from_secs(10);
+/// It is not asked, as each time wakes a processor, where for so long fewer than so many were made
+/// and closed in a second. The tables have room for some thousands.
+const SETTLED: Duration = Duration::from_secs(10);
+const SOME: u64 = 32;
 
 /// How often it is asked at rest whether the kernel left out runs of the programs.
 const PROGRAMS: Duration = Duration::from_secs(10);

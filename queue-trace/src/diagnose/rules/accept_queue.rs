@@ -9,12 +9,12 @@ use super::{
     super::rule::Rule,
     evidence::with_queue,
     group,
-    stall::{DESCRIPTORS, more_threads_help, with_cause},
+    stall::{DESCRIPTORS, could_not_accept, more_threads_help, with_cause},
 };
 use crate::{
     diagnose::{
         case::{ACCEPT_FULL, Case, ENTERED, History, Key, set_of},
-        episode::{BURST_SECONDS, Episode, Pattern, Trouble},
+        episode::{BURST_SECONDS, Episode, Pattern, STOPPED_SEEN_SECONDS, Trouble},
         finding::Finding,
         when::{When, duration, plural, refused},
     },
@@ -34,7 +34,8 @@ pub(super) const NEEDS: Set = set_of(&[
     ESTABLISHED_COOKIE,
 ]);
 
-/// The pattern of an episode, in the light of the listener's others: a short one after which
+/// The pattern of an episode, in the light of what is known of its owner and of the listener's
+/// others: a pause for which a cause was seen is a stop, however short. A short one after which
 /// nobody came to show that the queue had room again is a burst like those before it.
 fn pattern(case: &Case, key: &Key, history: &History, episode: &Episode) -> Pattern {
     // What several sockets did is no pattern of one.
@@ -42,6 +43,13 @@ fn pattern(case: &Case, key: &Key, history: &History, episode: &Episode) -> Patt
         return Pattern::Unclear;
     }
     let pattern = episode.pattern(case.told);
+    if matches!(pattern, Pattern::Bursts | Pattern::Unclear)
+        && case.tells(NEEDS)
+        && episode.took_nothing_for(STOPPED_SEEN_SECONDS)
+        && could_not_accept(history, episode)
+    {
+        return Pattern::TookNothing;
+    }
     let short = episode.longest_run_ns < i128::from(BURST_SECONDS) * NS_PER_SECOND;
     if pattern != Pattern::Unclear || !short || !case.tells(NEEDS) {
         return pattern;

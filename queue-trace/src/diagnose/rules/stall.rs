@@ -4,6 +4,7 @@
 use crate::{
     diagnose::{
         case::{History, Stalled},
+        episode::Episode,
         finding::Finding,
         when::{When, plural},
     },
@@ -25,8 +26,23 @@ pub(super) const DESCRIPTORS: &str = "descriptors";
 
 /// Whether more threads would accept more, as far as the cause tells.
 pub(super) fn more_threads_help(finding: &Finding) -> bool {
+    !finding.cause.is_some_and(keeps_all_threads)
+}
+
+/// Whether a look, in the longest time in which nothing left the queue, found what keeps all threads
+/// of the owner from accepting, and no look found something else.
+pub(super) fn could_not_accept(history: &History, episode: &Episode) -> bool {
+    let from = episode.still_since_ns;
+    let to = from + episode.longest_still_ns;
+    let inside = |one: &&Stalled| one.from <= to && one.to >= from;
+    let causes = history.stalls.iter().filter(inside);
+    let mut causes = causes.filter_map(|one| one.cause).peekable();
+    causes.peek().is_some() && causes.all(keeps_all_threads)
+}
+
+fn keeps_all_threads(cause: &str) -> bool {
     let mut causes = CAUSES.iter();
-    !causes.any(|cause| finding.cause == Some(cause.name) && cause.keeps_all_threads)
+    causes.any(|one| one.name == cause && one.keeps_all_threads)
 }
 
 /// The cause that most looks found in the worst episode, or in all if there was none in that, and

@@ -21,6 +21,7 @@ use queue_trace_common::{
 
 use crate::{
     kernel::probe::{
+        batch,
         named::take,
         tallies::{SlotPlace, Tallies},
         wire::PodWire,
@@ -37,6 +38,7 @@ pub(super) struct CountMaps {
     /// Tracepoint mode: the counters of each namespace when last looked at.
     baselines: PerCpuHashMap<MapData, u64, PodWire<Baseline>>,
     tallies: Tallies,
+    cpus: usize,
     searched: Searched,
     /// What was counted of a namespace that is to be forgotten.
     forgotten: HashMap<CountKey, Counted>,
@@ -100,6 +102,7 @@ impl CountMaps {
             unlisted: [take(ebpf, "UNLISTED")?, take(ebpf, "BY_NETNS")?],
             baselines: take(ebpf, "BASELINES")?,
             tallies: Tallies::of(ebpf, cpus)?,
+            cpus,
             searched: Searched::default(),
             forgotten: HashMap::new(),
             retired: HashMap::new(),
@@ -171,12 +174,12 @@ impl CountMaps {
         for map in std::iter::once(&self.map).chain(&self.unlisted) {
             let mut found = HashMap::new();
             // Where entries go meanwhile the kernel begins anew, so that some come twice.
-            for entry in map.iter() {
-                let (PodWire(key), values) = entry.context("cannot read the counts")?;
+            let read = batch::each_of_cpus(map, self.cpus, |key, values: &[Counted]| {
                 let mut sum = Counted::default();
-                values.iter().for_each(|PodWire(cpu)| sum.add(cpu));
+                values.iter().for_each(|cpu| sum.add(cpu));
                 found.insert(key, sum);
-            }
+            });
+            read.context("cannot read the counts")?;
             // One of a port may be in several.
             for (key, sum) in found {
                 counts.entry(key).or_default().add(&sum);

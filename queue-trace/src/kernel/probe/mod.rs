@@ -7,6 +7,7 @@
 )]
 
 mod attach;
+mod batch;
 mod counts;
 mod delivery;
 mod functions;
@@ -115,7 +116,7 @@ impl Probe {
         // ring is dropped, together with the registration.
         let records = unsafe { AsyncFd::register(ring) }.context("cannot poll the ring")?;
         let counts = CountMaps::of(&mut ebpf, cpus()?)?;
-        let queues = QueueMaps::of(&mut ebpf)?;
+        let queues = QueueMaps::of(&mut ebpf, cpus()?)?;
         let inner = Inner {
             ebpf: Arc::new(Mutex::new(Some(ebpf))),
             counts: Mutex::new(counts),

@@ -7,20 +7,23 @@ use aya::{
     Ebpf,
     maps::{self, MapData, PerCpuHashMap},
 };
-use queue_trace_common::queue::{BUCKETS, Entered, LISTENERS, Marks, Queue, QueueKey, WAITING};
+use queue_trace_common::queue::{BUCKETS, Entered, Marks, Queue, QueueKey};
 
-use crate::kernel::probe::{named::take, wire::PodWire};
+use crate::kernel::probe::{batch, named::take, wire::PodWire};
 
 /// The maps.
 pub(super) struct QueueMaps {
     shared: maps::HashMap<MapData, PodWire<QueueKey>, PodWire<Queue>>,
     marks: PerCpuHashMap<MapData, PodWire<QueueKey>, PodWire<Marks>>,
-    waiting: maps::HashMap<MapData, u64, PodWire<Entered>>,
+    waiting: maps::HashMap<MapData, PodWire<u64>, PodWire<Entered>>,
+    cpus: usize,
 }
 
 /// What is kept, at a moment.
 #[derive(Debug, Clone, Default)]
 pub struct Kept {
+    /// What all CPUs share of each listener.
+    pub queues: HashMap<QueueKey, Queue>,
     /// By listener.
     pub listeners: HashMap<QueueKey, (Queue, QueueSums)>,
     /// When the connections in each accept queue entered it, the newest first.
@@ -28,51 +31,43 @@ pub struct Kept {
 }
 
 impl QueueMaps {
-    pub(super) fn of(ebpf: &mut Ebpf) -> Result<Self> {
+    pub(super) fn of(ebpf: &mut Ebpf, cpus: usize) -> Result<Self> {
         Ok(Self {
             shared: take(ebpf, "QUEUES")?,
             marks: take(ebpf, "MARKS")?,
             waiting: take(ebpf, "WAITING")?,
+            cpus,
         })
     }
 
     pub(super) fn shared(&self) -> Result<HashMap<QueueKey, Queue>> {
-        // Where entries go meanwhile the kernel begins anew, so that some come twice.
-        let most = 2 * LISTENERS as usize;
-        self.shared
-            .iter()
-            .take(most)
-            .map(|entry| {
-                let (PodWire(key), PodWire(queue)) = entry.context("cannot read the queues")?;
-                Ok((key, queue))
-            })
-            .collect()
+        let mut queues = HashMap::new();
+        let read = batch::each(&self.shared, |key, queue| {
+            queues.insert(key, *queue);
+        });
+        read.context("cannot read the queues")?;
+        Ok(queues)
     }
 
     pub(super) fn read(&self) -> Result<Kept> {
-        let mut kept = Kept::default();
-        for (key, queue) in self.shared()? {
-            kept.listeners.entry(key).or_default().0 = queue;
+        let mut kept = Kept {
+            queues: self.shared()?,
+            ..Kept::default()
+        };
+        for (key, queue) in &kept.queues {
+            kept.listeners.entry(*key).or_default().0 = *queue;
         }
-        for entry in self.marks.iter().take(2 * LISTENERS as usize) {
-            let (PodWire(key), cpus) = entry.context("cannot read the high-water marks")?;
+        let read = batch::each_of_cpus(&self.marks, self.cpus, |key, cpus| {
             let (_, sums) = kept.listeners.entry(key).or_default();
             *sums = QueueSums::default();
-            cpus.iter().for_each(|PodWire(cpu)| sums.add(cpu));
-        }
-        let connections: HashMap<u64, Entered> = self
-            .waiting
-            .iter()
-            .take(2 * WAITING as usize)
-            .map(|entry| {
-                let (child, PodWire(entered)) = entry.context("cannot read who waits")?;
-                Ok((child, entered))
-            })
-            .collect::<Result<_>>()?;
-        for entered in connections.into_values() {
+            cpus.iter().for_each(|cpu| sums.add(cpu));
+        });
+        read.context("cannot read the high-water marks")?;
+        let read = batch::each(&self.waiting, |_: u64, entered| {
             let queue = kept.waiting.entry(entered.listener).or_default();
             queue.push(entered.at_ns);
-        }
+        });
+        read.context("cannot read who waits")?;
         for queue in kept.waiting.values_mut() {
             queue.sort_unstable_by(|a, b| b.cmp(a));
         }
@@ -90,14 +85,14 @@ impl QueueMaps {
             let _ = self.marks.remove(&PodWire(*key));
         }
         let mut stale = Vec::new();
-        for entry in self.waiting.iter().take(2 * WAITING as usize) {
-            let (child, PodWire(entered)) = entry.context("cannot read who waits")?;
+        let read = batch::each(&self.waiting, |child: u64, entered| {
             if keys.contains(&entered.listener) {
                 stale.push(child);
             }
-        }
+        });
+        read.context("cannot read who waits")?;
         for child in stale {
-            let _ = self.waiting.remove(&child);
+            let _ = self.waiting.remove(&PodWire(child));
         }
         Ok(())
     }
