@@ -248,6 +248,9 @@ struct Place {
     in_slot: bool,
 }
 
+/// Where a count begins.
+static NOTHING_COUNTED: Counted = Counted { seen: 0, held: 0 };
+
 /// Counts, and gives the place of the count, if there was room for one. `None`: it is not to be
 /// counted. `latest`: for the slot's number, if it has one.
 #[inline(always)]
@@ -288,7 +291,7 @@ fn count(here: Here, verdict: &Verdict, latest: &mut u64) -> Option<Option<Place
             return None;
         }
         // If there is no room, nothing is found below.
-        let _ = COUNTS.insert(key, Counted::default(), IF_MISSING);
+        let _ = COUNTS.insert(key, &NOTHING_COUNTED, IF_MISSING);
         place = COUNTS.get_ptr_mut(key);
     }
     if let Some(counted) = place {
@@ -310,15 +313,16 @@ fn count(here: Here, verdict: &Verdict, latest: &mut u64) -> Option<Option<Place
 /// function of its own.
 #[inline(never)]
 fn by_port(key: &CountKey, by: u64) -> Option<Place> {
-    let mut key = CountKey {
-        sk: 0,
-        inode: 0,
-        ..*key
-    };
+    let mut key = *key;
+    for word in [&raw mut key.sk, &raw mut key.inode] {
+        // SAFETY: words of the key. Volatile, as the compiler would else call a function that
+        // writes byte by byte.
+        unsafe { word.write_volatile(0) };
+    }
     let mut place = UNLISTED.get_ptr_mut(&key);
     if place.is_none() {
         // If there is no room, nothing is found below.
-        let _ = UNLISTED.insert(&key, Counted::default(), IF_MISSING);
+        let _ = UNLISTED.insert(&key, &NOTHING_COUNTED, IF_MISSING);
         place = UNLISTED.get_ptr_mut(&key);
     }
     if place.is_none() {
@@ -326,7 +330,7 @@ fn by_port(key: &CountKey, by: u64) -> Option<Place> {
         place = BY_NETNS.get_ptr_mut(&key);
     }
     if place.is_none() {
-        let _ = BY_NETNS.insert(&key, Counted::default(), IF_MISSING);
+        let _ = BY_NETNS.insert(&key, &NOTHING_COUNTED, IF_MISSING);
         place = BY_NETNS.get_ptr_mut(&key);
     }
     let Some(counted) = place else {

@@ -1,7 +1,7 @@
 //! The only file that reads kernel memory: fields through the table of offsets,
 //! and this CPU's copy of per-CPU data.
 
-use core::{ffi::c_void, ops::BitOr};
+use core::{ffi::c_void, mem::MaybeUninit, ops::BitOr};
 
 use aya_ebpf::{EbpfContext, helpers::generated, programs::FExitContext};
 use queue_trace_common::{
@@ -195,6 +195,19 @@ impl Pointer for Plain {
     fn address(self) -> u64 {
         self.0
     }
+}
+
+/// Sets words to zero one by one: for more than one the compiler would else call a function that
+/// writes byte by byte, with a loop that the verifier follows to its end each time.
+#[inline(always)]
+pub fn zeroed<const WORDS: usize>(place: &mut MaybeUninit<[u64; WORDS]>) -> &mut [u64; WORDS] {
+    let first = place.as_mut_ptr().cast::<u64>();
+    for word in 0..WORDS {
+        // SAFETY: one of the words of the place.
+        unsafe { first.add(word).write_volatile(0) };
+    }
+    // SAFETY: all of them are written.
+    unsafe { place.assume_init_mut() }
 }
 
 /// Reads a value of kernel memory into a place.

@@ -4,6 +4,8 @@
 //! The offsets inside the headers are the protocols' own (RFC 791, 8200, 9293), not
 //! the kernel's.
 
+use core::mem::MaybeUninit;
+
 use queue_trace_common::{
     field,
     settings::{Address, typed},
@@ -86,6 +88,13 @@ fn address(words: [u64; 2]) -> Address {
     unsafe { core::mem::transmute::<[u64; 2], Address>(words) }
 }
 
+/// The same where they are.
+#[inline(always)]
+pub fn bytes(words: &mut [u64; 2]) -> &mut Address {
+    // SAFETY: as above, and bytes may be anywhere.
+    unsafe { &mut *words.as_mut_ptr().cast() }
+}
+
 impl Packet {
     /// Reads the headers of a TCP packet whose network and transport header the
     /// stack has found. The family is the packet's, not the socket's: an IPv6
@@ -117,17 +126,18 @@ impl Packet {
         };
         let carried;
         // Each header in one go, as every read is a call.
-        let mut header = [0; 5];
+        let mut header = MaybeUninit::uninit();
+        let header = memory::zeroed(&mut header);
         let addresses = match protocol {
             ETH_P_IP => {
-                let status = memory::fetch_header(&mut header, network, HeaderSize::V4);
+                let status = memory::fetch_header(header, network, HeaderSize::V4);
                 carried = (header[1] >> 8) as u8;
                 self.client = mapped((header[1] >> 32) as u32);
                 self.local = mapped(header[2] as u32);
                 status
             }
             ETH_P_IPV6 => {
-                let status = memory::fetch_header(&mut header, network, HeaderSize::V6);
+                let status = memory::fetch_header(header, network, HeaderSize::V6);
                 // An extension header may come first; then it is taken for TCP.
                 carried = (header[0] >> 48) as u8;
                 self.client = address([header[1], header[2]]);
@@ -138,7 +148,7 @@ impl Packet {
         };
         self.icmp = carried == IPPROTO_ICMP || carried == IPPROTO_ICMPV6;
         self.at_tcp = data == transport && !self.icmp;
-        let ports = memory::fetch_header(&mut header, transport, HeaderSize::Tcp);
+        let ports = memory::fetch_header(header, transport, HeaderSize::Tcp);
         self.client_port = u16::from_be(header[0] as u16);
         self.local_port = u16::from_be((header[0] >> 16) as u16);
         self.flags = (header[1] >> 40) as u8;

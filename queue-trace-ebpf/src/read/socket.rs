@@ -1,5 +1,7 @@
 //! What a record says of the listener: identity, gauges, the sysctls in force.
 
+use core::mem::MaybeUninit;
+
 use queue_trace_common::{
     field,
     record::{self, Record},
@@ -47,17 +49,18 @@ fn fetch_addr(place: &mut Address, sk: u64, v4: usize, v6: usize) -> Status {
 /// `struct sock_common`.
 #[inline(always)]
 pub fn peer_of(sk: u64) -> Option<Peer> {
-    let mut peer = Peer {
-        local: [0; 16],
-        client: [0; 16],
-        client_port: 0,
-    };
+    let (mut local, mut client) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let local = packet::bytes(memory::zeroed(&mut local));
+    let client = packet::bytes(memory::zeroed(&mut client));
     let mut port = 0;
-    let status = fetch_bound_addr(&mut peer.local, sk)
-        | fetch_peer_addr(&mut peer.client, sk)
+    let status = fetch_bound_addr(local, sk)
+        | fetch_peer_addr(client, sk)
         | memory::fetch_field(&mut port, sk, field::SK_PEER_PORT);
-    peer.client_port = u16::from_be(port);
-    status.ok().then_some(peer)
+    status.ok().then_some(Peer {
+        local: *local,
+        client: *client,
+        client_port: u16::from_be(port),
+    })
 }
 
 /// The inode number of a socket, as `ss -e` shows it; 0 if it has none (any more).

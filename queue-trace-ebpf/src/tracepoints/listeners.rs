@@ -18,6 +18,13 @@ use crate::{
 const ANY_V4: Address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
 const ANY_V6: Address = [0; 16];
 
+/// No listener yet.
+static NOBODY: Sharing = Sharing {
+    sockets: 0,
+    count: 0,
+    on_devices: 0,
+};
+
 /// Who listens where a packet went to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Found {
@@ -140,7 +147,7 @@ fn share(key: &ListenerKey, sk: u64, joins: bool) -> bool {
     let mut place = LISTENERS.get_ptr_mut(key);
     if place.is_none() {
         // If there is no room, nothing is found below.
-        let _ = LISTENERS.insert(key, &Sharing::default(), IF_MISSING);
+        let _ = LISTENERS.insert(key, &NOBODY, IF_MISSING);
         place = LISTENERS.get_ptr_mut(key);
     }
     let Some(place) = place else { return false };
