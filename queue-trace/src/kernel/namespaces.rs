@@ -146,10 +146,11 @@ mod tests {
     fn a_list_of_all_is_used_again_while_listeners_stay() {
         let selection = Selection::default();
         let known = KnownNamespaces::default();
+        let shared = known.clone();
         assert_eq!(known.unchanged(7), None);
         let first = known.list(&selection, 7);
         // Whoever shares it has it as well.
-        assert!(Arc::ptr_eq(&first, &known.clone().unchanged(7).unwrap()));
+        assert!(Arc::ptr_eq(&first, &shared.unchanged(7).unwrap()));
         assert_eq!(known.unchanged(8), None);
     }
 
