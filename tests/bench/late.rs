@@ -13,6 +13,7 @@ use std::{
 
 use live_tests::{Inhabitant, Launch, Room, Scratch};
 use queue_trace::lab::Family;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::churn;
@@ -62,8 +63,13 @@ pub fn run(program: &Path, attach: &str, calm: Duration) {
     let incident = lines
         .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap())
         .find(|line| {
-            if line["type"] == "episode_began" && line["netns"] == room.netns.id() {
+            let is_own = line["netns"] == room.netns.id();
+            if line["type"] == "episode_began" && is_own {
                 line["file"].as_str().unwrap().clone_into(&mut file);
+            }
+            if line["type"] == "episode_ended" && is_own {
+                // Else it goes on while anything is refused on this machine.
+                kill_process(Pid::from_child(&agent), Signal::TERM).unwrap();
             }
             line["type"] == "incident" && line["file"] == file.as_str()
         })

@@ -13,6 +13,7 @@ use std::{
     fs::File,
     io::{self, Write},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -186,10 +187,9 @@ impl Recorder {
 
     /// The ledgers, as they are now.
     pub fn ledgers(&mut self, ledgers: &[Ledger], now: Duration) {
-        let told = ledgers
-            .iter()
-            .map(|ledger| (ledger.netns, ledger.clone()))
-            .collect();
+        let told = ledgers.iter();
+        let told = told.map(|ledger| (ledger.netns, ledger.clone()));
+        let told = Arc::new(told.collect());
         match self.bases.last_mut() {
             Some((at, base)) if *at == now => base.ledgers = told,
             last => {

@@ -1,7 +1,10 @@
 //! What the kernel side counted since the recording began, from what it counted since it was
 //! attached.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use queue_trace_common::queue::BUCKETS;
 
@@ -15,12 +18,14 @@ use crate::{
     },
 };
 
-/// What had been counted when a recording begins.
+/// What had been counted when a recording begins. There is one for each look of the time before,
+/// which share what did not change.
 #[derive(Debug, Clone, Default)]
 pub struct Base {
-    listeners: HashMap<SeriesKey, SinceBase>,
+    /// By namespace.
+    listeners: BTreeMap<u32, Arc<HashMap<SeriesKey, SinceBase>>>,
     /// The ledger of each namespace.
-    pub ledgers: BTreeMap<u32, Ledger>,
+    pub ledgers: Arc<BTreeMap<u32, Ledger>>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -47,10 +52,14 @@ impl Base {
             }
         };
         let key = |one: &Snapshot| key_of(one.netns, &one.listener);
-        let elsewhere = |netns: u32| within.is_some_and(|within| !within.contains(&netns));
-        self.listeners.retain(|(netns, ..), _| elsewhere(*netns));
-        let all = listeners.iter().map(|one| (key(one), counted(one)));
-        self.listeners.extend(all);
+        match within {
+            Some(within) => self.listeners.retain(|netns, _| !within.contains(netns)),
+            None => self.listeners.clear(),
+        }
+        for one in listeners {
+            let own = self.listeners.entry(one.netns).or_default();
+            Arc::make_mut(own).insert(key(one), counted(one));
+        }
     }
 
     /// The ledgers of the time since another base.
@@ -117,7 +126,8 @@ pub fn since(one: &Snapshot, base: Option<&Base>) -> Snapshot {
     snapshot.accept_latency_us = None;
     let key = key_of(snapshot.netns, &snapshot.listener);
     // One that was not there then began with nothing.
-    let before = base.map(|base| base.listeners.get(&key).copied().unwrap_or_default());
+    let of = |base: &Base| base.listeners.get(&one.netns)?.get(&key).copied();
+    let before = base.map(|base| of(base).unwrap_or_default());
     if let Some(queue) = &mut snapshot.accept_queue {
         let (full_us, times) = (queue.full_us.take(), queue.full_times.take());
         if let Some(before) = before {
@@ -168,4 +178,50 @@ fn latency(places: &[u64; BUCKETS], longest: Option<u64>) -> Option<Latency> {
         max: Some(end(count)),
         count: Some(count),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{snapshot::Gauge, socket::Listener};
+
+    fn listener(netns: u32, full_us: u64) -> Snapshot {
+        Snapshot {
+            netns,
+            listener: Listener {
+                port: 80,
+                inode: Some(netns.into()),
+                ..Listener::default()
+            },
+            accept_queue: Some(Gauge {
+                full_us: Some(full_us),
+                ..Gauge::default()
+            }),
+            ..Snapshot::default()
+        }
+    }
+
+    #[test]
+    fn a_look_at_one_namespace_takes_memory_for_that_one() {
+        let mut first = Base::default();
+        first.looked(&[listener(1, 10), listener(2, 20)], None);
+        let mut second = first.clone();
+        second.looked(&[listener(2, 25)], Some(&[2, 3].into()));
+        assert!(Arc::ptr_eq(&first.listeners[&1], &second.listeners[&1]));
+        assert!(Arc::ptr_eq(&first.ledgers, &second.ledgers));
+        let full = |base: &Base, netns, now| {
+            let queue = since(&listener(netns, now), Some(base)).accept_queue;
+            queue.unwrap().full_us
+        };
+        assert_eq!(
+            [10, 15].map(|now| full(&second, 1, now)),
+            [Some(0), Some(5)]
+        );
+        assert_eq!(full(&first, 2, 30), Some(10));
+        assert_eq!(full(&second, 2, 30), Some(5));
+        // One that is gone is gone from the later base.
+        second.looked(&[], Some(&[1].into()));
+        assert_eq!(full(&second, 1, 15), Some(15));
+        assert_eq!(full(&first, 1, 15), Some(5));
+    }
 }
