@@ -98,8 +98,10 @@ pub struct Audited {
     pub news: Vec<Ledger>,
     /// Namespaces of which there are counts, and which are not to be found any more.
     pub gone: HashSet<CountedNetns>,
-    /// The numbers of all namespaces, if all of this machine were looked at.
+    /// The numbers of all namespaces, if all of this machine were looked for.
     pub there: Option<HashSet<u32>>,
+    /// Namespaces in which nothing was counted, and for whose counters there was no time.
+    pub skipped: usize,
 }
 
 /// A namespace and not another one that had its number before.
@@ -145,8 +147,19 @@ struct Looked {
     sides: HashMap<CountedNetns, Counters>,
     /// The numbers of those that were found.
     there: HashSet<u32>,
-    /// Whether all were looked at.
+    /// Whether all were looked for, and all looked at in which something was counted.
     whole: bool,
+    /// How many others there was no time for.
+    skipped: usize,
+}
+
+/// What a look that is given up looks at all the same.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Despite {
+    Nothing,
+    /// The namespaces in which something was counted, or that were asked for.
+    Counted,
+    All,
 }
 
 /// How often a difference is looked at again before it is believed: a packet in
@@ -188,7 +201,7 @@ impl Audit {
             calm: None,
             latest: Latest::default(),
         };
-        let looked = audit.look(true, None)?;
+        let looked = audit.look(Despite::All, None)?;
         audit.unread = looked.failed;
         audit.start = looked.looks;
         Ok(audit)
@@ -209,9 +222,9 @@ impl Audit {
         self.given_up.load(Ordering::Relaxed)
     }
 
-    /// Both sides now, of all namespaces or `only` of some. One that is given up may end before
-    /// it is `whole`.
-    fn look(&self, whole: bool, only: Option<&BTreeSet<u32>>) -> Result<Looked> {
+    /// Both sides now, of all namespaces or `only` of some. One that is given up looks at these
+    /// `despite` that.
+    fn look(&self, despite: Despite, only: Option<&BTreeSet<u32>>) -> Result<Looked> {
         let changes = self.reader.listener_changes();
         let listed = match only {
             // What is gone is found by what is there now.
@@ -224,32 +237,40 @@ impl Audit {
             ..Looked::default()
         };
         let mut kernel = BTreeMap::new();
-        let goes_on = || whole || !self.is_given_up();
-        let mut take = |namespaces: Vec<(u32, &NetnsPath)>, failed: &mut BTreeMap<_, _>| {
-            let count = namespaces.len();
-            let read = netns::audited(namespaces.into_iter(), goes_on);
-            let all = read.len() == count;
-            let mut lost = Vec::new();
-            for (netns, read) in read {
-                match read {
-                    Ok((cookie, counters)) => {
-                        kernel.insert(NetnsIdentity { netns, cookie }, counters);
-                    }
-                    Err(error) if netns::is_gone(&error) => lost.push(netns),
-                    Err(error) => {
-                        failed.insert(netns, error);
+        let mut take =
+            |namespaces: Vec<(u32, &NetnsPath)>, whole: bool, failed: &mut BTreeMap<_, _>| {
+                let count = namespaces.len();
+                let goes_on = || whole || !self.is_given_up();
+                let read = netns::audited(namespaces.into_iter(), goes_on);
+                let skipped = count - read.len();
+                let mut lost = Vec::new();
+                for (netns, read) in read {
+                    match read {
+                        Ok((cookie, counters)) => {
+                            kernel.insert(NetnsIdentity { netns, cookie }, counters);
+                        }
+                        Err(error) if netns::is_gone(&error) => lost.push(netns),
+                        Err(error) => {
+                            failed.insert(netns, error);
+                        }
                     }
                 }
-            }
-            (all, lost)
+                (skipped, lost)
+            };
+        let own = netns::own().ok();
+        let counted = |id: u32| {
+            before.0.contains_key(&id) || own == Some(id) || self.selection.netns.contains_key(&id)
         };
-        let wanted = |id: &u32| only.is_none_or(|only| only.contains(id));
-        let all = listed.iter().filter(|(id, _)| wanted(id));
-        let (all, lost) = take(
-            all.map(|(id, path)| (*id, path)).collect(),
-            &mut looked.failed,
-        );
-        looked.whole = all && only.is_none();
+        let all = listed.iter().map(|(id, path)| (*id, path));
+        let wanted = all.filter(|(id, _)| only.is_none_or(|only| only.contains(id)));
+        let (counted, others): (Vec<_>, Vec<_>) = wanted.partition(|(id, _)| counted(*id));
+        let failed = &mut looked.failed;
+        let (skipped, mut lost) = take(counted, despite != Despite::Nothing, failed);
+        let (others_skipped, others_lost) = take(others, despite == Despite::All, failed);
+        lost.extend(others_lost);
+        looked.whole =
+            only.is_none() && skipped == 0 && (others_skipped == 0 || despite == Despite::Counted);
+        looked.skipped = others_skipped;
         if !lost.is_empty() {
             // All processes by which it was found may have ended, and others be in it still.
             let listed = self.namespaces.list(&self.selection, changes);
@@ -257,7 +278,8 @@ impl Audit {
                 .iter()
                 .filter_map(|id| Some((*id, listed.get(id)?)))
                 .collect();
-            let (_, lost) = take(again, &mut looked.failed);
+            let whole = despite != Despite::Nothing;
+            let (_, lost) = take(again, whole, &mut looked.failed);
             for id in lost {
                 looked.failed.insert(id, io::ErrorKind::NotFound.into());
             }
@@ -277,16 +299,16 @@ impl Audit {
     }
 
     /// The ledger of each namespace in which something moved. Those that came into being
-    /// meanwhile began at zero.
+    /// meanwhile began at zero. One that is given up has those in which something was counted.
     ///
     /// # Errors
     /// If the kernel side's counts cannot be read.
     pub fn close(&self) -> Result<Audited> {
-        self.compare_again(true, None)
+        self.compare_again(Despite::Counted, None)
     }
 
-    fn compare_again(&self, whole: bool, only: Option<&BTreeSet<u32>>) -> Result<Audited> {
-        let mut audited = self.compare(whole, only)?;
+    fn compare_again(&self, despite: Despite, only: Option<&BTreeSet<u32>>) -> Result<Audited> {
+        let mut audited = self.compare(despite, only)?;
         for _ in 1..TRIES {
             let differs = |ledger: &Ledger| ledger.unexplained.is_some_and(|count| count > 0);
             if !audited.ledgers.iter().any(differs) || self.partial.is_some() || self.is_given_up()
@@ -294,7 +316,7 @@ impl Audit {
                 break;
             }
             thread::sleep(BETWEEN);
-            audited = self.compare(whole, only)?;
+            audited = self.compare(despite, only)?;
         }
         let ledgers = &mut audited.ledgers;
         if self.reader.loss().uncounted > 0 {
@@ -347,7 +369,7 @@ impl Audit {
                 .chain(self.latest.unexplained())
                 .collect::<BTreeSet<_>>()
         });
-        let mut audited = self.compare_again(false, only.as_ref())?;
+        let mut audited = self.compare_again(Despite::Nothing, only.as_ref())?;
         match &only {
             Some(_) => {
                 let compared = std::mem::take(&mut audited.ledgers);
@@ -374,10 +396,10 @@ impl Audit {
         Ok(audited)
     }
 
-    fn compare(&self, whole: bool, only: Option<&BTreeSet<u32>>) -> Result<Audited> {
+    fn compare(&self, despite: Despite, only: Option<&BTreeSet<u32>>) -> Result<Audited> {
         let lost = self.reader.loss().records;
         let told = self.told;
-        let end = self.look(whole, only)?;
+        let end = self.look(despite, only)?;
         let own = netns::own().ok();
         let sides = Sides::of(&end.sides);
         let ledger = |(identity, look): (&NetnsIdentity, &BothSides)| {
@@ -443,6 +465,7 @@ impl Audit {
             news: Vec::new(),
             gone,
             there: all.then_some(end.there),
+            skipped: end.skipped,
         })
     }
 }

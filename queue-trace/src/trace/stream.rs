@@ -635,6 +635,13 @@ impl Live {
         for note in look.notes.iter().filter(|note| !self.notes.contains(*note)) {
             say!("note: {note}");
         }
+        if audited.skipped > 0 {
+            say!(
+                "note: the counters of {} namespaces, in which nothing was seen, were not read in \
+                 time: they have no ledger",
+                audited.skipped
+            );
+        }
         self.note_loss(sink, true)?;
         // From here on nothing more comes, and what is counted is what is printed.
         self.probe.detach();
