@@ -157,6 +157,12 @@ pub const KEEP_QUEUES: [usize; 7] = [
 /// one that has nobody. An outcome needs all those that serve it.
 pub const TELLING: [usize; 7] = [ALLOC, SECURITY, PROVEN, HASH_ADD, CHILD, HASHDANCE, STOP];
 
+/// The hooks at whose entry a frame is opened, which their exits and those of [`TELLING`] go by. So
+/// these entries are attached last and detached first: of a packet all is seen, or nothing.
+pub const OPENING: [usize; 9] = [
+    SYN_V4, SYN_V6, SYN_MPTCP4, SYN_MPTCP6, ACK, COOKIE_V4, COOKIE_V6, TIMER, ICMP,
+];
+
 /// For each outcome the hooks of [`TELLING`] that it needs, a bit each. What is called observable
 /// and what is decided both follow from this.
 pub static NEEDS: [u32; outcome::COUNT] = needs();

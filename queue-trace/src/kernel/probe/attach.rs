@@ -12,7 +12,7 @@ use aya::{
 use bytemuck::bytes_of;
 use ipnet::IpNet;
 use queue_trace_common::{
-    hook::{self, Hook},
+    hook::{self, HOOKS, Hook},
     outcome::Set,
     settings::{Address, Kernel},
 };
@@ -83,14 +83,13 @@ pub(super) fn attach(
     if plan.family != HookFamily::Tracepoint && host::is_realtime() {
         attach_tracepoint(&mut ebpf, "task_switched", "sched_switch")?;
     }
+    let by_type = match plan.family {
+        HookFamily::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
+        HookFamily::Kprobe | HookFamily::Tracepoint => None,
+    };
     for hook in &plan.hooks {
-        unless_asked_to_stop()?;
-        let by_type = match plan.family {
-            HookFamily::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
-            HookFamily::Kprobe | HookFamily::Tracepoint => None,
-        };
-        attach_hook(&mut ebpf, hook, by_type)
-            .map_err(|error| refused(Some(hook), reason(&error), &error))?;
+        let ends: &[_] = if opens(hook) { &[EXIT] } else { &[ENTER, EXIT] };
+        attach_hook(&mut ebpf, hook, ends, by_type)?;
     }
     if plan.reasons != 0 {
         // Without them the rest is as it was.
@@ -103,6 +102,9 @@ pub(super) fn attach(
     }
     if plan.hooks.iter().any(|hook| hook.index == hook::TIMER) {
         attach_tracepoint(&mut ebpf, "retransmit_synack", "tcp_retransmit_synack")?;
+    }
+    for hook in plan.hooks.iter().filter(|hook| opens(hook)) {
+        attach_hook(&mut ebpf, hook, &[ENTER], by_type)?;
     }
     if let Ok(btf) = &btf
         && let Err(error) = iterate::prepare(&mut ebpf, btf)
@@ -201,34 +203,79 @@ pub(super) fn cpus() -> Result<usize> {
         .map_err(|(_, error)| anyhow!(error).context("cannot tell how many CPUs there are"))
 }
 
-fn attach_hook(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<(), ProgramError> {
-    let family = if btf.is_some() { "" } else { "_kprobe" };
-    for end in ["enter", "exit"] {
+/// What the names of the programs at both ends of a function end in.
+const ENTER: &str = "enter";
+const EXIT: &str = "exit";
+
+fn opens(hook: &Hook) -> bool {
+    hook::OPENING.contains(&hook.index)
+}
+
+fn attach_hook(
+    ebpf: &mut Ebpf,
+    hook: &'static Hook,
+    ends: &[&str],
+    btf: Option<&Btf>,
+) -> Result<(), AttachError> {
+    let family = if btf.is_some() { "" } else { KPROBE };
+    for end in ends {
+        unless_asked_to_stop()?;
         let name = format!("{}_{end}{family}", hook.name);
         let Some(program) = ebpf.program_mut(&name) else {
             continue;
         };
-        match (program, btf) {
-            (Program::FEntry(program), Some(btf)) => {
-                let program: &mut FEntry = program;
-                program.load(hook.function, btf)?;
-                program.attach()?;
-            }
-            (Program::FExit(program), Some(btf)) => {
-                let program: &mut FExit = program;
-                program.load(hook.function, btf)?;
-                program.attach()?;
-            }
-            (Program::KProbe(program), _) => {
-                let program: &mut KProbe = program;
-                program.load()?;
-                program.attach(hook.function, 0)?;
-            }
-            // The object's program is of another kind than its name says.
-            _ => return Err(ProgramError::UnexpectedProgramType),
-        }
+        attach_end(program, hook.function, btf)
+            .map_err(|error| refused(Some(hook), reason(&error), &error))?;
     }
     Ok(())
+}
+
+/// What is behind the names of kprobes' programs.
+const KPROBE: &str = "_kprobe";
+
+fn attach_end(
+    program: &mut Program,
+    function: &str,
+    btf: Option<&Btf>,
+) -> Result<(), ProgramError> {
+    match (program, btf) {
+        (Program::FEntry(program), Some(btf)) => {
+            let program: &mut FEntry = program;
+            program.load(function, btf)?;
+            program.attach()?;
+        }
+        (Program::FExit(program), Some(btf)) => {
+            let program: &mut FExit = program;
+            program.load(function, btf)?;
+            program.attach()?;
+        }
+        (Program::KProbe(program), _) => {
+            let program: &mut KProbe = program;
+            program.load()?;
+            program.attach(function, 0)?;
+        }
+        // The object's program is of another kind than its name says.
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    }
+    Ok(())
+}
+
+/// Detaches what opens frames, and then all the rest.
+pub(super) fn detach(mut ebpf: Ebpf) {
+    for hook in hook::OPENING.map(|index| &HOOKS[index]) {
+        for family in ["", KPROBE] {
+            let name = format!("{}_{ENTER}{family}", hook.name);
+            let unloaded = match ebpf.program_mut(&name) {
+                Some(Program::FEntry(program)) => program.unload(),
+                Some(Program::KProbe(program)) => program.unload(),
+                _ => Ok(()),
+            };
+            if let Err(error) = unloaded {
+                // It was not attached.
+                log::debug!("{name}: {error}");
+            }
+        }
+    }
 }
 
 fn attach_tracepoints(

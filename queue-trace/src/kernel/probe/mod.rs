@@ -219,7 +219,9 @@ impl MapReader {
     /// Detaches everything. What was counted and recorded stays to be read.
     pub fn detach(&self) {
         let ebpf = lock(&self.0.ebpf).take();
-        drop(ebpf);
+        if let Some(ebpf) = ebpf {
+            attach::detach(ebpf);
+        }
         lock(&self.0.counts).search_again();
     }
 
