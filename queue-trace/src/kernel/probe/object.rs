@@ -186,6 +186,25 @@ mod tests {
     }
 
     #[test]
+    fn what_opens_a_frame_has_both_ends() {
+        let object = fitted_to(None);
+        let has = |name: &str| {
+            let name = format!("\0{name}\0");
+            object
+                .windows(name.len())
+                .any(|part| part == name.as_bytes())
+        };
+        for hook in hook::OPENING.map(|index| hook::HOOKS[index].name) {
+            for family in ["", "_kprobe"] {
+                for end in ["enter", "exit"] {
+                    let name = format!("{hook}_{end}{family}");
+                    assert!(has(&name), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn every_marked_load_is_from_the_kernels_place() {
         let (fields, kernel) = kernel();
         let object = fitted_to(None);
