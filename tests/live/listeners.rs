@@ -3,7 +3,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -397,6 +399,23 @@ fn requests_move_to_another_listener() {
     }
 }
 
+/// Listens where another socket has just been closed. A look that goes through open files has that
+/// one open as well, until its system call ends.
+fn listen_anew(how: &Listen, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let deadline = Instant::now() + SHORT;
+    loop {
+        let listener = how.on(address);
+        let in_use = |error: &anyhow::Error| {
+            let error = error.root_cause().downcast_ref::<io::Error>();
+            error.is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+        };
+        if !listener.as_ref().is_err_and(in_use) || Instant::now() > deadline {
+            return listener;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A port is listened on by hundreds of sockets one right after the other, each of which
 /// overflows and is closed: the totals are those of each.
 #[test]
@@ -415,7 +434,7 @@ fn listeners_that_come_and_go() {
             let mut wire = Wire::open(family)?;
             let mut inodes = BTreeMap::new();
             for number in 0..LISTENERS {
-                let listener: TcpListener = short.on(address)?;
+                let listener = listen_anew(&short, address)?;
                 for _ in 0..2 {
                     half_open(&mut wire, address, 1)?[0].ack(&wire)?;
                     wire.settle()?;
