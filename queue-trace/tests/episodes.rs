@@ -1091,7 +1091,7 @@ fn those_in_trouble_are_kept_among_thousands() {
         count: 1,
     };
     play.case.summary(&[total]).unwrap();
-    assert!(play.case.listeners.len() <= 1024);
+    assert!(play.case.listeners.len() <= 1280);
     let diagnosis = play.diagnosis(10 * SECOND);
     let finding = only(&diagnosis, "accept-queue-full");
     assert_eq!(finding.count, 92);
@@ -1116,7 +1116,7 @@ fn those_in_most_trouble_are_kept_among_thousands() {
         play.event(7 * SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, packet, 9);
     }
     some_cookies(&mut play, 3000, 8 * SECOND);
-    assert!(play.case.listeners.len() <= 1024);
+    assert!(play.case.listeners.len() <= 1280);
     let diagnosis = play.diagnosis(10 * SECOND);
     let mut findings = diagnosis.findings.iter();
     let finding = findings.find(|finding| finding.rule == "accept-queue-full");
@@ -1126,7 +1126,7 @@ fn those_in_most_trouble_are_kept_among_thousands() {
             .split_whitespace()
             .next()
             .and_then(|word| word.parse().ok());
-        doubt.contains("in less trouble") && count.is_some_and(|count: usize| count >= 6000 - 1024)
+        doubt.contains("in less trouble") && count.is_some_and(|count: usize| count >= 6000 - 1280)
     });
     assert!(left_out, "{:?}", diagnosis.doubts);
 }

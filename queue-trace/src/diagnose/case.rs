@@ -74,9 +74,9 @@ pub struct Case {
 }
 
 /// Listeners kept at most,
-const MOST_LISTENERS: usize = 1024;
+const MOST_LISTENERS: usize = 1280;
 /// and how many stay once there are as many: those in most trouble.
-const STAY: usize = MOST_LISTENERS / 4 * 3;
+const STAY: usize = 1024;
 /// Slots of a history at most, before they are made wider.
 const MOST_SLOTS: i64 = 900;
 
