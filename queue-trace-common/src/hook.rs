@@ -115,10 +115,10 @@ hooks! {
             outcome::ESTABLISHED_FAST_OPEN,
             outcome::FAST_OPEN_REFUSED,
         ]);
-    SECURITY "security" "security_inet_conn_request" [] (3, 3), Optional,
-        bits(&[outcome::SYN_DROPPED_SECURITY, outcome::SYN_DROPPED_NOT_UNICAST, outcome::SYN_DROPPED_NO_ROUTE]);
+    SECURITY "security" "security_inet_conn_request" ["*sock"] (3, 3), Optional,
+        bits(&[outcome::SYN_DROPPED_SECURITY, outcome::SYN_DROPPED_NO_ROUTE]);
     PROVEN "proven" "tcp_peer_is_proven" [] (2, 2), Cause,
-        bits(&[outcome::SYN_DROPPED_LAST_QUARTER, outcome::SYN_DROPPED_NOT_UNICAST, outcome::SYN_DROPPED_NO_ROUTE]);
+        bits(&[outcome::SYN_DROPPED_LAST_QUARTER, outcome::SYN_DROPPED_NO_ROUTE]);
     HASH_ADD "hash_add" "inet_csk_reqsk_queue_hash_add" [] (2, 3), Main,
         bits(&[outcome::QUEUED, outcome::SYN_DROPPED_DUPLICATE, outcome::ESTABLISHED_FAST_OPEN]);
     ACK "ack" "tcp_check_req" ["*sock", "*sk_buff", "*request_sock", "bool"] (5, 6), Main, ACK_STEP;
@@ -156,6 +156,11 @@ pub const KEEP_QUEUES: [usize; 7] = [
 /// what they returned, tells causes apart. And that of the end of a listener, after which a port is
 /// one that has nobody. An outcome needs all those that serve it.
 pub const TELLING: [usize; 7] = [ALLOC, SECURITY, PROVEN, HASH_ADD, CHILD, HASHDANCE, STOP];
+
+/// Hooks that are not needed where another one is to be had, which tells the same. The kernel asks
+/// its security modules about a request that it has allocated, before it does anything else with it
+/// (`tcp_conn_request`, net/ipv4/tcp_input.c).
+pub const TOLD_BY: [(usize, usize); 1] = [(ALLOC, SECURITY)];
 
 /// The hooks at whose entry a frame is opened, which their exits and those of [`TELLING`] go by. So
 /// these entries are attached last and detached first: of a packet all is seen, or nothing.

@@ -5,7 +5,8 @@ use bytemuck::{Pod, Zeroable};
 /// Listeners that are kept.
 pub const LISTENERS: u32 = 4096;
 
-/// Connections in accept queues whose entry is remembered, all listeners together.
+/// Connections in accept queues whose entry is remembered without a [`Place`], all listeners
+/// together.
 pub const WAITING: u32 = 65536;
 
 /// Key: one listener.
@@ -84,6 +85,22 @@ pub struct Marks {
     pub handshakes: [u64; BUCKETS],
 }
 
+/// Places of a CPU for marks, each found by a listener's address without a search.
+pub const MARKED: usize = 32;
+
+/// The places of one CPU. What is at one that is free is zero.
+pub type Marked = [MarkedPlace; MARKED];
+
+/// A place for a listener's marks.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct MarkedPlace {
+    /// The listener. Its `sk` is 0 while the place is free, and has [`WRITING`] while it is taken.
+    pub key: QueueKey,
+    /// Its marks.
+    pub marks: Marks,
+}
+
 /// A connection in an accept queue.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -93,6 +110,23 @@ pub struct Entered {
     /// Whose queue it is.
     pub listener: QueueKey,
 }
+
+/// A place for a connection in an accept queue, found by its address without a search.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Place {
+    /// Address of its `struct sock`, with [`WRITING`] while the rest is written; 0 while the place
+    /// is free.
+    pub child: u64,
+    /// When it entered, and whose queue.
+    pub entered: Entered,
+}
+
+/// The bit of an address that says that a place is being written: no socket has such an address.
+pub const WRITING: u64 = 1;
+
+/// How many places there are: two to this power.
+pub const PLACES_BITS: u32 = 12;
 
 /// What an iterator tells of a listener that the kernel's socket diagnosis does not.
 #[repr(C)]
@@ -129,25 +163,50 @@ pub struct Held {
 /// Places of a histogram of times.
 pub const BUCKETS: usize = 32;
 
-/// The place of a time in microseconds: place 0 has 0, place n has what is below 2^n and
-/// not below 2^(n-1); the last one all that is longer.
+/// The place of a time in microseconds, which is below 2^63: place 0 has 0, place n has what is
+/// below 2^n and not below 2^(n-1); the last one all that is longer.
 #[must_use]
 #[inline(always)]
 pub const fn bucket(us: u64) -> usize {
-    // By halving, as BPF has no instruction that counts leading zeros.
-    let mut rest = us;
-    let mut place = 0;
-    let mut step = 32;
-    while step > 0 {
-        if rest >> step != 0 {
-            rest >>= step;
-            place += step;
-        }
-        step /= 2;
+    // BPF has no instruction that counts leading zeros, and the verifier would follow both ways of
+    // each branch of a search. So all bits below the highest are set, which leaves 64 numbers.
+    let mut bits = us << 1 | 1;
+    let mut step = 1;
+    while step < 64 {
+        bits |= bits >> step;
+        step *= 2;
     }
-    let place = if rest != 0 { place + 1 } else { place };
-    if place < BUCKETS { place } else { BUCKETS - 1 }
+    // The verifier does not know what is in the table.
+    PLACE_OF[spread(bits)] as usize % BUCKETS
 }
 
+/// A different number below 64 for each of 1, 3, 7, 15 and so on: a de Bruijn sequence shows its
+/// next six bits.
+#[inline(always)]
+const fn spread(bits: u64) -> usize {
+    (bits.wrapping_mul(0x03f6_eaf2_cd27_1461) >> 58) as usize
+}
+
+/// The place of a time by what [`spread`] gives for its bits.
+static PLACE_OF: [u8; 64] = {
+    let mut places = [0; 64];
+    let mut place = 0;
+    while place < 64 {
+        let bits = u64::MAX >> (63 - place);
+        places[spread(bits)] = if place < BUCKETS { place } else { BUCKETS - 1 } as u8;
+        place += 1;
+    }
+    places
+};
+
+const _: () = {
+    let mut n = 1;
+    while n < 63 {
+        let place = if n < BUCKETS { n } else { BUCKETS - 1 };
+        assert!(bucket((1 << n) - 1) == place);
+        assert!(bucket(1 << (n - 1)) == place);
+        n += 1;
+    }
+};
 const _: () = assert!(bucket(0) == 0 && bucket(1) == 1 && bucket(2) == 2 && bucket(3) == 2);
 const _: () = assert!(bucket(1023) == 10 && bucket(1024) == 11 && bucket(u64::MAX) == 31);

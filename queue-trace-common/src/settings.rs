@@ -90,6 +90,9 @@ pub mod mark {
     /// [`COUNTERS`](crate::counter::COUNTERS) come [`SOLE`](crate::counter::SOLE).
     pub const COUNTER: i16 = 0x6200;
 
+    /// Of an atomic addition: it is an exchange if the word is as expected, where kernels have that.
+    pub const EXCHANGE: i16 = 0x6300;
+
     /// Numbers that a register is set to, of a member of [`Kernel`](super::Kernel): the size of the
     /// member and its place are in the lower bits.
     pub const KERNEL: i32 = 0x7e00_0000;
@@ -140,8 +143,10 @@ typed! {
     ROUTE "dst_entry" "A route.";
     IPV4 "iphdr" "The header of IPv4.";
     IPV6 "ipv6hdr" "The header of IPv6.";
+    TCP "tcphdr" "The header of TCP.";
     NAMESPACE "net" "A network namespace.";
     LISTENER "inet_connection_sock" "A listener, with its queues.";
+    REQUEST "tcp_request_sock" "A half-open request of TCP.";
     SOCKET "socket_alloc" "A socket's `struct socket`, and the file system's inode around it.";
 }
 
@@ -186,8 +191,14 @@ pub struct Kernel {
     /// `TCP_LISTEN`.
     pub tcp_listen: u8,
     /// Padding.
-    pub _pad: [u8; (4 - (hook::COUNT + 7) % 4) % 4],
+    pub _pad: [u8; (8 - UNPADDED % 8) % 8],
 }
+
+/// Bytes of a [`Kernel`] before its padding, apart from its whole words.
+const UNPADDED: usize = 4 * (counter::GROUPS.len() + counter::SOLE.len() + reason::COUNT)
+    + 4 * (TYPED.len() + 2)
+    + hook::COUNT
+    + 7;
 
 /// Words of [`Kernel::asked`].
 pub const ASKED: usize = reason::NUMBERS as usize / 64;
@@ -239,7 +250,8 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Adds those of another CPU.
+    /// Adds others.
+    #[inline(always)]
     pub fn add(&mut self, other: &Self) {
         self.seen += other.seen;
         self.held += other.held;

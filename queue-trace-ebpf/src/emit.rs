@@ -1,6 +1,9 @@
 //! Out of the kernel: exact counts, records, and what was lost.
 
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_jiffies64};
+use aya_ebpf::{
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, generated::bpf_jiffies64},
+    maps::ring_buf::RingBufEntry,
+};
 use aya_log_ebpf::debug;
 use queue_trace_common::{
     counter::Moved,
@@ -58,49 +61,38 @@ pub fn packet(
     if !matters(outcome, moved) {
         return;
     }
-    let skb = frame.skb;
     let port = sk.load::<_, { field::SK_PORT }>();
-    let of = |listener| Verdict {
+    let of = |frame: &Frame| Verdict {
         outcome,
         moved,
         count: 1,
         sk: frame.sk,
         net: frame.net,
-        listener,
+        listener: Identity {
+            inode,
+            ..Identity::at_port(sk.follow::<{ field::SK_NET }>(), port)
+        },
         by_softirq: true,
         retransmits: 0,
     };
-    let (verdict, place) = if let Some(slot) = latest(here, frame, inode, port) {
+    let mut ticket = ask(here, outcome, port, true);
+    if let Some(record) = &mut ticket.record {
+        let skb = frame.skb;
+        fill(
+            record,
+            &of(frame),
+            || Packet::of(skb).map(Peer::from),
+            |_| {},
+        );
+    }
+    let is_counted = if let Some(slot) = latest(here, frame, inode, port) {
         slot.counted.seen += 1;
-        let listener = Identity {
-            inode,
-            netns_cookie: slot.key.netns_cookie,
-            netns: slot.key.netns,
-            port,
-        };
-        let place = Place {
-            counted: &raw mut slot.counted,
-            in_slot: true,
-        };
-        (of(listener), Some(place))
+        slot.counted.held += ticket.held;
+        true
     } else {
-        let verdict = of(Identity {
-            inode,
-            ..Identity::at_port(sk.follow::<{ field::SK_NET }>(), port)
-        });
-        let Some(place) = count(here, &verdict, &mut frame.latest) else {
-            return;
-        };
-        (verdict, place)
+        count(here, &of(frame), ticket.held, &mut frame.latest)
     };
-    tell(
-        here,
-        &verdict,
-        place,
-        true,
-        || Packet::of(skb).map(Peer::from),
-        |_| {},
-    );
+    ticket.send_if(is_counted);
 }
 
 /// The slot that was counted in last on this CPU, if a verdict is to be counted there again. A
@@ -154,49 +146,91 @@ pub fn verdict_with(
     if !matters(verdict.outcome, verdict.moved) {
         return;
     }
-    if let Some(here) = Here::find()
-        && let Some(place) = count(here, verdict, &mut 0)
-    {
-        tell(here, verdict, place, shown, peer, more);
+    let Some(here) = Here::find() else { return };
+    let mut ticket = ask(here, verdict.outcome, verdict.listener.port, shown);
+    if let Some(record) = &mut ticket.record {
+        fill(record, verdict, peer, more);
+    }
+    let held = ticket.held * u64::from(verdict.count);
+    let is_counted = count(here, verdict, held, &mut 0);
+    ticket.send_if(is_counted);
+}
+
+/// Whether a record goes with a verdict. It is filled before the verdict is counted, and sent after:
+/// so the verifier follows what fills it once, and not once for each place of a count.
+struct Ticket {
+    /// Room for it.
+    record: Option<RingBufEntry<Record>>,
+    /// 1: one was wanted, and is not in the stream.
+    held: u64,
+}
+
+impl Ticket {
+    const NONE: Self = Self {
+        record: None,
+        held: 0,
+    };
+
+    const HELD: Self = Self {
+        record: None,
+        held: 1,
+    };
+
+    #[inline(always)]
+    fn send_if(self, is_counted: bool) {
+        if let Some(record) = self.record {
+            if is_counted {
+                record.submit(0);
+            } else {
+                record.discard(0);
+            }
+        }
     }
 }
 
-/// Sends a record of a verdict that was counted, if one is wanted.
 #[inline(always)]
-fn tell(
-    here: Here,
-    verdict: &Verdict,
-    counted: Option<Place>,
-    shown: bool,
-    peer: impl FnOnce() -> Option<Peer>,
-    more: impl FnOnce(&mut Record),
-) {
+fn ask(here: Here, outcome: u8, port: u16, shown: bool) -> Ticket {
     if config::debug() {
-        log(verdict.outcome, verdict.listener.port);
+        log(outcome, port);
     }
-
-    if !shown || !wanted(verdict.outcome) {
-        return;
+    if !shown || !wanted(outcome) {
+        return Ticket::NONE;
     }
     let Some(now) = within_allowance(here) else {
-        return hold(counted, verdict.count);
+        return Ticket::HELD;
     };
-    let Some(mut entry) = RECORDS.reserve::<Record>(0) else {
+    let Some(mut record) = RECORDS.reserve::<Record>(0) else {
         tally::lost(|loss| &mut loss.records);
-        return hold(counted, verdict.count);
+        return Ticket::HELD;
     };
     // SAFETY: reserved for a Record and ours until submitted; plain data of whole words, for
     // which all zero is a value. Volatile, as the compiler would else call a function that
     // writes byte by byte.
     let out = unsafe {
-        let words = entry.as_mut_ptr().cast::<u64>();
+        let words = record.as_mut_ptr().cast::<u64>();
         for word in 0..record::SIZE / 8 {
             words.add(word).write_volatile(0);
         }
-        &mut *entry.as_mut_ptr()
+        &mut *record.as_mut_ptr()
     };
-    out.version = record::VERSION;
     out.mono_ns = now;
+    Ticket {
+        record: Some(record),
+        held: 0,
+    }
+}
+
+/// Says all of a verdict in its record.
+#[inline(always)]
+fn fill(
+    record: &mut RingBufEntry<Record>,
+    verdict: &Verdict,
+    peer: impl FnOnce() -> Option<Peer>,
+    more: impl FnOnce(&mut Record),
+) {
+    // SAFETY: set to zero by `ask`.
+    let out = unsafe { &mut *record.as_mut_ptr() };
+    out.version = record::VERSION;
     // SAFETY: a plain helper without arguments.
     out.cpu = unsafe { bpf_get_smp_processor_id() };
     out.outcome = verdict.outcome;
@@ -220,7 +254,6 @@ fn tell(
         out.client_port = peer.client_port;
         out.present |= record::PACKET;
     }
-    entry.submit(0);
 }
 
 /// Whether anybody asks for it, or the ledger would miss it.
@@ -241,20 +274,13 @@ fn log(outcome: u8, port: u16) {
     debug!(&(), "outcome {} port {}", outcome, port);
 }
 
-/// Where a verdict was counted.
-struct Place {
-    counted: *mut Counted,
-    /// In a slot, which is read anyway; else in the map, which is only searched when it changed.
-    in_slot: bool,
-}
-
 /// Where a count begins.
 static NOTHING_COUNTED: Counted = Counted { seen: 0, held: 0 };
 
-/// Counts, and gives the place of the count, if there was room for one. `None`: it is not to be
-/// counted. `latest`: for the slot's number, if it has one.
+/// Counts, with how many of them were `held` back. Whether it is to be counted at all. `latest`: for
+/// the slot's number, if it has one.
 #[inline(always)]
-fn count(here: Here, verdict: &Verdict, latest: &mut u64) -> Option<Option<Place>> {
+fn count(here: Here, verdict: &Verdict, held: u64, latest: &mut u64) -> bool {
     let Identity {
         inode,
         netns_cookie,
@@ -272,23 +298,25 @@ fn count(here: Here, verdict: &Verdict, latest: &mut u64) -> Option<Option<Place
         outcome: verdict.outcome,
         moved: verdict.moved,
     };
-    let by = u64::from(verdict.count);
+    let by = Counted {
+        seen: u64::from(verdict.count),
+        held,
+    };
     // Where softirqs mix one may come between after all.
-    if verdict.by_softirq
-        && !config::softirqs_mix()
-        && let Some(counted) = slot(here, key, verdict.net, latest)?
-    {
-        // SAFETY: this CPU's copy, and nothing comes between.
-        unsafe { (*counted).seen += by };
-        return Some(Some(Place {
-            counted,
-            in_slot: true,
-        }));
+    if verdict.by_softirq && !config::softirqs_mix() {
+        let Some(slot) = slot(here, key, verdict.net, latest) else {
+            return false;
+        };
+        if let Some(counted) = slot {
+            // SAFETY: this CPU's copy, and nothing comes between.
+            unsafe { (*counted).add(&by) };
+            return true;
+        }
     }
     let mut place = COUNTS.get_ptr_mut(key);
     if place.is_none() {
         if filter::is_foreign_self_test(verdict.net) {
-            return None;
+            return false;
         }
         // If there is no room, nothing is found below.
         let _ = COUNTS.insert(key, &NOTHING_COUNTED, IF_MISSING);
@@ -299,20 +327,18 @@ fn count(here: Here, verdict: &Verdict, latest: &mut u64) -> Option<Option<Place
         // off, where none interrupts another; what counts accept() and close() is one program
         // each, and the kernel lets none interrupt itself on a CPU. So no two are at the same
         // key. Where softirqs mix that holds by the second reason for each hook.
-        unsafe { (*counted).seen += by };
+        unsafe { (*counted).add(&by) };
         tally::counts_changed();
-        return Some(Some(Place {
-            counted,
-            in_slot: false,
-        }));
+    } else {
+        by_port(key, &by);
     }
-    Some(by_port(key, by))
+    true
 }
 
 /// Counts what found no room by listener by its port, or else by its namespace alone. Rare, so a
 /// function of its own.
 #[inline(never)]
-fn by_port(key: &CountKey, by: u64) -> Option<Place> {
+fn by_port(key: &CountKey, by: &Counted) {
     let mut key = *key;
     for word in [&raw mut key.sk, &raw mut key.inode] {
         // SAFETY: words of the key. Volatile, as the compiler would else call a function that
@@ -334,17 +360,12 @@ fn by_port(key: &CountKey, by: u64) -> Option<Place> {
         place = BY_NETNS.get_ptr_mut(&key);
     }
     let Some(counted) = place else {
-        tally::lost_many(by, |loss| &mut loss.uncounted);
-        return None;
+        return tally::lost_many(by.seen, |loss| &mut loss.uncounted);
     };
     // SAFETY: as in `count`.
-    unsafe { (*counted).seen += by };
-    tally::lost_many(by, |loss| &mut loss.by_port);
+    unsafe { (*counted).add(by) };
+    tally::lost_many(by.seen, |loss| &mut loss.by_port);
     tally::counts_changed();
-    Some(Place {
-        counted,
-        in_slot: false,
-    })
 }
 
 /// The slot of a key, if it has it or can have it. `None`: it is not to be counted. `latest`: for
@@ -368,18 +389,6 @@ fn slot(here: Here, key: &CountKey, net: u64, latest: &mut u64) -> Option<Option
         }
     }
     Some(None)
-}
-
-/// Notes that events are in the counts and not in the stream.
-#[inline(always)]
-fn hold(place: Option<Place>, by: u32) {
-    if let Some(Place { counted, in_slot }) = place {
-        // SAFETY: as in `count`.
-        unsafe { (*counted).held += u64::from(by) };
-        if !in_slot {
-            tally::counts_changed();
-        }
-    }
 }
 
 /// The time, if this CPU may send another record: each moves its account forward by the

@@ -66,18 +66,18 @@ impl Load {
         }
     }
 
-    /// The programs of queue-trace that see each SYN or connection of it, but for those of optional
-    /// parts of the kernel.
+    /// The programs of queue-trace that see each SYN or connection of it. The kernel has security
+    /// modules.
     fn seen_by(self, attach: &str) -> &'static [&'static str] {
         match self {
             // Which tracepoint sees the end of a packet differs between kernels.
             _ if attach == "tracepoint" => &["packet_"],
             Self::Dropped => &["syn_v4_enter", "syn_v4_exit"],
-            Self::Cookies => &["syn_v4_enter", "syn_v4_exit", "alloc_exit"],
+            Self::Cookies => &["syn_v4_enter", "syn_v4_exit", "security_exit"],
             Self::Churn => &[
                 "syn_v4_enter",
                 "syn_v4_exit",
-                "alloc_exit",
+                "security_exit",
                 "hash_add_exit",
                 "ack_enter",
                 "ack_exit",
@@ -202,7 +202,7 @@ mod tests {
         assert!(Load::Dropped.unseen_by("kprobe", &both).is_empty());
         let one = cost(&[did("syn_v4_enter", 10), did("syn_v4_exit", 9)]);
         assert_eq!(Load::Dropped.unseen_by("fentry", &one), ["syn_v4_exit"]);
-        assert_eq!(Load::Cookies.unseen_by("fentry", &both), ["alloc_exit"]);
+        assert_eq!(Load::Cookies.unseen_by("fentry", &both), ["security_exit"]);
         let ends = cost(&[did("packet_consumed", 6), did("packet_dropped", 4)]);
         assert!(Load::Churn.unseen_by("tracepoint", &ends).is_empty());
         assert_eq!(Load::Churn.unseen_by("tracepoint", &one), ["packet_"]);

@@ -1,8 +1,9 @@
 //! What is kept of a listener: its key, its entries in the two maps, made where missing.
 
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use queue_trace_common::{
     field,
-    queue::{Marks, Queue, QueueKey},
+    queue::{MARKED as MARKED_PLACES, MarkedPlace, Marks, Queue, QueueKey, WRITING},
 };
 
 use crate::{
@@ -13,7 +14,8 @@ use crate::{
     },
     state::{
         config,
-        maps::{IF_MISSING, MARKS, QUEUES},
+        exchange::exchange,
+        maps::{IF_MISSING, MARKED, MARKS, QUEUES},
         tally,
     },
 };
@@ -62,6 +64,13 @@ pub fn key_of(sk: impl Pointer) -> QueueKey {
 /// This CPU's marks of a listener.
 #[inline(always)]
 pub fn marks(key: &QueueKey) -> Option<&'static mut Marks> {
+    if let Some(place) = place(key)
+        // SAFETY: whole words of an entry of the map.
+        && unsafe { (*place).key == *key || take(place, key) }
+    {
+        // SAFETY: as below.
+        return Some(unsafe { &mut (*place).marks });
+    }
     let mut place = MARKS.get_ptr_mut(key);
     if place.is_none() {
         if filter::is_foreign_self_test(memory::value(key.sk, field::SK_NET)) {
@@ -79,6 +88,40 @@ pub fn marks(key: &QueueKey) -> Option<&'static mut Marks> {
     // SAFETY: this CPU's copy. What runs with bottom halves off and what runs in accept() write
     // different members. Where softirqs mix see `bump`; there a mark may be one packet late.
     place.map(|marks| unsafe { &mut *marks })
+}
+
+/// This CPU's place for the marks of a listener, where places can be taken.
+#[inline(always)]
+fn place(key: &QueueKey) -> Option<*mut MarkedPlace> {
+    if !config::exchanges() {
+        return None;
+    }
+    // SAFETY: a plain helper without arguments.
+    let places = MARKED.get_ptr_mut(unsafe { bpf_get_smp_processor_id() })?;
+    // A listener is some KiB large.
+    let index = (key.sk >> 6 ^ key.sk >> 12) as usize % MARKED_PLACES;
+    // SAFETY: within the entry that was found.
+    Some(unsafe { (&raw mut (*places)[index]).cast() })
+}
+
+/// Takes a place that is free, whose marks are zero. What takes it may be interrupted by what would
+/// take it as well, so it is done by an exchange. Rare, so a function of its own.
+#[inline(never)]
+fn take(place: *mut MarkedPlace, key: &QueueKey) -> bool {
+    // SAFETY: an entry of the map.
+    let (owner, inode) = unsafe { (&raw mut (*place).key.sk, &raw mut (*place).key.inode) };
+    // SAFETY: a whole word. Only one that is free is taken, after its listener is entered in the
+    // other table, so that its end will be noticed.
+    if unsafe { owner.read_volatile() } != 0 || queue(key).is_none() {
+        return false;
+    }
+    if exchange(owner, 0, key.sk | WRITING) != 0 {
+        return false;
+    }
+    // SAFETY: a whole word, and ours alone now.
+    unsafe { inode.write_volatile(key.inode) };
+    exchange(owner, key.sk | WRITING, key.sk);
+    true
 }
 
 /// What all CPUs share of a listener.

@@ -3,4 +3,5 @@
 pub mod gauge;
 pub mod kept;
 pub mod owner;
+mod places;
 pub mod wait;

@@ -14,15 +14,16 @@ use aya_ebpf::{
 use queue_trace_common::{
     field, hook,
     queue::{Entered, QueueKey, bucket},
+    settings::typed,
 };
 
-use super::{gauge, kept};
+use super::{gauge, kept, places};
 use crate::{
     filter,
     read::memory::{self, Plain, Pointer, Typed},
     state::{
         config,
-        maps::{ENTERING, ENTERING_BY_TASK, WAITING},
+        maps::{ENTERING, ENTERING_BY_TASK},
         tally,
         types::Entering,
     },
@@ -32,11 +33,12 @@ use crate::{
 /// may be known.
 #[inline(always)]
 fn entering(listener: QueueKey, child: u64, now: u64, took_us: u64) {
+    let child = memory::plain(child);
     let entered = Entered {
         at_ns: now,
         listener,
     };
-    if WAITING.insert(child, entered, 0).is_err() {
+    if !places::put(child, &entered) {
         tally::lost(|loss| &mut loss.untimed);
     }
     set_entering(Entering {
@@ -99,7 +101,7 @@ pub fn entered(sk: Option<Typed>, returned: u64) {
     }
     let listener = entering.listener;
     if returned == 0 {
-        forget(entering.child);
+        places::remove(entering.child);
         gauge::completed(&listener, entering.took_us);
     } else {
         let (depth, limit) = match sk {
@@ -112,22 +114,13 @@ pub fn entered(sk: Option<Typed>, returned: u64) {
     entering.child = 0;
 }
 
-/// It is not in a queue any more.
-#[inline(always)]
-fn forget(child: u64) {
-    // It may be gone already, or have found no room.
-    let _ = WAITING.remove(child);
-}
-
 /// accept() took a connection. How long it was in the queue, nanoseconds; 0 if it was in
 /// there before we attached.
 #[inline(always)]
 pub fn left(child: u64) -> u64 {
-    // SAFETY: copied out at once; nobody else writes the entry of a connection that left.
-    let Some(entered) = (unsafe { WAITING.get(child) }).copied() else {
+    let Some(entered) = places::remove(child) else {
         return 0;
     };
-    forget(child);
     // SAFETY: a plain helper without arguments.
     let waited = unsafe { bpf_ktime_get_ns() } - entered.at_ns;
     note_wait(&entered.listener, waited);
@@ -151,7 +144,11 @@ fn note_wait(listener: &QueueKey, waited_ns: u64) {
 /// moment in microseconds (`tcp_request_sock.snt_synack`).
 #[inline(always)]
 fn took(request: u64, now: u64) -> u64 {
-    match memory::value(request, field::REQ_SYNACK_US) {
+    let sent = match Typed::cast::<{ typed::REQUEST }>(request) {
+        Some(request) => request.load::<u64, { field::REQ_SYNACK_US }>(),
+        None => memory::value(request, field::REQ_SYNACK_US),
+    };
+    match sent {
         0 => gauge::UNKNOWN,
         sent => (now / 1000).saturating_sub(sent),
     }
@@ -244,14 +241,14 @@ fn queue_add_exit_kprobe(ctx: RetProbeContext) -> u32 {
 
 #[fentry]
 fn forget_enter(ctx: FEntryContext) -> i32 {
-    forget(ctx.arg(2));
+    places::remove(memory::plain(ctx.arg(2)));
     0
 }
 
 #[kprobe]
 fn forget_enter_kprobe(ctx: ProbeContext) -> u32 {
     if let Some(child) = ctx.arg(2) {
-        forget(child);
+        places::remove(child);
     }
     0
 }

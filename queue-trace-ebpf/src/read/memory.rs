@@ -158,6 +158,12 @@ impl Typed {
         Some(Self(unsafe { cast(address, number) }))
     }
 
+    /// A number at a place that is the same on all kernels.
+    #[inline(always)]
+    pub fn at<T: Number, const PLACE: usize>(self) -> T {
+        T::at::<0, PLACE>(self.0)
+    }
+
     /// One of a CPU's counters. The index is a constant once compiled.
     #[inline(always)]
     pub fn counter(self, index: usize) -> u64 {

@@ -4,7 +4,7 @@
 //! The offsets inside the headers are the protocols' own (RFC 791, 8200, 9293), not
 //! the kernel's.
 
-use core::mem::MaybeUninit;
+use core::{hint::black_box, mem::MaybeUninit};
 
 use queue_trace_common::{
     field,
@@ -210,15 +210,16 @@ pub fn is_unicast(skb: u64) -> bool {
     const RTF_LOCAL: u32 = 0x8000_0000;
     let route = memory::value::<u64>(skb, field::SKB_DST) & ROUTE;
     match u16::from_be(memory::value(skb, field::SKB_PROTOCOL)) {
-        ETH_P_IP => match memory::get::<u16>(route, field::ROUTE_TYPE) {
-            Some(kind) => kind == RTN_LOCAL,
-            None => true,
-        },
-        _ => match memory::get::<u32>(route, field::ROUTE6_FLAGS) {
-            Some(flags) => flags & RTF_LOCAL != 0,
-            None => true,
-        },
+        ETH_P_IP => known_or(memory::get(route, field::ROUTE_TYPE), RTN_LOCAL) == RTN_LOCAL,
+        _ => known_or(memory::get(route, field::ROUTE6_FLAGS), RTF_LOCAL) & RTF_LOCAL != 0,
     }
+}
+
+/// What is known, or what is taken for it. The compiler is not to see that it need not look at what
+/// was not read: it would combine it with what follows all the same, which the verifier refuses.
+#[inline(always)]
+fn known_or<T>(known: Option<T>, instead: T) -> T {
+    black_box(known.unwrap_or(instead))
 }
 
 /// The TCP flags of a packet whose transport header the stack has found.
@@ -228,7 +229,11 @@ pub fn flags(skb: u64) -> u8 {
         Some(packet) => transport_of(packet),
         None => transport_of(Plain(skb)),
     };
-    memory::read(tcp + 13).unwrap_or(0)
+    match Typed::cast::<{ typed::TCP }>(tcp) {
+        // With the byte before it: to the kernel's types these are fields of some bits each.
+        Some(header) => (header.at::<u16, 12>() >> 8) as u8,
+        None => memory::read(tcp + 13).unwrap_or(0),
+    }
 }
 
 #[inline(always)]

@@ -211,6 +211,13 @@ pub fn type_of<const INDEX: usize>() -> u64 {
     known!(KERNEL at core::mem::offset_of!(Kernel, types) + 4 * INDEX, 4)
 }
 
+/// Whether a word can be exchanged: Linux 5.12 has that, 5.18 on arm64, and the loader counts on it
+/// where addresses can be given their types (6.2).
+#[inline(always)]
+pub fn exchanges() -> bool {
+    type_of::<0>() != 0
+}
+
 /// The mark of our own self-test.
 #[inline(always)]
 pub fn self_test() -> u32 {

@@ -5,7 +5,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
 };
 use queue_trace_common::{
-    queue::{self, Entered, Marks, Queue, QueueKey},
+    queue::{self, Entered, Marked, Marks, Place, Queue, QueueKey},
     settings::{Address, Baseline, CountKey, Counted, Tally},
 };
 
@@ -73,12 +73,21 @@ pub static ASKED: LruHashMap<u64, i32> = LruHashMap::with_max_entries(1024, 0);
 #[map]
 pub static QUEUES: HashMap<QueueKey, Queue> = HashMap::with_max_entries(queue::LISTENERS, 0);
 
-/// What each CPU keeps of a listener's queues.
+/// What each CPU keeps of a listener's queues, by its number: at the place of the listener's address.
+/// The loader makes it as long as there are CPUs.
+#[map]
+pub static MARKED: Array<Marked> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// The same of those whose place another one has.
 #[map]
 pub static MARKS: PerCpuHashMap<QueueKey, Marks> =
     PerCpuHashMap::with_max_entries(queue::LISTENERS, 0);
 
-/// The connections in accept queues, by the address of their `struct sock`.
+/// The connections in accept queues, each at the place of its address,
+#[map]
+pub static PLACES: Array<Place> = Array::with_max_entries(1 << queue::PLACES_BITS, BPF_F_MMAPABLE);
+
+/// and those whose place another one has, by the address of their `struct sock`.
 #[map]
 pub static WAITING: HashMap<u64, Entered> = HashMap::with_max_entries(queue::WAITING, 0);
 

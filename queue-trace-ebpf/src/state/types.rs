@@ -64,10 +64,8 @@ impl Call {
 
 /// A nested function that was called, or what it returned.
 pub mod saw {
-    /// `inet_reqsk_alloc` was called.
+    /// A request was allocated.
     pub const ALLOC: u32 = 1 << 0;
-    /// and returned NULL.
-    pub const ALLOC_FAILED: u32 = 1 << 1;
     /// A security module refused.
     pub const REFUSED: u32 = 1 << 2;
     /// `tcp_peer_is_proven` was asked, which only the last-quarter rule does.

@@ -19,7 +19,7 @@ use crate::{
     queues::gauge,
     read::{
         memory::{self, Plain, Pointer, Typed},
-        packet::{Packet, Peer},
+        packet::{self, Packet, Peer},
         socket::{self, Identity},
     },
     state::{
@@ -105,25 +105,29 @@ fn decide(frame: &Frame, moved: Moved, net: impl Pointer) -> u8 {
     if frame.saw & saw::PROVEN_ASKED != 0 {
         return outcome::SYN_DROPPED_LAST_QUARTER;
     }
-    if frame.saw & saw::ALLOC_FAILED != 0 {
-        return outcome::SYN_DROPPED_NO_MEMORY;
-    }
     if frame.saw & saw::REFUSED != 0 {
         return outcome::SYN_DROPPED_SECURITY;
     }
     // What is left is told by what was not called.
-    let left = if frame.saw & saw::ALLOC == 0 && moved & DO_COOKIES == 0 {
-        outcome::SYN_DROPPED_NOT_UNICAST
-    } else {
-        outcome::SYN_DROPPED_NO_ROUTE
-    };
-    if config::tells(outcome::SYN_DROPPED_NOT_UNICAST)
-        && config::tells(outcome::SYN_DROPPED_NO_ROUTE)
-    {
-        left
-    } else {
-        outcome::SYN_DROPPED_OTHER
+    if frame.saw & saw::ALLOC != 0 {
+        if config::tells(outcome::SYN_DROPPED_NO_ROUTE) {
+            return outcome::SYN_DROPPED_NO_ROUTE;
+        }
+    } else if moved & DO_COOKIES == 0 && was_sent_to_many(frame.skb) {
+        if config::tells(outcome::SYN_DROPPED_NOT_UNICAST) {
+            return outcome::SYN_DROPPED_NOT_UNICAST;
+        }
+    } else if config::tells(outcome::SYN_DROPPED_NO_MEMORY) {
+        return outcome::SYN_DROPPED_NO_MEMORY;
     }
+    outcome::SYN_DROPPED_OTHER
+}
+
+/// Whether a SYN came to more than an address of this host, which is asked before all else. Rare, so
+/// a function of its own.
+#[inline(never)]
+fn was_sent_to_many(skb: u64) -> bool {
+    !packet::is_unicast(skb)
 }
 
 /// Why a cookie was sent: tcp_syncookies=2 sends one whatever the queue.
@@ -141,9 +145,6 @@ decides!(enter exit, SYN_V6 syn_v6_enter syn_v6_exit syn_v6_enter_kprobe syn_v6_
 decides!(enter exit, SYN_MPTCP4 syn_mptcp4_enter syn_mptcp4_exit syn_mptcp4_enter_kprobe syn_mptcp4_exit_kprobe);
 decides!(enter exit, SYN_MPTCP6 syn_mptcp6_enter syn_mptcp6_exit syn_mptcp6_enter_kprobe syn_mptcp6_exit_kprobe);
 
-nested_exit!(SECURITY security_exit security_exit_kprobe |returned| {
-    if returned() as u32 == 0 { 0 } else { saw::REFUSED }
-});
 // void on some kernels, where it always adds; a bool is only the low byte.
 nested_exit!(HASH_ADD hash_add_exit hash_add_exit_kprobe |returned| {
     if config::hash_add_tells() && returned() as u8 == 0 { saw::DUPLICATE } else { saw::QUEUED }
@@ -155,15 +156,11 @@ pub fn serves_fast_open(net: impl Pointer) -> bool {
     net.load_uint::<{ field::NET_FAST_OPEN }>() & 2 != 0
 }
 
-/// `inet_reqsk_alloc` ends. The SYN got past the queues, and `tcp_try_fastopen` comes after this.
+/// A request was allocated: the SYN got past the queues, and `tcp_try_fastopen` comes after this.
 #[inline(always)]
-fn allocated<P: Pointer>(returned: impl FnOnce() -> u64, net: impl FnOnce(&Frame) -> P) {
+fn allocated<P: Pointer>(more: impl FnOnce() -> u32, net: impl FnOnce(&Frame) -> P) {
     let Some(frame) = frame::opened() else { return };
-    frame.saw |= if returned() == 0 {
-        saw::ALLOC | saw::ALLOC_FAILED
-    } else {
-        saw::ALLOC
-    };
+    frame.saw |= saw::ALLOC | more();
     if config::wants(outcome::FAST_OPEN_REFUSED)
         && serves_fast_open(net(frame))
         && frame.call == Call::Syn as u32
@@ -172,20 +169,46 @@ fn allocated<P: Pointer>(returned: impl FnOnce() -> u64, net: impl FnOnce(&Frame
     }
 }
 
-// (ops, sk, ...).
+// `security_inet_conn_request(sk, ...)`, which is asked about a request right after it was
+// allocated.
+
+#[inline(always)]
+fn refused_if(returned: u64) -> u32 {
+    if returned as u32 == 0 {
+        0
+    } else {
+        saw::REFUSED
+    }
+}
+
+#[fexit]
+fn security_exit(ctx: FExitContext) -> i32 {
+    let refused = || refused_if(memory::returned::<{ hook::SECURITY }>(&ctx));
+    allocated(refused, |_| Typed(ctx.arg(0)).follow::<{ field::SK_NET }>());
+    0
+}
+
+#[kretprobe]
+fn security_exit_kprobe(ctx: RetProbeContext) -> u32 {
+    allocated(|| refused_if(ctx.ret()), |frame| Plain(frame.net));
+    0
+}
+
+// `inet_reqsk_alloc(ops, sk, ...)`, on kernels without security modules.
 
 #[fexit]
 fn alloc_exit(ctx: FExitContext) -> i32 {
-    let returned = || memory::returned::<{ hook::ALLOC }>(&ctx);
-    allocated(returned, |_| {
-        Typed(ctx.arg(1)).follow::<{ field::SK_NET }>()
-    });
+    if memory::returned::<{ hook::ALLOC }>(&ctx) != 0 {
+        allocated(|| 0, |_| Typed(ctx.arg(1)).follow::<{ field::SK_NET }>());
+    }
     0
 }
 
 #[kretprobe]
 fn alloc_exit_kprobe(ctx: RetProbeContext) -> u32 {
-    allocated(|| ctx.ret(), |frame| Plain(frame.net));
+    if ctx.ret::<u64>() != 0 {
+        allocated(|| 0, |frame| Plain(frame.net));
+    }
     0
 }
 

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use queue_trace_common::{
-    hook::{HOOKS, Hook, KEEP_QUEUES, NEEDS, Need, TELLING},
+    hook::{HOOKS, Hook, KEEP_QUEUES, NEEDS, Need, TELLING, TOLD_BY},
     outcome::{self, OUTCOMES, Set},
     reason,
 };
@@ -112,6 +112,12 @@ impl Offers {
         hooks
             .map(|hook| types.fits(hook).map(|_| ()).map_err(Without::Absent))
             .collect()
+    }
+
+    /// Whether another hook is to be had that tells what this one would.
+    fn tell_without(&self, hook: &Hook) -> bool {
+        let others = TOLD_BY.iter().filter(|(whose, _)| *whose == hook.index);
+        others.into_iter().any(|(_, by)| self.hooks[*by].is_ok())
     }
 
     fn family(&self, family: HookFamily) -> &Result<(), String> {
@@ -269,7 +275,7 @@ impl Plan {
             plan.observable &= !by_reason | offers.reasons;
             plan.reasons = plan.observable & by_reason;
             for hook in &HOOKS {
-                if !is_needed(hook, selection) {
+                if !is_needed(hook, selection) || offers.tell_without(hook) {
                     continue;
                 }
                 match &offers.hooks[hook.index] {
@@ -305,8 +311,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The hooks whose silence means something, as a set: those attached, and those of
-    /// parts that this kernel does not have.
+    /// The hooks whose silence means something, as a set: those attached, those of which others tell,
+    /// and those of parts that this kernel does not have.
     #[must_use]
     pub fn hook_bits(&self) -> u32 {
         let not_missed = self
@@ -314,7 +320,10 @@ impl Plan {
             .iter()
             .filter(|(hook, why)| !is_missed(hook, why));
         let hooks = self.hooks.iter().chain(not_missed.map(|(hook, _)| hook));
-        hooks.fold(0, |set, hook| set | hook.bit())
+        let seen = hooks.fold(0, |set, hook| set | hook.bit());
+        let attached = |index| self.hooks.iter().any(|hook| hook.index == index);
+        let told = TOLD_BY.iter().filter(|(_, by)| attached(*by));
+        told.fold(seen, |set, (whose, _)| set | HOOKS[*whose].bit())
     }
 
     /// What is attached to, by name.
@@ -388,10 +397,12 @@ fn is_missed(hook: &Hook, why: &Without) -> bool {
 /// explain movements of the counters that the ledger compares, or keep the queues'
 /// statistics.
 fn is_needed(hook: &Hook, selection: Set) -> bool {
+    let told = TOLD_BY.iter().filter(|(_, by)| *by == hook.index);
+    let serves = told.fold(hook.serves, |set, (whose, _)| set | HOOKS[*whose].serves);
     let explains = OUTCOMES
         .iter()
-        .any(|o| hook.serves & o.bit() != 0 && (o.moves | o.may_move) != 0);
-    explains || hook.serves & selection != 0 || KEEP_QUEUES.contains(&hook.index)
+        .any(|o| serves & o.bit() != 0 && (o.moves | o.may_move) != 0);
+    explains || serves & selection != 0 || KEEP_QUEUES.contains(&hook.index)
 }
 
 impl From<&Plan> for AttachPlan {
@@ -434,9 +445,29 @@ mod tests {
     fn fentry_is_preferred_and_sees_everything() {
         let plan = Plan::make(Attach::Auto, ALL, &offers()).unwrap();
         assert_eq!(plan.family, HookFamily::Fentry);
-        assert_eq!(plan.hooks.len(), hook::COUNT);
+        assert_eq!(plan.hooks.len(), hook::COUNT - TOLD_BY.len());
         assert_eq!(plan.unobservable, 0);
         assert!(plan.limits().is_empty());
+    }
+
+    #[test]
+    fn of_two_hooks_that_tell_the_same_one_is_attached() {
+        let has = |offers: &Offers, selection, index| {
+            let plan = Plan::make(Attach::Auto, selection, offers).unwrap();
+            plan.hooks.iter().any(|hook| hook.index == index)
+        };
+        for (hook, by) in TOLD_BY {
+            let mut offers = offers();
+            for selection in [ALL, HOOKS[hook].serves] {
+                assert!(has(&offers, selection, by) && !has(&offers, selection, hook));
+            }
+            for why in [Without::Absent("".into()), Without::Refused("".into())] {
+                offers.hooks[by] = Err(why);
+                assert!(has(&offers, ALL, hook));
+                let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
+                assert_eq!(plan.unobservable & !HOOKS[by].serves, 0);
+            }
+        }
     }
 
     #[test]
@@ -467,11 +498,10 @@ mod tests {
         );
         let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
         assert_eq!(plan.family, HookFamily::Fentry);
-        // The last two are told by what was not called.
+        // The last is told by what was not called.
         let lost = [
             outcome::SYN_DROPPED_LAST_QUARTER,
             outcome::SYN_DROPPED_NO_ROUTE,
-            outcome::SYN_DROPPED_NOT_UNICAST,
         ];
         let lost = lost.iter().fold(0, |set, tag| set | 1 << tag);
         assert_eq!(plan.unobservable, lost);
@@ -486,7 +516,12 @@ mod tests {
         for index in TELLING {
             let hook = &HOOKS[index];
             let mut offers = offers();
-            offers.hooks[index] = Err(Without::Refused("silent".into()));
+            let told_by = TOLD_BY.iter().filter(|(hook, _)| *hook == index);
+            let lost: Vec<_> = told_by.map(|(_, by)| *by).chain([index]).collect();
+            for index in &lost {
+                offers.hooks[*index] = Err(Without::Refused("silent".into()));
+            }
+            let lost = lost.iter().fold(0, |set, index| set | HOOKS[*index].bit());
             let Ok(plan) = Plan::make(Attach::Auto, ALL, &offers) else {
                 panic!("{} takes everything with it", hook.function);
             };
@@ -496,7 +531,7 @@ mod tests {
             }
             let needed = OUTCOMES
                 .iter()
-                .filter(|outcome| hook::needed_by(outcome.tag) & hook.bit() != 0)
+                .filter(|outcome| hook::needed_by(outcome.tag) & lost != 0)
                 .fold(0, |set, outcome| set | outcome.bit());
             assert_eq!(plan.unobservable, needed, "{}", hook.function);
             assert_eq!(plan.hook_bits() & hook.bit(), 0, "{}", hook.function);
@@ -538,12 +573,8 @@ mod tests {
         let refused = Err(Without::Refused("EPERM".into()));
         offers.hooks[hook::SECURITY] = refused;
         let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();
-        // With it go the two that are told by what was not called.
-        let lost = [
-            outcome::SYN_DROPPED_SECURITY,
-            outcome::SYN_DROPPED_NO_ROUTE,
-            outcome::SYN_DROPPED_NOT_UNICAST,
-        ];
+        // With it goes what is told by what was not called.
+        let lost = [outcome::SYN_DROPPED_SECURITY, outcome::SYN_DROPPED_NO_ROUTE];
         assert_eq!(
             plan.unobservable,
             lost.iter().fold(0, |set, tag| set | 1 << tag)

@@ -191,6 +191,7 @@ fn load_with(
         .map_max_entries("FRAMES", tasks)
         .map_max_entries("ENTERING_BY_TASK", tasks)
         .map_max_entries("TALLIES", u32::try_from(cpus).unwrap_or(u32::MAX))
+        .map_max_entries("MARKED", u32::try_from(cpus).unwrap_or(u32::MAX))
         .load(&object)
         .map_err(|error| {
             let why = lacking(&error, "for its maps").unwrap_or_else(|| anyhow!(error));

@@ -40,6 +40,11 @@ const MOVE: Instruction = [0xbf, 0x10, 0, 0, 0, 0, 0, 0];
 /// What in a call's source register says that a function of the kernel is called.
 const KERNEL_FUNCTION: u8 = 2;
 
+/// `lock *(u64 *)(… + EXCHANGE) += …`, apart from its registers, and what it becomes: an addition
+/// that is never run, or `BPF_CMPXCHG`.
+const ATOMIC: u8 = 0xdb;
+const COMPARE_AND_EXCHANGE: u8 = 0xf1;
+
 const fn call(kind: u8, whom: i32) -> Instruction {
     let [a, b, c, d] = whom.to_le_bytes();
     [0x85, kind << 4, 0, 0, a, b, c, d]
@@ -78,6 +83,9 @@ pub fn fitted(
     for instruction in instructions {
         if *instruction == MARKED {
             *instruction = typed;
+        } else if is_exchange(instruction) {
+            let kind = cast.map_or(0, |_| COMPARE_AND_EXCHANGE);
+            instruction[2..].copy_from_slice(&[0, 0, kind, 0, 0, 0]);
         } else if let Some(number) = marked_number(instruction, kernel, filter) {
             instruction[4..].copy_from_slice(&number);
         } else if let Some((bytes, mark)) = marked_load(instruction)
@@ -95,6 +103,13 @@ pub fn fitted(
         }
     }
     Ok(object)
+}
+
+fn is_exchange(instruction: &Instruction) -> bool {
+    let [code, _, low, high, 0, 0, 0, 0] = *instruction else {
+        return false;
+    };
+    code == ATOMIC && i16::from_le_bytes([low, high]) == mark::EXCHANGE
 }
 
 /// Sets a register to the number given: what is loaded from a field that this kernel lacks.
@@ -294,6 +309,31 @@ mod tests {
         let (mut fields, kernel) = kernel();
         fields[field::SK_DEPTH].offset = u16::MAX;
         assert!(fitted(None, &fields, &kernel, &Filter::default()).is_err());
+    }
+
+    #[test]
+    fn every_marked_addition_is_an_exchange_where_there_are_some() {
+        let kinds = |object: &[u8]| -> Vec<_> {
+            let (instructions, _) = object.as_chunks::<8>();
+            let marked = OBJECT.as_chunks::<8>().0.iter().zip(instructions);
+            marked
+                .filter(|(before, _)| is_exchange(before))
+                .map(|(before, [code, registers, rest @ ..])| {
+                    assert_eq!([*code, *registers], before[..2]);
+                    *rest
+                })
+                .collect()
+        };
+        let added = kinds(&fitted_to(None));
+        assert!(!added.is_empty());
+        assert!(added.iter().all(|rest| *rest == [0; 6]));
+        let exchanged = kinds(&fitted_to(Some(77)));
+        assert_eq!(exchanged.len(), added.len());
+        assert!(
+            exchanged
+                .iter()
+                .all(|rest| *rest == [0, 0, COMPARE_AND_EXCHANGE, 0, 0, 0])
+        );
     }
 
     #[test]

@@ -9,12 +9,16 @@ use aya::{
 };
 use queue_trace_common::queue::{BUCKETS, Entered, Marks, Queue, QueueKey};
 
-use crate::kernel::probe::{batch, named::take, wire::PodWire};
+use crate::kernel::probe::{
+    batch, marked::MarkedPlaces, named::take, places::Places, wire::PodWire,
+};
 
 /// The maps.
 pub(super) struct QueueMaps {
     shared: maps::HashMap<MapData, PodWire<QueueKey>, PodWire<Queue>>,
+    marked: MarkedPlaces,
     marks: PerCpuHashMap<MapData, PodWire<QueueKey>, PodWire<Marks>>,
+    places: Places,
     waiting: maps::HashMap<MapData, PodWire<u64>, PodWire<Entered>>,
     cpus: usize,
 }
@@ -34,7 +38,9 @@ impl QueueMaps {
     pub(super) fn of(ebpf: &mut Ebpf, cpus: usize) -> Result<Self> {
         Ok(Self {
             shared: take(ebpf, "QUEUES")?,
+            marked: MarkedPlaces::of(ebpf, cpus)?,
             marks: take(ebpf, "MARKS")?,
+            places: Places::of(ebpf)?,
             waiting: take(ebpf, "WAITING")?,
             cpus,
         })
@@ -63,10 +69,15 @@ impl QueueMaps {
             cpus.iter().for_each(|cpu| sums.add(cpu));
         });
         read.context("cannot read the high-water marks")?;
-        let read = batch::each(&self.waiting, |_: u64, entered| {
+        for (key, cpu) in self.marked.each() {
+            kept.listeners.entry(key).or_default().1.add(&cpu);
+        }
+        let mut waits = |entered: &Entered| {
             let queue = kept.waiting.entry(entered.listener).or_default();
             queue.push(entered.at_ns);
-        });
+        };
+        self.places.each().for_each(|entered| waits(&entered));
+        let read = batch::each(&self.waiting, |_: u64, entered| waits(entered));
         read.context("cannot read who waits")?;
         for queue in kept.waiting.values_mut() {
             queue.sort_unstable_by(|a, b| b.cmp(a));
@@ -84,6 +95,8 @@ impl QueueMaps {
             let _ = self.shared.remove(&PodWire(*key));
             let _ = self.marks.remove(&PodWire(*key));
         }
+        self.marked.forget(|listener| keys.contains(listener));
+        self.places.forget(|listener| keys.contains(listener));
         let mut stale = Vec::new();
         let read = batch::each(&self.waiting, |child: u64, entered| {
             if keys.contains(&entered.listener) {

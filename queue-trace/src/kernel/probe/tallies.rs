@@ -1,30 +1,24 @@
-//! What the kernel side tells in memory that is mapped here: read without a system call,
-//! while the kernel writes it.
-
-#![expect(
-    unsafe_code,
-    reason = "counts are read where the kernel writes them, in a mapped array"
-)]
+//! What the kernel side tells in memory that is mapped here, while the kernel writes it.
 
 use std::{
-    os::fd::{AsFd, AsRawFd},
     sync::atomic::{AtomicU64, Ordering},
     thread,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
-use aya::{Ebpf, maps::Map};
+use anyhow::Result;
+use aya::Ebpf;
 use bytemuck::{Zeroable, bytes_of_mut, cast_slice_mut};
-use memmap2::{MmapOptions, MmapRaw};
 use queue_trace_common::{
     loss::Loss,
     settings::{CountKey, Counted, SLOTS, Slot, Tally},
 };
 
+use crate::kernel::probe::mapped::Mapped;
+
 /// The tallies of all CPUs.
 pub(super) struct Tallies {
-    memory: MmapRaw,
+    memory: Mapped,
 }
 
 /// Where a slot is: which CPU's, and which one of it.
@@ -64,23 +58,12 @@ const _: () = assert!(std::mem::offset_of!(CountKey, netns).is_multiple_of(8));
 
 impl Tallies {
     pub(super) fn of(ebpf: &mut Ebpf, cpus: usize) -> Result<Self> {
-        let Some(Map::Array(map)) = ebpf.take_map(NAME) else {
-            bail!("the kernel side has no array {NAME}");
-        };
-        let memory = MmapOptions::new()
-            .len(cpus * size_of::<Tally>())
-            // The mapping keeps the map, whose descriptor is not needed any more.
-            .map_raw(map.fd().as_fd().as_raw_fd())
-            .context("cannot map the kernel side's counts into memory")?;
+        let memory = Mapped::of::<Tally>(ebpf, NAME, cpus)?;
         Ok(Self { memory })
     }
 
     fn words(&self) -> &[AtomicU64] {
-        let (start, bytes) = (self.memory.as_ptr(), self.memory.len());
-        // SAFETY: the mapping is as long as that, readable and writable, aligned to a page,
-        // and lives as long as self. The kernel writes it at any time, in whole words, as
-        // atomics allow.
-        unsafe { std::slice::from_raw_parts(start.cast(), bytes / size_of::<AtomicU64>()) }
+        self.memory.words()
     }
 
     /// Each CPU's.
@@ -179,15 +162,12 @@ impl Tallies {
 
 #[cfg(test)]
 mod tests {
-    use memmap2::MmapMut;
-
     use super::*;
 
     #[test]
     fn a_slot_that_is_counted_in_again_stays_with_its_key() {
-        let memory = MmapMut::map_anon(2 * size_of::<Tally>()).unwrap();
         let tallies = Tallies {
-            memory: memory.into(),
+            memory: Mapped::of_nothing::<Tally>(2),
         };
         let place = SlotPlace { cpu: 1, index: 7 };
         let count = |seen| tallies.slot(place)[0].store(seen, Ordering::Relaxed);
