@@ -1091,11 +1091,44 @@ fn those_in_trouble_are_kept_among_thousands() {
         count: 1,
     };
     play.case.summary(&[total]).unwrap();
-    assert!(play.case.listeners.len() <= 1024);
+    assert!(play.case.listeners.len() <= 1280);
     let diagnosis = play.diagnosis(10 * SECOND);
     let finding = only(&diagnosis, "accept-queue-full");
     assert_eq!(finding.count, 92);
     assert!(diagnosis.doubts.is_empty(), "{:?}", diagnosis.doubts);
+}
+
+/// Where even those in trouble are too many, those in most trouble are kept.
+#[test]
+fn those_in_most_trouble_are_kept_among_thousands() {
+    let mut play = Play::new(Fentry, 8);
+    let some_cookies = |play: &mut Play, from: u16, at: u64| {
+        for number in from..from + 3000 {
+            play.port = 1000 + number;
+            for packet in 0..3 {
+                play.event(at, COOKIE_SENT_FULL, packet, 9);
+            }
+        }
+    };
+    some_cookies(&mut play, 0, SECOND);
+    play.port = 80;
+    for packet in 0..92 {
+        play.event(7 * SECOND, SYN_DROPPED_ACCEPT_QUEUE_FULL, packet, 9);
+    }
+    some_cookies(&mut play, 3000, 8 * SECOND);
+    assert!(play.case.listeners.len() <= 1280);
+    let diagnosis = play.diagnosis(10 * SECOND);
+    let mut findings = diagnosis.findings.iter();
+    let finding = findings.find(|finding| finding.rule == "accept-queue-full");
+    assert_eq!(finding.map(|finding| finding.count), Some(92));
+    let left_out = diagnosis.doubts.iter().any(|doubt| {
+        let count = doubt
+            .split_whitespace()
+            .next()
+            .and_then(|word| word.parse().ok());
+        doubt.contains("in less trouble") && count.is_some_and(|count: usize| count >= 6000 - 1280)
+    });
+    assert!(left_out, "{:?}", diagnosis.doubts);
 }
 
 /// Many bursts in a day: how often, and the worst.

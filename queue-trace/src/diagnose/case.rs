@@ -2,7 +2,8 @@
 //! bounded memory. The rules and the report look at this and nothing else.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
     io,
 };
 
@@ -44,7 +45,7 @@ pub struct Case {
     pub told: Set,
     /// By listener.
     pub listeners: BTreeMap<Key, History>,
-    /// Lines about refusals at listeners that found no room here.
+    /// Listeners that were in less trouble than others and made room for them.
     pub crowded_out: u64,
     /// Listeners that refused nothing and made room for others.
     pub left_out: u64,
@@ -70,12 +71,12 @@ pub struct Case {
     pub has_whole_counts: bool,
     /// Where clients that were refused, or answered with a cookie, came from.
     clients: ClientTable,
-    /// Listeners that may make room, in the order in which they came.
-    quiet: VecDeque<Key>,
 }
 
-/// Listeners kept at most.
-const MOST_LISTENERS: usize = 1024;
+/// Listeners kept at most,
+const MOST_LISTENERS: usize = 1280;
+/// and how many stay once there are as many: those in most trouble.
+const STAY: usize = 1024;
 /// Slots of a history at most, before they are made wider.
 const MOST_SLOTS: i64 = 900;
 
@@ -151,19 +152,11 @@ impl Case {
         });
     }
 
-    /// What is known of a listener. Where there is no room, one that refused nothing goes.
-    fn history(&mut self, netns: u32, listener: &Listener, refused: bool) -> Option<&mut History> {
+    /// What is known of a listener.
+    fn history(&mut self, netns: u32, listener: &Listener) -> &mut History {
         let key = Key::of(netns, listener);
-        if !self.listeners.contains_key(&key) {
-            if self.listeners.len() >= MOST_LISTENERS && !self.make_room() {
-                if refused {
-                    self.crowded_out += 1;
-                } else {
-                    self.left_out += 1;
-                }
-                return None;
-            }
-            self.quiet.push_back(key);
+        if self.listeners.len() >= MOST_LISTENERS && !self.listeners.contains_key(&key) {
+            self.make_room();
         }
         let told = self.told;
         let history = self
@@ -171,18 +164,21 @@ impl Case {
             .entry(key)
             .or_insert_with(|| History::new(told));
         history.learn(listener);
-        Some(history)
+        history
     }
 
-    fn make_room(&mut self) -> bool {
-        while let Some(key) = self.quiet.pop_front() {
-            let in_trouble = self.listeners.get(&key).is_some_and(History::is_in_trouble);
-            if !in_trouble && self.listeners.remove(&key).is_some() {
+    /// Leaves out those in least trouble, of equals those that were in it longer ago.
+    fn make_room(&mut self) {
+        let mut all: Vec<_> = std::mem::take(&mut self.listeners).into_iter().collect();
+        all.sort_by_cached_key(|(_, history)| Reverse(history.trouble()));
+        for (_, history) in all.drain(STAY..) {
+            if history.is_in_trouble() {
+                self.crowded_out += 1;
+            } else {
                 self.left_out += 1;
-                return true;
             }
         }
-        false
+        self.listeners = all.into_iter().collect();
     }
 
     /// The slot of a moment. Makes all slots wider if there would be too many.
@@ -258,10 +254,7 @@ impl Sink for Case {
         if (ACCEPT_FULL | SYN_FULL) & event.outcome.bit() != 0 {
             self.clients.take(event);
         }
-        let refused = event.outcome.kind == Kind::Refusal;
-        let Some(history) = self.history(event.netns, &event.listener, refused) else {
-            return Ok(());
-        };
+        let history = self.history(event.netns, &event.listener);
         let tag = event.outcome.tag;
         let count = history.excess.event(tag, event.count);
         history.saw(tag, at);
@@ -289,9 +282,7 @@ impl Sink for Case {
         let slot = at.map(|at| self.slot_of(at));
         let moment = |time: &Option<String>| self.timeline.moment(time.as_deref()?);
         let (listened, closed) = (moment(&snapshot.listen_time), moment(&snapshot.closed_time));
-        let Some(history) = self.history(snapshot.netns, &snapshot.listener, false) else {
-            return Ok(());
-        };
+        let history = self.history(snapshot.netns, &snapshot.listener);
         history.listened = listened.or(history.listened);
         // One that was shut down may listen again.
         history.closed = closed;
@@ -325,10 +316,7 @@ impl Sink for Case {
         let known: Vec<(&Outcome, u64)> = known
             .filter_map(|(name, count)| Some((outcome_named(name)?, *count)))
             .collect();
-        let refused = known.iter().any(|(o, _)| o.kind == Kind::Refusal);
-        let Some(history) = self.history(counts.netns, &counts.listener, refused) else {
-            return Ok(());
-        };
+        let history = self.history(counts.netns, &counts.listener);
         for (outcome, count) in known {
             let tag = outcome.tag;
             // Without events of it, this is the time known.
@@ -358,9 +346,12 @@ impl Sink for Case {
     }
 
     fn summary(&mut self, totals: &[Total]) -> io::Result<()> {
+        // Those that were left out are told here once more.
+        let all_are_kept = self.crowded_out + self.left_out == 0;
         for total in totals {
-            let refused = total.outcome.kind == Kind::Refusal;
-            if let Some(history) = self.history(total.netns, &total.listener, refused) {
+            let key = Key::of(total.netns, &total.listener);
+            if all_are_kept || self.listeners.contains_key(&key) {
+                let history = self.history(total.netns, &total.listener);
                 add(
                     history.totalled.entry(total.outcome.tag).or_default(),
                     total.count,

@@ -255,6 +255,14 @@ impl History {
         full || self.count(of_kind(Kind::Refusal)) > 0
     }
 
+    /// How much trouble it was in, to be compared: how often it refused, whether it was in trouble
+    /// at all, and when it refused last.
+    pub(super) fn trouble(&self) -> (u64, bool, Option<i128>) {
+        let refusals = of_kind(Kind::Refusal);
+        let last = self.time_of(refusals).map(|(_, last)| last);
+        (self.count(refusals), self.is_in_trouble(), last)
+    }
+
     /// Whether anything happened at it.
     #[must_use]
     pub fn is_busy(&self) -> bool {

@@ -150,7 +150,7 @@ fn proof(case: &Case) -> (Vec<String>, Vec<String>) {
     }
     if case.crowded_out > 0 {
         doubts.push(format!(
-            "{} lines about refusals were left out: more listeners were in trouble than there is room for",
+            "{} listeners that were in less trouble than others are left out for lack of room",
             case.crowded_out
         ));
     }
