@@ -340,7 +340,7 @@ pub fn audited<'a>(
 
 /// What a thread shows of its namespace's counters.
 fn counter_texts(folder: &str) -> io::Result<[String; 3]> {
-    let file = |name: &str| text(format!("{folder}/net/{name}"));
+    let file = |name: &str| text(format!("{folder}/net/{name}").as_ref());
     let xfrm = match file("xfrm_stat") {
         // A kernel without IPsec.
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),

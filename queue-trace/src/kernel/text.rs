@@ -13,7 +13,7 @@ const SHORT: usize = 4096;
 ///
 /// # Errors
 /// If it is not there, or may not be read.
-pub fn text(path: impl AsRef<Path>) -> io::Result<String> {
+pub fn text(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::with_capacity(SHORT);
     File::open(path)?.take(MOST).read_to_end(&mut bytes)?;
     Ok(String::from_utf8(bytes)

@@ -321,7 +321,7 @@ fn find(selection: &Selection, requests: bool) -> io::Result<Contents> {
     }
     let devices = listening.iter().map(|found| found.device);
     let devices = device_names(devices.filter(|device| *device != 0).collect());
-    let somaxconn = text("/proc/sys/net/core/somaxconn").ok();
+    let somaxconn = text("/proc/sys/net/core/somaxconn".as_ref()).ok();
     Ok(Contents {
         listening,
         takers,

@@ -321,7 +321,7 @@ impl MapReader {
                 continue;
             };
             let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
-            let info = text(&path).with_context(|| format!("cannot read {path}"))?;
+            let info = text(path.as_ref()).with_context(|| format!("cannot read {path}"))?;
             all.push(Runs {
                 name: name.to_owned(),
                 runs: info_value(&info, "run_cnt").unwrap_or(0),
