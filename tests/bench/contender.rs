@@ -14,6 +14,8 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::cpu;
+
 /// The word by which this program is made to be bpftrace's command.
 pub const READY: &str = "--say-ready";
 
@@ -303,14 +305,7 @@ impl Running {
         let Some(pid) = self.pid() else {
             return Duration::ZERO;
         };
-        let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
-            return Duration::ZERO;
-        };
-        let nanoseconds = tasks
-            .filter_map(|task| fs::read_to_string(task.ok()?.path().join("schedstat")).ok())
-            .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
-            .sum();
-        Duration::from_nanos(nanoseconds)
+        cpu::of(pid).unwrap_or_default()
     }
 
     /// Lets the kernel count what programs do, or not.

@@ -2,7 +2,6 @@
 //! listeners in a hundred network namespaces have nothing to do, or one of them is flooded.
 
 use std::{
-    fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
@@ -19,8 +18,8 @@ use queue_trace::lab::{
 };
 
 use crate::{
-    load::own_cpu,
-    scale::{allow_files, children, inhabit},
+    cpu,
+    scale::{allow_files, inhabit},
 };
 
 const NAMESPACES: usize = 100;
@@ -41,6 +40,8 @@ pub struct Idle<'a> {
     pub node_exporter: Option<&'a Path>,
     /// How long each is measured.
     pub time: Duration,
+    /// The names of those that are wanted; none: all are.
+    pub only: &'a [String],
 }
 
 impl Idle<'_> {
@@ -51,18 +52,25 @@ impl Idle<'_> {
         println!("at rest, {} s each", time.as_secs());
         println!("| | CPU a minute, ms | of one core | resident, KiB |");
         println!("|---|---:|---:|---:|");
-        let ours = self.agent();
-        row("`queue-trace agent`, scraped every 15 s", time, &ours, "");
-        let refused = ours.refused.1 - ours.refused.0;
-        if refused > 0 {
-            // It looks every second while something is refused, wherever that is.
-            println!("not at rest: {refused} refusals on this machine meanwhile");
+        if self.wants("agent") {
+            let ours = self.agent();
+            row("`queue-trace agent`, scraped every 15 s", time, &ours, "");
+            let refused = ours.refused.1 - ours.refused.0;
+            if refused > 0 {
+                // It looks every second while something is refused, wherever that is.
+                println!("not at rest: {refused} refusals on this machine meanwhile");
+            }
         }
         if let Some(theirs) = self.exporter() {
             row("node_exporter, scraped every 15 s", time, &theirs, "");
         }
-        let one = polled(&[&crowd[0].0], time, |_| Command::new("ss"));
-        row("`ss -ltn` every second, one namespace", time, &one, "");
+        if self.wants("ss") {
+            let one = polled(&[&crowd[0].0], time, |_| Command::new("ss"));
+            row("`ss -ltn` every second, one namespace", time, &one, "");
+        }
+        if !self.wants("nsenter") {
+            return;
+        }
         let all: Vec<_> = crowd.iter().map(|it| &it.0).collect();
         let each = polled(&all, time, |netns| {
             let mut enter = Command::new("nsenter");
@@ -118,16 +126,22 @@ impl Idle<'_> {
         );
         // Some packets are on their way.
         assert!(counted > 0 && unexplained <= 2, "{}", ours.answer);
-        if let Some((Some(theirs), sent)) = self
-            .node_exporter
-            .map(|_| while_flooded(&room, rate, || self.exporter()))
+        if self.wants("node_exporter")
+            && let (Some(theirs), sent) = while_flooded(&room, rate, || self.exporter())
         {
             print("node_exporter, scraped every 15 s", &theirs, &sent);
+        }
+        if !self.wants("ss") {
+            return;
         }
         let (one, sent) = while_flooded(&room, rate, || {
             polled(&[&crowd[0].0], time, |_| Command::new("ss"))
         });
         print("`ss -ltn` every second, one namespace", &one, &sent);
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
     }
 
     fn agent(&self) -> Taken {
@@ -145,7 +159,8 @@ impl Idle<'_> {
 
     fn exporter(&self) -> Option<Taken> {
         let address = free_address();
-        let mut exporter = Command::new(self.node_exporter?);
+        let program = self.node_exporter.filter(|_| self.wants("node_exporter"))?;
+        let mut exporter = Command::new(program);
         exporter.arg(format!("--web.listen-address={address}"));
         let theirs = scraped(&mut exporter, address, self.time);
         assert!(theirs.answer.contains("node_sockstat"), "no node_exporter");
@@ -188,11 +203,11 @@ fn while_flooded<R>(room: &Room, rate: u32, work: impl FnOnce() -> R) -> (R, Sen
     };
     thread::scope(|scope| {
         let sender = scope.spawn(|| {
-            let before = own_cpu();
+            let before = cpu::own();
             let syns = room.netns.run(send).unwrap();
             Sent {
                 syns,
-                cpu: own_cpu().saturating_sub(before),
+                cpu: cpu::own().saturating_sub(before),
             }
         });
         let done = work();
@@ -216,7 +231,7 @@ fn row(what: &str, time: Duration, taken: &Taken, more: &str) {
     let part = taken.cpu.as_secs_f64() / time.as_secs_f64();
     let resident = taken.resident.map(|kib| kib.to_string());
     println!(
-        "| {what} | {:.0} | {:.3}% | {} |{more}",
+        "| {what} | {:.1} | {:.3}% | {} |{more}",
         part * 60_000.0,
         part * 100.0,
         resident.unwrap_or_default()
@@ -237,7 +252,7 @@ fn scraped(command: &mut Command, address: SocketAddr, time: Duration) -> Taken 
         thread::sleep(Duration::from_millis(200));
     }
     thread::sleep(SETTLING);
-    let (began, before) = (Instant::now(), cpu(&child));
+    let (began, before) = (Instant::now(), cpu::of(child.id()).unwrap());
     let mut answer = scrape(address).unwrap();
     let first = refused(&answer);
     while began.elapsed() < time {
@@ -245,7 +260,7 @@ fn scraped(command: &mut Command, address: SocketAddr, time: Duration) -> Taken 
         thread::sleep(SCRAPES.min(time.saturating_sub(began.elapsed())));
     }
     answer = scrape(address).unwrap_or(answer);
-    let cpu = cpu(&child).saturating_sub(before);
+    let cpu = cpu::of(child.id()).unwrap().saturating_sub(before);
     let resident = Some(resident(&child));
     let _ = child.kill();
     let _ = child.wait();
@@ -259,7 +274,7 @@ fn scraped(command: &mut Command, address: SocketAddr, time: Duration) -> Taken 
 
 /// Runs `ss` in each namespace once a second.
 fn polled(crowd: &[&Netns], time: Duration, by: impl Fn(&Netns) -> Command) -> Taken {
-    let (began, before) = (Instant::now(), children());
+    let (began, before) = (Instant::now(), cpu::of_children());
     while began.elapsed() < time {
         let next = Instant::now() + Duration::from_secs(1);
         for netns in crowd {
@@ -271,7 +286,7 @@ fn polled(crowd: &[&Netns], time: Duration, by: impl Fn(&Netns) -> Command) -> T
     }
     // On a machine that is too slow a turn takes longer than a second: per turn, then.
     Taken {
-        cpu: children().saturating_sub(before),
+        cpu: cpu::of_children().saturating_sub(before),
         ..Taken::default()
     }
 }
@@ -304,15 +319,6 @@ fn free_address() -> SocketAddr {
         .unwrap()
         .local_addr()
         .unwrap()
-}
-
-/// CPU time of a process with all its threads (`utime` and `stime`, proc_pid_stat(5)).
-fn cpu(child: &Child) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
-    let (_, rest) = stat.rsplit_once(") ").unwrap();
-    let fields = rest.split(' ').skip(11).take(2);
-    let ticks: u64 = fields.map(|field| field.parse::<u64>().unwrap()).sum();
-    Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
 }
 
 fn resident(child: &Child) -> u64 {

@@ -15,7 +15,10 @@ use queue_trace::lab::{
 };
 use rustix::net::sockopt::set_socket_linger;
 
-use crate::contender::{ByName, Running};
+use crate::{
+    contender::{ByName, Running},
+    cpu,
+};
 
 /// A load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,10 +132,10 @@ impl Load {
         // What it had to say of the beginning is said.
         thread::sleep(Duration::from_millis(500));
         let programs = running.programs();
-        let (cpu, began) = (own_cpu() + running.cpu(), Instant::now());
+        let (cpu, began) = (cpu::own() + running.cpu(), Instant::now());
         self.load(&room, address, operations);
         let elapsed = began.elapsed();
-        let cpu = own_cpu() + running.cpu() - cpu;
+        let cpu = cpu::own() + running.cpu() - cpu;
         let did = running.programs().into_iter().map(|(name, after)| {
             let before = programs.get(&name).copied().unwrap_or_default();
             (name, after.since(before))
@@ -170,12 +173,6 @@ fn churn(listener: &TcpListener, address: SocketAddr, count: u32) -> io::Result<
         drop(server);
     }
     Ok(())
-}
-
-/// The CPU time of this process.
-pub fn own_cpu() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 #[cfg(test)]

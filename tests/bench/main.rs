@@ -13,6 +13,7 @@
 
 mod churn;
 mod contender;
+mod cpu;
 mod idle;
 mod late;
 mod load;
@@ -39,7 +40,8 @@ struct Args {
     /// The folder into which the others' packages were unpacked.
     #[arg(long)]
     rivals: Option<PathBuf>,
-    /// Only the contenders of these names, and nothing attached.
+    /// Only the contenders of these names, and nothing attached. With `--idle`, of these: agent,
+    /// node_exporter, ss, and nsenter, which is `ss` in all namespaces.
     #[arg(long)]
     only: Vec<String>,
     /// Rounds.
@@ -101,6 +103,7 @@ fn main() -> ExitCode {
             attach: &args.attach,
             node_exporter: args.node_exporter.as_deref(),
             time: Duration::from_secs(seconds),
+            only: &args.only,
         };
         match args.flood {
             Some(rate) => idle.flooded(rate),

@@ -19,6 +19,8 @@ use queue_trace::lab::{
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use serde_json::Value;
 
+use crate::cpu;
+
 /// Listeners of each row.
 const LISTENERS: [u32; 7] = [10, 100, 500, 1000, 2000, 5000, 10_000];
 /// Half-open requests of each row.
@@ -225,12 +227,12 @@ pub fn inhabit(listeners: u16) -> (Netns, Vec<TcpListener>, mpsc::Sender<()>) {
 
 /// Prints a row. The CPU time of a look, which found at least that.
 fn row(what: &str, program: &Path, attach: &str, which: &[&str], least: &Found) -> Duration {
-    let before = children();
+    let before = cpu::of_children();
     let began = Instant::now();
     let mut look = Command::new(program);
     look.args(["listeners", "--json"]).args(which);
     let output = look.output().unwrap();
-    let (wall, cpu) = (began.elapsed(), children().saturating_sub(before));
+    let (wall, taken) = (began.elapsed(), cpu::of_children().saturating_sub(before));
     assert!(output.status.success());
     let found = Found::of(&output.stdout);
     assert!(found.has(least), "{what}: a look found {found:?}");
@@ -251,20 +253,10 @@ fn row(what: &str, program: &Path, attach: &str, which: &[&str], least: &Found) 
     assert!(finished.status.success(), "{}", finished.stderr);
     println!(
         "| {what} | {:.2} | {:.2} | {:.2} | {:.2} |",
-        cpu.as_secs_f64(),
+        taken.as_secs_f64(),
         wall.as_secs_f64(),
         attached.as_secs_f64(),
         end.as_secs_f64()
     );
-    cpu
-}
-
-/// The CPU time of the processes that were waited for (`cutime` and `cstime`, proc_pid_stat(5)).
-pub fn children() -> Duration {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap();
-    let (_, rest) = stat.rsplit_once(") ").unwrap();
-    let fields = rest.split(' ').skip(13).take(2);
-    let ticks: u64 = fields.map(|field| field.parse::<u64>().unwrap()).sum();
-    let each = rustix::param::clock_ticks_per_second();
-    Duration::from_millis(ticks * 1000 / each)
+    taken
 }

@@ -212,12 +212,17 @@ fn nobody_keeps_it_busy() {
     stop(tracer);
 }
 
-fn line_of(stdout: &mut BufReader<ChildStdout>, kind: &str) -> Value {
+/// The next line of a type that is about what is meant: other tests have episodes meanwhile.
+fn line_of(
+    stdout: &mut BufReader<ChildStdout>,
+    kind: &str,
+    is_meant: impl Fn(&Value) -> bool,
+) -> Value {
     loop {
         let mut line = String::new();
         assert!(stdout.read_line(&mut line).unwrap() > 0, "no line {kind}");
         let line: Value = serde_json::from_str(&line).unwrap();
-        if line["type"] == kind {
+        if line["type"] == kind && is_meant(&line) {
             return line;
         }
     }
@@ -226,6 +231,8 @@ fn line_of(stdout: &mut BufReader<ChildStdout>, kind: &str) -> Value {
 #[test]
 fn an_overflow_leaves_a_recording_that_begins_before_it() {
     let room = Room::new(Family::V4, 2, &[("net.ipv4.tcp_syncookies", 0)]);
+    // By tracepoints only a look tells that the queue has room again.
+    let _inhabitant = Inhabitant::of(&room.netns);
     let scratch = Scratch::new("agent-records");
     let folder = scratch.file("incidents");
     let at = free_address();
@@ -239,23 +246,24 @@ fn an_overflow_leaves_a_recording_that_begins_before_it() {
     let _early = clients(&room, 2);
     thread::sleep(Duration::from_secs(2));
     let _late = clients(&room, 6);
-    let began = line_of(&mut stdout, "episode_began");
+    let netns = room.netns.id();
+    let is_own = |line: &Value| line["netns"] == netns;
+    let began = line_of(&mut stdout, "episode_began", is_own);
     assert_eq!(began["listener"]["port"], room.address.port());
     assert_eq!(began["trouble"], "accept_queue_full");
     let file = began["file"].as_str().unwrap().to_owned();
     // It ends when it is calm: whoever waits is let in.
     accept_all(&room);
-    let ended = line_of(&mut stdout, "episode_ended");
+    let ended = line_of(&mut stdout, "episode_ended", is_own);
     assert_eq!(ended["file"], file.as_str());
-    let incident = line_of(&mut stdout, "incident");
-    assert_eq!(incident["file"], file.as_str());
+    let incident = line_of(&mut stdout, "incident", |line| line["file"] == file);
     assert_eq!(incident["verdict"], "findings", "{incident}");
     let own = room.address.to_string();
     let findings = incident["findings"].as_array().unwrap();
     assert!(
         findings
             .iter()
-            .any(|found| found["listener"] == own.as_str()),
+            .any(|found| is_own(found) && found["listener"] == own),
         "{incident}"
     );
     stop(tracer);
@@ -273,10 +281,9 @@ fn an_overflow_leaves_a_recording_that_begins_before_it() {
     let replay = Launch::plain(["replay", "--all", "--json", &file]).finish();
     assert_eq!(replay.status.code(), Some(0), "{}", replay.stderr);
     let lines: Vec<Value> = replay.stdout.lines().map(parse).collect();
-    let port = room.address.port();
     let first = lines
         .iter()
-        .find(|line| line["listener"]["port"] == port && line["type"] == "event");
+        .find(|line| is_own(line) && line["type"] == "event");
     assert_eq!(first.unwrap()["verdict"], "queued", "{first:?}");
     let listed = Launch::plain(["incidents"]).arg(&folder).finish();
     assert!(listed.stdout.contains(&own), "{}", listed.stdout);
@@ -310,7 +317,7 @@ fn a_kill_leaves_what_was_written() {
     };
     eventually("a recording is being written", || {
         let metrics = get(at, "/metrics");
-        recordings().len() == 1 && sum(&metrics, "queue_trace_episodes", &[]) == 1.0
+        recordings().len() == 1 && sum(&metrics, "queue_trace_episodes", &[]) >= 1.0
     });
     thread::sleep(Duration::from_secs(2));
     tracer.signal(Signal::KILL);

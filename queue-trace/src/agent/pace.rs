@@ -9,7 +9,7 @@ use queue_trace_common::outcome::{
 };
 
 use crate::{
-    model::snapshot::Snapshot,
+    model::{snapshot::Snapshot, socket::Listener},
     sink::{Extent, Wanted},
 };
 
@@ -33,6 +33,8 @@ pub struct Pace {
     told: bool,
     /// Whether something was lost since the latest look was asked for.
     lost: bool,
+    /// Sockets of the agent's own, by inode number.
+    own: BTreeSet<u64>,
     /// Where something was counted since the latest look was asked for.
     moved: BTreeSet<u32>,
     /// Where something was in a queue at the latest look, or may have been.
@@ -51,6 +53,7 @@ impl Pace {
             rest,
             told: ENTERING.into_iter().all(is_told),
             lost: false,
+            own: BTreeSet::new(),
             moved: BTreeSet::new(),
             waiting: BTreeSet::new(),
             asked: None,
@@ -58,9 +61,21 @@ impl Pace {
         }
     }
 
-    /// Something was counted in a namespace.
-    pub fn moved(&mut self, netns: u32) {
-        self.moved.insert(netns);
+    /// What happens at these sockets, by inode number, is no reason to look, as long as nothing is
+    /// refused: they are the agent's own, and a scrape should not make it look.
+    #[must_use]
+    pub fn but_for(self, own: BTreeSet<u64>) -> Self {
+        Self { own, ..self }
+    }
+
+    /// Something was counted at a listener.
+    pub fn moved(&mut self, netns: u32, listener: &Listener, routine: bool) {
+        let is_own = listener
+            .inode
+            .is_some_and(|inode| self.own.contains(&inode));
+        if !(is_own && routine) {
+            self.moved.insert(netns);
+        }
     }
 
     /// Something was lost, which may have been about any listener.
@@ -138,6 +153,10 @@ mod tests {
         pace
     }
 
+    fn moved(pace: &mut Pace, netns: u32) {
+        pace.moved(netns, &Listener::default(), true);
+    }
+
     fn calm(pace: &mut Pace, second: u64) -> Wanted {
         pace.second(BTreeSet::new(), at(second))
     }
@@ -172,11 +191,11 @@ mod tests {
     #[test]
     fn where_something_was_counted_it_looks_at_the_next_turn_and_not_elsewhere() {
         let mut pace = pace();
-        pace.moved(7);
+        moved(&mut pace, 7);
         assert_eq!(calm(&mut pace, 14), Wanted::Nothing);
         assert_eq!(calm(&mut pace, 15), some([7]));
         // What came while it looked is for the next turn.
-        pace.moved(8);
+        moved(&mut pace, 8);
         let extent = Extent {
             within: Some([7].into()),
             ..Extent::default()
@@ -184,6 +203,21 @@ mod tests {
         pace.looked(&[stands(7, Some(0), Some(0))], &extent);
         assert_eq!(calm(&mut pace, 30), some([8]));
         assert_eq!(calm(&mut pace, 45), Wanted::Nothing);
+    }
+
+    #[test]
+    fn a_scrape_is_no_reason_to_look() {
+        let mut pace = pace().but_for([77].into());
+        let listener = |inode| Listener {
+            inode: Some(inode),
+            ..Listener::default()
+        };
+        pace.moved(1, &listener(77), true);
+        assert_eq!(calm(&mut pace, 15), Wanted::Nothing);
+        pace.moved(2, &listener(78), true);
+        pace.moved(3, &listener(77), false);
+        assert_eq!(calm(&mut pace, 30), some([2, 3]));
+        assert_eq!(calm(&mut pace, 60), Wanted::All);
     }
 
     #[test]
@@ -208,7 +242,7 @@ mod tests {
     #[test]
     fn only_what_refuses_is_looked_at_each_second() {
         let mut pace = pace();
-        pace.moved(8);
+        moved(&mut pace, 8);
         for second in 1..15 {
             assert_eq!(pace.second([9].into(), at(second)), some([9]));
         }

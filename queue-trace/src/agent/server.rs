@@ -102,6 +102,15 @@ impl Bound {
         Ok(bound)
     }
 
+    /// The inode number of a socket for TCP.
+    #[must_use]
+    pub fn inode(&self) -> Option<u64> {
+        match self {
+            Self::Tcp(socket) => rustix::fs::fstat(socket).ok().map(|about| about.st_ino),
+            Self::Unix(..) => None,
+        }
+    }
+
     /// Whether only who is on this machine can reach it.
     fn is_local(&self) -> bool {
         match self {

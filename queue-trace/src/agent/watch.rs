@@ -252,7 +252,8 @@ impl Sink for Watcher {
 
     fn event(&mut self, event: &Event) -> io::Result<()> {
         let now = self.now();
-        self.pace.moved(event.netns);
+        let routine = event.outcome.kind == Kind::Routine;
+        self.pace.moved(event.netns, &event.listener, routine);
         if let Some(queue) = event.accept_queue {
             self.board
                 .state()
@@ -304,11 +305,16 @@ impl Sink for Watcher {
 
     fn counts(&mut self, counts: &Counts) -> io::Result<()> {
         let now = self.now();
-        self.pace.moved(counts.netns);
         let named = counts.outcomes.iter();
-        let outcomes: BTreeMap<u8, u64> = named
-            .filter_map(|(name, count)| Some((outcome_named(name)?.tag, *count)))
-            .collect();
+        let named = named.filter_map(|(name, count)| Some((outcome_named(name)?, *count)));
+        let named: Vec<_> = named.collect();
+        let routine = named
+            .iter()
+            .all(|(outcome, _)| outcome.kind == Kind::Routine);
+        self.pace.moved(counts.netns, &counts.listener, routine);
+        let named = named.into_iter();
+        let outcomes: BTreeMap<u8, u64> =
+            named.map(|(outcome, count)| (outcome.tag, count)).collect();
         self.board
             .state()
             .fleet

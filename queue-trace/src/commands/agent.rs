@@ -168,6 +168,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
     session::fit(&Host::look())?;
     // Before attaching: what cannot be had costs nothing yet.
     let bound = args.bind()?;
+    let own = bound.iter().filter_map(Bound::inode).collect();
     let folder = match &args.incidents {
         Some(path) => {
             let folder = Folder::open(path);
@@ -223,7 +224,7 @@ pub async fn run(args: &AgentArgs) -> Result<()> {
         } else {
             Announcer::default()
         },
-        Pace::new(args.look, live.plan().observable),
+        Pace::new(args.look, live.plan().observable).but_for(own),
     );
     live.announce();
     let status = format!("attached by {}", live.plan().family.name());

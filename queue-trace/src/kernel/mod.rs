@@ -4,7 +4,7 @@
 //! attaches; `session` does all of it in order, and is the one way to attach. `selection` is
 //! what the user wants to see, as the kernel side filters it. `judgement` says
 //! what a kernel would allow that need not run here. `decode` turns bytes into
-//! events. `netns` finds network namespaces.
+//! events. `netns` finds network namespaces. `text` reads the kernel's small files.
 
 pub mod btf;
 pub mod decode;
@@ -21,3 +21,4 @@ pub mod seccomp;
 pub mod selection;
 pub mod self_test;
 pub mod session;
+pub mod text;

@@ -18,7 +18,10 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Socket, Type};
 
-use crate::model::{front::FrontTexts, ledger::Counters};
+use crate::{
+    kernel::text::text,
+    model::{front::FrontTexts, ledger::Counters},
+};
 
 /// The ways into a namespace. Each of them may end at any time: a process ends, a name is
 /// removed. The namespace can be entered as long as one of them is left.
@@ -337,7 +340,7 @@ pub fn audited<'a>(
 
 /// What a thread shows of its namespace's counters.
 fn counter_texts(folder: &str) -> io::Result<[String; 3]> {
-    let file = |name: &str| fs::read_to_string(format!("{folder}/net/{name}"));
+    let file = |name: &str| text(format!("{folder}/net/{name}").as_ref());
     let xfrm = match file("xfrm_stat") {
         // A kernel without IPsec.
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),

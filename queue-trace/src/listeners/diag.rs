@@ -172,56 +172,144 @@ fn dump(
     port: u16,
     mut take: impl FnMut(InetResponse),
 ) -> io::Result<()> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
+    let socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.connect(&Kernel::new(0, 0))?;
+    let wanted = Wanted {
+        states,
+        extensions,
+        port,
+    };
+    match ask(&socket, &of_both_families(&wanted), &mut take) {
+        // A kernel that does not know it any more.
+        Err(error) if is_unknown(&error) => of_each_family(&socket, &wanted, &mut take),
+        asked => asked,
+    }
+}
+
+/// Which sockets are wanted.
+struct Wanted {
+    states: StateFlags,
+    extensions: ExtensionFlags,
+    /// 0: of any port.
+    port: u16,
+}
+
+fn of_each_family(
+    socket: &Socket,
+    wanted: &Wanted,
+    take: &mut impl FnMut(InetResponse),
+) -> io::Result<()> {
     for (family, any) in [
         (AF_INET, SocketId::new_v4()),
         (AF_INET6, SocketId::new_v6()),
     ] {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let request = InetRequest {
             family,
             protocol: IPPROTO_TCP,
-            extensions: extensions.clone(),
-            states: states.clone(),
+            extensions: wanted.extensions.clone(),
+            states: wanted.states.clone(),
             socket_id: SocketId {
-                source_port: port,
+                source_port: wanted.port,
                 ..any
             },
         };
-        let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+        let message = SockDiagMessage::InetRequest(request);
+        let mut message = NetlinkMessage::new(header(), message.into());
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
-        socket.send(&bytes, 0)?;
-        while receive(&socket, family, &mut take)? {}
+        // A v4 socket may be listed among v6 ones in some states.
+        ask(socket, &bytes, &mut |found: InetResponse| {
+            if found.header.family == family {
+                take(found);
+            }
+        })?;
     }
     Ok(())
 }
 
+fn header() -> NetlinkHeader {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    header
+}
+
+/// The older request, `TCPDIAG_GETSOCK` with a `struct inet_diag_req`
+/// (include/uapi/linux/inet_diag.h), which is about both families at once. For each request the
+/// kernel goes through the sockets of all namespaces, so one takes half the time of two.
+const OLDER: u16 = 18;
+
+/// `SOCK_DIAG_BY_FAMILY` (include/uapi/linux/sock_diag.h).
+const BY_FAMILY: u16 = 20;
+
+/// Where the type of a message is in its header (`struct nlmsghdr`).
+const TYPE: std::ops::Range<usize> = 4..6;
+
+fn of_both_families(wanted: &Wanted) -> Vec<u8> {
+    let mut bytes = vec![0; OLDER_LENGTH];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(0, &(OLDER_LENGTH as u32).to_ne_bytes());
+    put(TYPE.start, &OLDER.to_ne_bytes());
+    put(6, &(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    put(HEADER + 3, &[wanted.extensions.bits()]);
+    put(HEADER + 4, &wanted.port.to_be_bytes());
+    // Of any interface and with any cookie (`INET_DIAG_NOCOOKIE`).
+    put(HEADER + 44, &[0xff; 8]);
+    put(HEADER + 52, &wanted.states.bits().to_ne_bytes());
+    bytes
+}
+
+/// Length of a `struct nlmsghdr`, and of the request with it.
+const HEADER: usize = 16;
+const OLDER_LENGTH: usize = HEADER + 60;
+
+/// Whether the kernel has no such request.
+fn is_unknown(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT | libc::EPROTONOSUPPORT)
+    )
+}
+
+/// The kernel makes no longer datagram of an answer (`netlink_recvmsg`, net/netlink/af_netlink.c).
+const LONGEST: usize = 32 << 10;
+
+/// Sends a request, and takes the whole answer.
+fn ask(socket: &Socket, request: &[u8], take: &mut impl FnMut(InetResponse)) -> io::Result<()> {
+    socket.send(request, 0)?;
+    let mut datagram = Vec::with_capacity(LONGEST);
+    while receive(socket, &mut datagram, take)? {}
+    Ok(())
+}
+
 /// Takes one datagram of the answer; whether there is more to come.
-fn receive(socket: &Socket, family: u8, take: &mut impl FnMut(InetResponse)) -> io::Result<bool> {
-    let (datagram, _) = socket.recv_from_full()?;
-    let mut rest = &datagram[..];
-    while !rest.is_empty() {
+fn receive(
+    socket: &Socket,
+    datagram: &mut Vec<u8>,
+    take: &mut impl FnMut(InetResponse),
+) -> io::Result<bool> {
+    datagram.clear();
+    let length = socket.recv(datagram, libc::MSG_TRUNC)?;
+    if length > datagram.len() {
+        return Err(io::Error::other("a datagram of the kernel's is too long"));
+    }
+    let mut rest = &mut datagram[..];
+    while rest.len() >= HEADER {
+        // Both kinds of answers have the same form.
+        if rest[TYPE] == OLDER.to_ne_bytes() {
+            rest[TYPE].copy_from_slice(&BY_FAMILY.to_ne_bytes());
+        }
         let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         match message.payload {
-            // A v4 socket may be listed among v6 ones in some states.
-            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found))
-                if found.header.family == family =>
-            {
-                take(*found);
-            }
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => take(*found),
             NetlinkPayload::Done(_) => return Ok(false),
             NetlinkPayload::Error(error) => return Err(error.to_io()),
             _ => {}
         }
         // Messages begin at multiples of four.
         let length = (message.header.length as usize).next_multiple_of(4);
-        rest = rest.get(length.max(4)..).unwrap_or_default();
+        rest = rest.get_mut(length.max(4)..).unwrap_or_default();
     }
     Ok(true)
 }
@@ -231,6 +319,39 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 
     use super::*;
+
+    #[test]
+    fn one_request_tells_what_two_do() {
+        let v4 = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let v6 = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+        let ports = [&v4, &v6].map(|one| one.local_addr().unwrap().port());
+        let _clients = ports.map(|port| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap());
+        let socket = Socket::new(NETLINK_SOCK_DIAG).unwrap();
+        socket.connect(&Kernel::new(0, 0)).unwrap();
+        for states in [StateFlags::LISTEN, StateFlags::ESTABLISHED] {
+            let wanted = Wanted {
+                states,
+                extensions: ExtensionFlags::INFO,
+                port: 0,
+            };
+            let (mut once, mut twice) = (Vec::new(), Vec::new());
+            let own = |found: &InetResponse| ports.contains(&found.header.socket_id.source_port);
+            ask(&socket, &of_both_families(&wanted), &mut |found| {
+                once.push(found)
+            })
+            .unwrap();
+            of_each_family(&socket, &wanted, &mut |found| twice.push(found)).unwrap();
+            let told = |mut all: Vec<InetResponse>| {
+                all.retain(own);
+                let mut all: Vec<_> = all.iter().map(Listening::of).collect();
+                all.sort_by_key(|one| one.cookie);
+                all
+            };
+            let (once, twice) = (told(once), told(twice));
+            assert_eq!(once, twice);
+            assert_eq!(once.len(), 2);
+        }
+    }
 
     #[test]
     fn a_listener_and_who_waits_for_it_are_found() {

@@ -5,7 +5,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fs, io,
+    io,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -17,6 +17,7 @@ use crate::{
         netns::{self, NetnsPath},
         probe::{HeldListener, Iterators},
         selection::Selection,
+        text::text,
     },
     listeners::{
         LimitFrom,
@@ -320,7 +321,7 @@ fn find(selection: &Selection, requests: bool) -> io::Result<Contents> {
     }
     let devices = listening.iter().map(|found| found.device);
     let devices = device_names(devices.filter(|device| *device != 0).collect());
-    let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
+    let somaxconn = text("/proc/sys/net/core/somaxconn".as_ref()).ok();
     Ok(Contents {
         listening,
         takers,

@@ -9,7 +9,12 @@ use crate::model::{
 
 /// By the socket's inode number.
 #[derive(Debug, Default)]
-pub struct Remembered(HashMap<u64, RememberedOwner>);
+pub struct Remembered {
+    owners: HashMap<u64, RememberedOwner>,
+    /// Those of which nobody was found: processes of another PID namespace hold them, or the kernel
+    /// does.
+    nobody: HashSet<u64>,
+}
 
 #[derive(Debug, Clone)]
 struct RememberedOwner {
@@ -29,22 +34,37 @@ impl Remembered {
                 continue;
             };
             if row.processes.as_ref().is_none_or(Vec::is_empty) || row.is_closed() {
-                if let Some(owner) = self.0.get(&inode) {
+                if let Some(owner) = self.owners.get(&inode) {
                     owner.add_to(row);
                 }
             } else {
-                self.0.insert(inode, RememberedOwner::of(row));
+                self.owners.insert(inode, RememberedOwner::of(row));
+                self.nobody.remove(&inode);
             }
             if row.is_closed() {
-                self.0.remove(&inode);
+                self.owners.remove(&inode);
+                self.nobody.remove(&inode);
             }
         }
     }
 
-    /// Whether it is known whose all of these are.
+    /// Owners of all of these were looked for: notes of whom none was found.
+    pub fn asked(&mut self, rows: &[Snapshot]) {
+        let nobodys = rows
+            .iter()
+            .filter(|row| !row.is_closed() && row.processes.as_ref().is_none_or(Vec::is_empty));
+        self.nobody
+            .extend(nobodys.filter_map(|row| row.listener.inode));
+    }
+
+    /// Whether it is known whose all of these are, or that nobody is found.
     pub fn knows(&self, rows: &[Snapshot]) -> bool {
         let mut inodes = rows.iter().map(|row| row.listener.inode);
-        inodes.all(|inode| inode.is_none_or(|inode| self.0.contains_key(&inode)))
+        inodes.all(|inode| {
+            inode.is_none_or(|inode| {
+                self.owners.contains_key(&inode) || self.nobody.contains(&inode)
+            })
+        })
     }
 
     /// Forgets all listeners but these, which are all that there are.
@@ -55,7 +75,8 @@ impl Remembered {
 
     /// Forgets the others.
     pub fn keep(&mut self, is_kept: impl Fn(u64) -> bool) {
-        self.0.retain(|inode, _| is_kept(*inode));
+        self.owners.retain(|inode, _| is_kept(*inode));
+        self.nobody.retain(|inode| is_kept(*inode));
     }
 }
 
@@ -112,6 +133,24 @@ mod tests {
             closed: closed.then_some(true),
             ..Snapshot::default()
         }
+    }
+
+    #[test]
+    fn that_nobody_is_found_is_known_too() {
+        let mut remembered = Remembered::default();
+        let rows = [row(1, &[10], false), row(2, &[], false)];
+        remembered.complete(&mut rows.clone());
+        assert!(remembered.knows(&rows[..1]) && !remembered.knows(&rows));
+        remembered.asked(&rows);
+        assert!(remembered.knows(&rows));
+        // Somebody is found later, and it closes.
+        remembered.complete(&mut [row(2, &[20], false)]);
+        assert!(remembered.knows(&rows));
+        remembered.complete(&mut [row(2, &[], true)]);
+        assert!(!remembered.knows(&rows));
+        remembered.asked(&rows);
+        remembered.keep_only(&rows[..1]);
+        assert!(!remembered.knows(&rows));
     }
 
     #[test]

@@ -10,7 +10,6 @@
 mod calls;
 mod groups;
 mod polled;
-mod text;
 mod threads;
 
 use std::{
@@ -23,10 +22,10 @@ use std::{
 use self::{
     groups::{Cgroups, Levels, Reading},
     polled::Polled,
-    text::text,
     threads::{ThreadClock, ThreadsSeen},
 };
 use crate::{
+    kernel::text::text,
     listeners::owners,
     model::{
         snapshot::Snapshot,

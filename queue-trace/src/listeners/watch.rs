@@ -223,6 +223,7 @@ impl Watch {
         });
         let mut look = found.owned(all);
         self.owners_at = Some(Instant::now());
+        self.remembered.asked(&look.rows);
         if goes_on(self) {
             self.stalls.look(&mut look.rows);
             self.troubled = troubled(&look.rows);
@@ -278,7 +279,9 @@ impl Watch {
             found.look
         } else {
             self.owners_at = Some(Instant::now());
-            found.owned(all)
+            let look = found.owned(all);
+            self.remembered.asked(&look.rows);
+            look
         };
         self.stalls.look(&mut look.rows);
         self.troubled.retain(|netns| !places.contains(netns));

@@ -34,6 +34,9 @@ impl Losses {
         } else {
             self.missed
         };
+        if undecoded == 0 && missed <= self.missed && loss == self.loss {
+            return Ok(None);
+        }
         let note = LossNote {
             missed: missed.saturating_sub(self.missed),
             undecoded,

@@ -3,6 +3,7 @@
 
 pub mod audit;
 pub mod losses;
+mod seconds;
 pub mod stream;
 pub mod totals;
 pub mod withheld;

@@ -50,6 +50,7 @@ use crate::{
     trace::{
         audit::{Audit, Audited},
         losses::Losses,
+        seconds::Seconds,
         totals::{self, Totals},
         withheld::{self, Withheld},
     },
@@ -291,18 +292,14 @@ impl Live {
         tokio::pin!(stop);
         let deadline = tokio::time::sleep(until.duration.unwrap_or(FOREVER));
         tokio::pin!(deadline);
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut audit = Instant::now() + AUDIT;
+        let seconds = Seconds::begin()?;
         let mut churn = tokio::time::interval(CHURN);
+        churn.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut programs = Instant::now();
-        for often in [&mut tick, &mut churn] {
-            often.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        }
         let mut rested = Instant::now();
         let mut more = false;
         let mut wanted = Wanted::Nothing;
-        let mut audit = tokio::time::interval(AUDIT);
-        audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        audit.reset();
         sink.header(&self.header())?;
         print_rows(sink, &std::mem::take(&mut self.listed))?;
         sink.flush()?;
@@ -316,7 +313,8 @@ impl Live {
                 () = &mut deadline => return Ok(Ended::Enough),
                 news = self.watch.done() => self.print_news(sink, news?)?,
                 audited = self.audit.done() => self.print_audited(sink, audited?)?,
-                _ = tick.tick() => {
+                turn = seconds.turn() => {
+                    turn?;
                     if let Some(messages) = &mut messages {
                         messages.flush();
                     }
@@ -344,16 +342,14 @@ impl Live {
                     } else if wanted == Wanted::Nothing && !self.begin_look_at_trouble()? {
                         self.begin_look(1)?;
                     }
+                    if now >= audit {
+                        audit = now + AUDIT;
+                        self.begin_audit()?;
+                    }
                 }
                 // Listeners that come and go by the hundred fill the kernel side's tables. Where
                 // few do, the turn of each second is enough, and notices the first of more.
                 _ = churn.tick(), if self.churned.elapsed() < SETTLED => self.begin_look(MANY)?,
-                _ = audit.tick() => {
-                    if self.audit.idle().is_some_and(|audit| audit.may_have_news()) {
-                        let audit = |audit: &mut Audit| audit.news();
-                        self.audit.begin(audit)?;
-                    }
-                }
                 ready = async {
                     if more {
                         // So that signals are heard meanwhile.
@@ -410,6 +406,14 @@ impl Live {
         let may = self.watch.idle();
         if may.is_some_and(|watch| watch.may_have_news(changes)) {
             self.watch.begin(Watch::news)?;
+        }
+        Ok(())
+    }
+
+    /// Has somebody compare the two sides, if that may tell something new and nobody does.
+    fn begin_audit(&mut self) -> io::Result<()> {
+        if self.audit.idle().is_some_and(|audit| audit.may_have_news()) {
+            self.audit.begin(|audit: &mut Audit| audit.news())?;
         }
         Ok(())
     }
@@ -778,8 +782,8 @@ const REST: Duration = Duration::from_millis(50);
 /// kernel side has places for. One whose counts found none leaves it in no other way.
 const LISTENERS: usize = 16_384;
 
-/// How often the two sides are compared while running.
-const AUDIT: Duration = Duration::from_secs(10);
+/// How often the two sides are compared while running: at the turn of a second after so long.
+const AUDIT: Duration = Duration::from_millis(9500);
 
 /// How often it is asked whether listeners come and go by the hundred, and how many that is.
 const CHURN: Duration = Duration::from_millis(100);

@@ -26,7 +26,7 @@ mod wire;
 
 use std::{
     collections::{HashMap, HashSet},
-    fs, io,
+    io,
     ops::Deref,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::{Arc, Mutex},
@@ -63,7 +63,7 @@ use self::{
     queues::QueueMaps,
 };
 use crate::{
-    kernel::{btf::Types, plan::Plan, selection::Selection},
+    kernel::{btf::Types, plan::Plan, selection::Selection, text::text},
     model::ledger::Counters,
 };
 
@@ -324,7 +324,7 @@ impl MapReader {
                 continue;
             };
             let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
-            let info = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            let info = text(path.as_ref()).with_context(|| format!("cannot read {path}"))?;
             all.push(Runs {
                 name: name.to_owned(),
                 runs: info_value(&info, "run_cnt").unwrap_or(0),

@@ -4,8 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::text::text;
-use crate::model::stall::{Files, Memory, Pressure, Quota, Stall};
+use crate::{
+    kernel::text::text,
+    model::stall::{Files, Memory, Pressure, Quota, Stall},
+};
 
 /// So many levels are read.
 const LEVELS: usize = 8;

@@ -4,12 +4,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs::File,
+    io,
     path::Path,
 };
 
-use super::text::text;
-use crate::model::stall::Epoll;
+use rustix::{
+    fs::{Dir, readlinkat},
+    io::Errno,
+};
+
+use crate::{kernel::text::text, model::stall::Epoll};
 
 /// So many open files of a process are looked at, those with the lowest numbers.
 const FILES: usize = 1024;
@@ -57,33 +62,47 @@ impl Polled {
             ..Self::default()
         };
         let mut epolls = Vec::new();
-        for (at, file) in fs::read_dir(folder.join("fd"))?.flatten().enumerate() {
-            if at == FILES {
+        // By the open folder, so that the way to it is not walked for each file.
+        let files = File::open(folder.join("fd"))?;
+        let mut link = Vec::new();
+        let mut looked = 0;
+        for file in Dir::read_from(&files)?.flatten() {
+            let Some(fd) = file
+                .file_name()
+                .to_str()
+                .ok()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            if looked == FILES {
                 polled.all = false;
                 polled.unread.push(format!(
                     "only the first {FILES} open files of a process were looked at, for epoll"
                 ));
                 break;
             }
-            let Some(fd) = file.file_name().to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let link = match fs::read_link(file.path()) {
-                Ok(link) => link,
+            looked += 1;
+            let read = match readlinkat(&files, file.file_name(), link) {
+                Ok(read) => read,
                 // The list may be read, and what is in it not.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
-                Err(_) => continue,
+                Err(error @ (Errno::ACCESS | Errno::PERM)) => return Err(error.into()),
+                Err(_) => {
+                    link = Vec::new();
+                    continue;
+                }
             };
-            let link = link.to_string_lossy();
-            let inode = link
+            let target = read.to_string_lossy();
+            let inode = target
                 .strip_prefix("socket:[")
                 .and_then(|rest| rest.strip_suffix(']'));
             if let Some(inode) = inode.and_then(|inode| inode.parse().ok()) {
                 polled.sockets.entry(inode).or_default().insert(fd);
-            } else if link == "anon_inode:[eventpoll]" {
+            } else if target == "anon_inode:[eventpoll]" {
                 epolls.push(fd);
             }
-            polled.files.insert(fd, kind(&link));
+            polled.files.insert(fd, kind(&target));
+            link = read.into_bytes();
         }
         if !polled.all {
             return Ok(polled);
@@ -218,7 +237,7 @@ mod tests {
         use std::os::{fd::AsRawFd, unix::fs::MetadataExt};
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let path = format!("/proc/self/fd/{}", listener.as_raw_fd());
-        let inode = fs::metadata(path).unwrap().ino();
+        let inode = std::fs::metadata(path).unwrap().ino();
         let of = || {
             let polled = Polled::read(Path::new("/proc/self")).unwrap();
             assert!(polled.sockets.contains_key(&inode));

@@ -8,10 +8,13 @@ use std::{
     path::Path,
 };
 
-use super::{calls, polled::Polled, text::text};
-use crate::model::{
-    socket::Process,
-    stall::{Doing, Role, Stall},
+use super::{calls, polled::Polled};
+use crate::{
+    kernel::text::text,
+    model::{
+        socket::Process,
+        stall::{Doing, Role, Stall},
+    },
 };
 
 /// Kernel functions of a thread that are kept.
