@@ -461,7 +461,10 @@ mod tests {
             for selection in [ALL, HOOKS[hook].serves] {
                 assert!(has(&offers, selection, by) && !has(&offers, selection, hook));
             }
-            for why in [Without::Absent("gone".into()), Without::Refused("EPERM".into())] {
+            for why in [
+                Without::Absent("gone".into()),
+                Without::Refused("EPERM".into()),
+            ] {
                 offers.hooks[by] = Err(why);
                 assert!(has(&offers, ALL, hook));
                 let plan = Plan::make(Attach::Auto, ALL, &offers).unwrap();

@@ -337,7 +337,7 @@ mod tests {
             let (mut once, mut twice) = (Vec::new(), Vec::new());
             let own = |found: &InetResponse| ports.contains(&found.header.socket_id.source_port);
             ask(&socket, &of_both_families(&wanted), &mut |found| {
-                once.push(found)
+                once.push(found);
             })
             .unwrap();
             of_each_family(&socket, &wanted, &mut |found| twice.push(found)).unwrap();
