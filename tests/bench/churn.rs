@@ -94,7 +94,8 @@ fn diagnosed(program: &Path, path: &Path, room: &Room) {
     let address = room.address.to_string();
     let is_here =
         |finding: &&Value| finding["netns"] == room.netns.id() && finding["listener"] == *address;
-    let here = findings.iter().find(is_here).expect("no finding");
+    let here = findings.iter().find(is_here);
+    let here = here.unwrap_or_else(|| panic!("no finding of {address} in {diagnosis}"));
     println!("{here}");
     assert_eq!(here["count"], REFUSED);
 }
