@@ -158,7 +158,7 @@ fn without_room_for_queues() {
     assert!(tracer.fill("QUEUES") > 1000 && tracer.fill("MARKS") > 1000);
     let tells_waits = attach() != Attach::Tracepoint;
     if tells_waits {
-        assert!(tracer.fill("WAITING") > 1000);
+        assert!(tracer.fill("PLACES") > 1000 && tracer.fill("WAITING") > 1000);
     }
     let clients = room.connect(CLIENTS);
     for _ in 0..CLIENTS {

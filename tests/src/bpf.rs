@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use aya::{maps::MapData, util::nr_cpus};
+use aya::{
+    maps::{MapData, MapType},
+    util::nr_cpus,
+};
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -60,8 +63,8 @@ pub(crate) fn run_classifier(code: &str, times: u32) -> Result<u32> {
     Ok(unsafe { attr.test.retval })
 }
 
-/// Takes every free place of a map, for keys that only differ in their first eight bytes, and
-/// values of zeroes. How many there were.
+/// Takes every free place of a map. How many there were. Of an array all are taken, by values of
+/// ones. Else it is for keys that only differ in their first eight bytes, and values of zeroes.
 ///
 /// # Errors
 /// If it is no map of that kind, or the kernel refuses.
@@ -69,15 +72,19 @@ pub(crate) fn fill(map: &MapData) -> Result<usize> {
     let info = map.info()?;
     let key_size = info.key_size() as usize;
     // A value for each CPU, each of whole words, where there is one for each.
+    let is_array = info.map_type()? == MapType::Array;
     let value = vec![
-        0u64;
+        if is_array { u64::MAX } else { 0 };
         (info.value_size() as usize).div_ceil(8)
             * nr_cpus().map_err(|(_, error)| error)?
     ];
     let mut key = vec![0u64; key_size.div_ceil(8).max(1)];
     for taken in 0..=info.max_entries() as usize {
         // Not what an address or a number of the kernel's is.
-        key[0] = 0x7174_0000_0000_0000 + taken as u64;
+        key[0] = taken as u64;
+        if !is_array {
+            key[0] += 0x7174_0000_0000_0000;
+        }
         let mut attr = no_attributes();
         // SAFETY: all fields of the union are plain data.
         let element = unsafe { &mut attr.__bindgen_anon_2 };
