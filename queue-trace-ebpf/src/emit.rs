@@ -188,6 +188,7 @@ impl Ticket {
     }
 }
 
+/// Asks for a record, if one is wanted and may be sent.
 #[inline(always)]
 fn ask(here: Here, outcome: u8, port: u16, shown: bool) -> Ticket {
     if config::debug() {

@@ -64,30 +64,46 @@ pub fn key_of(sk: impl Pointer) -> QueueKey {
 /// This CPU's marks of a listener.
 #[inline(always)]
 pub fn marks(key: &QueueKey) -> Option<&'static mut Marks> {
-    if let Some(place) = place(key)
-        // SAFETY: whole words of an entry of the map.
-        && unsafe { (*place).key == *key || take(place, key) }
-    {
-        // SAFETY: as below.
-        return Some(unsafe { &mut (*place).marks });
-    }
-    let mut place = MARKS.get_ptr_mut(key);
-    if place.is_none() {
-        if filter::is_foreign_self_test(memory::value(key.sk, field::SK_NET)) {
-            return None;
-        }
-        // If there is no room, nothing is found below.
-        let _ = MARKS.insert(key, &NO_MARKS, IF_MISSING);
-        place = MARKS.get_ptr_mut(key);
-        if place.is_none() {
-            tally::lost(|loss| &mut loss.unlisted);
-        }
-        // So that its end will be noticed.
-        let _ = queue(key);
+    let mut marks = find(key);
+    if marks.is_none() {
+        make(key);
+        marks = find(key);
     }
     // SAFETY: this CPU's copy. What runs with bottom halves off and what runs in accept() write
     // different members. Where softirqs mix see `bump`; there a mark may be one packet late.
-    place.map(|marks| unsafe { &mut *marks })
+    marks.map(|marks| unsafe { &mut *marks })
+}
+
+/// Where they are, if there are some.
+#[inline(always)]
+fn find(key: &QueueKey) -> Option<*mut Marks> {
+    if let Some(place) = place(key)
+        // SAFETY: whole words of an entry of the map.
+        && unsafe { (*place).key == *key }
+    {
+        // SAFETY: within the entry.
+        return Some(unsafe { &raw mut (*place).marks });
+    }
+    MARKS.get_ptr_mut(key)
+}
+
+/// Makes some. Rare, so a function of its own.
+#[inline(never)]
+fn make(key: &QueueKey) {
+    if filter::is_foreign_self_test(memory::value(key.sk, field::SK_NET)) {
+        return;
+    }
+    // So that its end will be noticed, after which a place is given back.
+    let is_listed = queue(key).is_some();
+    if is_listed
+        && let Some(place) = place(key)
+        && take(place, key)
+    {
+        return;
+    }
+    if MARKS.insert(key, &NO_MARKS, IF_MISSING).is_err() && MARKS.get_ptr_mut(key).is_none() {
+        tally::lost(|loss| &mut loss.unlisted);
+    }
 }
 
 /// This CPU's place for the marks of a listener, where places can be taken.
@@ -105,17 +121,13 @@ fn place(key: &QueueKey) -> Option<*mut MarkedPlace> {
 }
 
 /// Takes a place that is free, whose marks are zero. What takes it may be interrupted by what would
-/// take it as well, so it is done by an exchange. Rare, so a function of its own.
-#[inline(never)]
+/// take it as well, so it is done by an exchange.
+#[inline(always)]
 fn take(place: *mut MarkedPlace, key: &QueueKey) -> bool {
     // SAFETY: an entry of the map.
     let (owner, inode) = unsafe { (&raw mut (*place).key.sk, &raw mut (*place).key.inode) };
-    // SAFETY: a whole word. Only one that is free is taken, after its listener is entered in the
-    // other table, so that its end will be noticed.
-    if unsafe { owner.read_volatile() } != 0 || queue(key).is_none() {
-        return false;
-    }
-    if exchange(owner, 0, key.sk | WRITING) != 0 {
+    // SAFETY: a whole word.
+    if unsafe { owner.read_volatile() } != 0 || exchange(owner, 0, key.sk | WRITING) != 0 {
         return false;
     }
     // SAFETY: a whole word, and ours alone now.
