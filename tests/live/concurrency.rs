@@ -428,12 +428,21 @@ fn threads_that_accept_from_several_listeners() {
         }
         let recording = tracer.stop();
         let all = u64::from(THREADS) * TURNS;
+        // Where a thread may be taken off its CPU in a program (PREEMPT_RT), the kernel leaves out
+        // the run of that program for the next thread there. That is told, with its number.
+        let mut lost = recording.lost();
+        let mut missed = lost.remove("missed").unwrap_or(0);
+        assert!(lost.is_empty(), "{lost:?}");
         for (listener, accepted) in [(&room.listener, 2 * all), (&listener, all)] {
-            let told = totals_of(&recording, inode(listener));
-            assert_eq!(told["accepted"], accepted, "{family}");
+            let told = totals_of(&recording, inode(listener))["accepted"];
+            let untold = accepted.checked_sub(told).unwrap();
+            println!("{family}: {untold} of {accepted} untold, {missed} runs missed");
+            missed = missed
+                .checked_sub(untold)
+                .expect("what is untold was missed");
         }
         assert_eq!(totals_of(&recording, inode(&idle)), Sums::new());
-        recording.assert_reconciled(&room.netns, &room.before);
+        recording.assert_ledger(&room.netns, &room.before);
     }
 }
 
