@@ -157,8 +157,8 @@ pub const KEEP_QUEUES: [usize; 7] = [
 /// one that has nobody. An outcome needs all those that serve it.
 pub const TELLING: [usize; 7] = [ALLOC, SECURITY, PROVEN, HASH_ADD, CHILD, HASHDANCE, STOP];
 
-/// Hooks that are not needed where another one is to be had, which tells the same. The kernel asks
-/// its security modules about a request that it has allocated, before it does anything else with it
+/// Hooks that are not attached where the kernel has another one, which tells the same. It asks its
+/// security modules about a request that it has allocated, before it does anything else with it
 /// (`tcp_conn_request`, net/ipv4/tcp_input.c).
 pub const TOLD_BY: [(usize, usize); 1] = [(ALLOC, SECURITY)];
 

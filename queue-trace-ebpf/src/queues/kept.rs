@@ -1,4 +1,5 @@
-//! What is kept of a listener: its key, its entries in the two maps, made where missing.
+//! What is kept of a listener: its key, its entry in the map that all CPUs share, and its marks, at
+//! their place or in the map behind it; made where missing.
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use queue_trace_common::{
