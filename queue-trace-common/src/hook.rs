@@ -162,6 +162,27 @@ pub const TELLING: [usize; 7] = [ALLOC, SECURITY, PROVEN, HASH_ADD, CHILD, HASHD
 /// (`tcp_conn_request`, net/ipv4/tcp_input.c).
 pub const TOLD_BY: [(usize, usize); 1] = [(ALLOC, SECURITY)];
 
+/// Hooks at whose exits the same is to be done. Where their functions have one prototype, the
+/// program of each goes on in one that they share, so that the kernel verifies it once.
+pub struct Alike {
+    /// That program.
+    pub rest: &'static str,
+    /// The hooks.
+    pub hooks: &'static [usize],
+}
+
+/// All that are alike.
+pub static ALIKE: [Alike; 2] = [
+    Alike {
+        rest: "syn_rest",
+        hooks: &[SYN_V4, SYN_V6, SYN_MPTCP4, SYN_MPTCP6],
+    },
+    Alike {
+        rest: "cookie_rest",
+        hooks: &[COOKIE_V4, COOKIE_V6],
+    },
+];
+
 /// The hooks at whose entry a frame is opened, which their exits and those of [`TELLING`] go by. So
 /// these entries are attached last and detached first: of a packet all is seen, or nothing.
 pub const OPENING: [usize; 9] = [

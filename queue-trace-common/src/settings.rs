@@ -238,7 +238,7 @@ pub struct CountKey {
     pub moved: u8,
 }
 
-/// Value of the exact counts, a copy for each CPU.
+/// Value of the exact counts.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Counted {

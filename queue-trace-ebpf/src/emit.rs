@@ -324,16 +324,24 @@ fn count(here: Here, verdict: &Verdict, held: u64, latest: &mut u64) -> bool {
         place = COUNTS.get_ptr_mut(key);
     }
     if let Some(counted) = place {
-        // SAFETY: this CPU's copy. What counts the outcomes of packets runs with bottom halves
-        // off, where none interrupts another; what counts accept() and close() is one program
-        // each, and the kernel lets none interrupt itself on a CPU. So no two are at the same
-        // key. Where softirqs mix that holds by the second reason for each hook.
-        unsafe { (*counted).add(&by) };
+        add(counted, &by);
         tally::counts_changed();
     } else {
         by_port(key, &by);
     }
     true
+}
+
+/// Adds to a count to which other CPUs may add, too.
+#[inline(always)]
+fn add(counted: *mut Counted, by: &Counted) {
+    // SAFETY: found in a map, and only added to, by one instruction a word. No other reference to
+    // the words lives meanwhile.
+    let (seen, held) = unsafe { (&mut (*counted).seen, &mut (*counted).held) };
+    tally::add(seen, by.seen);
+    if by.held != 0 {
+        tally::add(held, by.held);
+    }
 }
 
 /// Counts what found no room by listener by its port, or else by its namespace alone. Rare, so a
@@ -363,8 +371,7 @@ fn by_port(key: &CountKey, by: &Counted) {
     let Some(counted) = place else {
         return tally::lost_many(by.seen, |loss| &mut loss.uncounted);
     };
-    // SAFETY: as in `count`.
-    unsafe { (*counted).add(by) };
+    add(counted, by);
     tally::lost_many(by.seen, |loss| &mut loss.by_port);
     tally::counts_changed();
 }

@@ -189,16 +189,17 @@ fn set_call(frame: &mut Frame, call: Call) {
 
 /// Closes the frame that `hook` opened for `call` and gives it with the counters that
 /// moved. `WHICH`: the call's counters, as a parameter that cannot but be a constant: which to read
-/// would else be asked of each. `ALONE`: see [`Call::alone`]. `skb` 0: not known at this exit.
+/// would else be asked of each. `ALONE`: see [`Call::alone`]. `hook` none: whichever opened it, as
+/// what one of them calls last of all is another. `skb` 0: not known at this exit.
 #[inline(always)]
 pub fn close<const WHICH: Moved, const ALONE: Moved>(
     here: Here,
     call: Call,
-    hook: usize,
+    hook: Option<usize>,
     skb: u64,
 ) -> Option<(&'static mut Frame, Moved)> {
     let frame = current(here)?;
-    if frame.call != call as u32 || frame.hook != hook as u32 {
+    if frame.call != call as u32 || hook.is_some_and(|hook| frame.hook != hook as u32) {
         return None;
     }
     if skb != 0 && frame.skb != skb {

@@ -138,15 +138,16 @@ fn place_in_group(sk: u64) -> (u32, u32) {
     let first = group + u64::from(config::field(field::GROUP_SOCKETS).offset);
     let mut members = [0u64; AT_ONCE];
     let mut index = 0;
-    'search: while index < MOST {
+    'search: while index < MOST && index < size {
         // Past the last of them it reads what is of no use, and may not even be there.
         let _ = memory::fetch(&mut members, first + 8 * u64::from(index));
         for member in members {
-            if index >= size || member == sk {
+            // The verifier follows each of them: so they are not compared with the size as well.
+            if member == sk {
                 break 'search;
             }
             index += 1;
         }
     }
-    (u32::from(index), u32::from(size))
+    (u32::from(index.min(size)), u32::from(size))
 }

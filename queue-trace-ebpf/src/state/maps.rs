@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf},
 };
 use queue_trace_common::{
     queue::{self, Entered, Marked, Marks, Place, Queue, QueueKey},
@@ -19,6 +19,12 @@ pub const IF_MISSING: u64 = 1;
 #[map]
 pub static PER_CPU: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
+/// Where programs find the one in which they go on: `hook::ALIKE`.
+#[map]
+pub static SYN_REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+#[map]
+pub static COOKIE_REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
 /// Where softirqs mix: what each task remembers from the entry of a function to its return. The
 /// loader makes both as large as that takes.
 #[map]
@@ -28,17 +34,19 @@ pub static FRAMES: LruHashMap<u64, Frame> = LruHashMap::with_max_entries(1, 0);
 #[map]
 pub static ENTERING_BY_TASK: LruHashMap<u64, Entering> = LruHashMap::with_max_entries(1, 0);
 
-/// Exact counts by listener and outcome, as far as they have no slot in `TALLIES`.
+/// Exact counts by listener and outcome, as far as they have no slot in `TALLIES`. All CPUs add to
+/// the same: to make a table with a copy for each takes the kernel thousands of instructions an
+/// entry, and what comes often has a slot.
 #[map]
-pub static COUNTS: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(8192, 0);
+pub static COUNTS: HashMap<CountKey, Counted> = HashMap::with_max_entries(8192, 0);
 
 /// Counts by port, of those that found no room in `COUNTS`.
 #[map]
-pub static UNLISTED: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(4096, 0);
+pub static UNLISTED: HashMap<CountKey, Counted> = HashMap::with_max_entries(4096, 0);
 
 /// Counts by namespace, of those that found no room there either.
 #[map]
-pub static BY_NETNS: PerCpuHashMap<CountKey, Counted> = PerCpuHashMap::with_max_entries(1024, 0);
+pub static BY_NETNS: HashMap<CountKey, Counted> = HashMap::with_max_entries(1024, 0);
 
 /// What each CPU has to tell, and what it remembers from the entry of a function to its return, by
 /// its number. The loader makes it as long as there are CPUs.

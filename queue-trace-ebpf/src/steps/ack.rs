@@ -11,7 +11,7 @@ use queue_trace_common::{
     field, hook, outcome,
 };
 
-use super::shells::{decides, nested_exit};
+use super::shells::{alike, decides, nested_exit};
 use crate::{
     emit, filter, frame,
     queues::wait,
@@ -21,6 +21,7 @@ use crate::{
     },
     state::{
         config,
+        maps::COOKIE_REST,
         tally::Here,
         types::{Call, Frame, saw},
     },
@@ -46,7 +47,7 @@ fn enter(call: Call, hook: usize, sk: impl Pointer, skb: u64, request: u64) {
 #[inline(always)]
 fn exit<P: Pointer>(
     call: Call,
-    hook: usize,
+    hook: Option<usize>,
     skb: u64,
     returned: impl FnOnce() -> u64,
     listener: impl FnOnce(&Frame) -> P,
@@ -141,7 +142,7 @@ fn enter_cookie(hook: usize, sk: impl Pointer, skb: u64) {
 
 #[inline(always)]
 fn exit_cookie<P: Pointer>(
-    hook: usize,
+    hook: Option<usize>,
     skb: u64,
     returned: impl FnOnce() -> u64,
     listener: impl FnOnce(&Frame) -> P,
@@ -165,7 +166,7 @@ fn ack_exit(ctx: FExitContext) -> i32 {
     let sk = Typed(ctx.arg(0));
     if ctx.arg::<u64>(3) as u8 == 0 && filter::port(sk) {
         let returned = || memory::returned::<{ hook::ACK }>(&ctx);
-        exit(Call::Ack, hook::ACK, ctx.arg(1), returned, |_| sk);
+        exit(Call::Ack, Some(hook::ACK), ctx.arg(1), returned, |_| sk);
     }
     0
 }
@@ -191,7 +192,7 @@ fn ack_enter_kprobe(ctx: ProbeContext) -> u32 {
 fn ack_exit_kprobe(ctx: RetProbeContext) -> u32 {
     exit(
         Call::Ack,
-        hook::ACK,
+        Some(hook::ACK),
         0,
         || ctx.ret(),
         |frame| Plain(frame.sk),
@@ -199,8 +200,9 @@ fn ack_exit_kprobe(ctx: RetProbeContext) -> u32 {
     0
 }
 
-decides!(enter_cookie exit_cookie, COOKIE_V4 cookie_v4_enter cookie_v4_exit cookie_v4_enter_kprobe cookie_v4_exit_kprobe);
-decides!(enter_cookie exit_cookie, COOKIE_V6 cookie_v6_enter cookie_v6_exit cookie_v6_enter_kprobe cookie_v6_exit_kprobe);
+decides!(enter_cookie exit_cookie, COOKIE_V4 cookie_v4_enter cookie_v4_exit cookie_v4_exit_alone cookie_v4_enter_kprobe cookie_v4_exit_kprobe, COOKIE_REST);
+decides!(enter_cookie exit_cookie, COOKIE_V6 cookie_v6_enter cookie_v6_exit cookie_v6_exit_alone cookie_v6_enter_kprobe cookie_v6_exit_kprobe, COOKIE_REST);
+alike!(exit_cookie, COOKIE_V4 cookie_rest);
 
 nested_exit!(CHILD child_exit child_exit_kprobe |returned| {
     if returned() == 0 { saw::NO_CHILD } else { saw::CHILD }

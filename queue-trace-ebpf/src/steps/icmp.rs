@@ -19,7 +19,7 @@ fn exit() {
         frame::close::<{ Call::Icmp.counters() }, { Call::Icmp.alone() }>(
             here,
             Call::Icmp,
-            hook::ICMP,
+            Some(hook::ICMP),
             0,
         )
     }) && moved & DROP != 0

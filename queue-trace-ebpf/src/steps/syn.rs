@@ -12,7 +12,7 @@ use queue_trace_common::{
     queue::QueueKey,
 };
 
-use super::shells::{decides, nested_exit};
+use super::shells::{alike, decides, nested_exit};
 use crate::{
     emit::{self, Verdict},
     filter, frame,
@@ -24,6 +24,7 @@ use crate::{
     },
     state::{
         config,
+        maps::SYN_REST,
         tally::Here,
         types::{Call, Frame, saw},
     },
@@ -46,7 +47,7 @@ fn enter(hook: usize, sk: impl Pointer, skb: u64) {
 /// of the frame. What is returned says nothing.
 #[inline(always)]
 fn exit<P: Pointer>(
-    hook: usize,
+    hook: Option<usize>,
     skb: u64,
     _returned: impl FnOnce() -> u64,
     listener: impl FnOnce(&Frame) -> P,
@@ -140,10 +141,11 @@ pub fn cookie_cause(net: impl Pointer) -> u8 {
     }
 }
 
-decides!(enter exit, SYN_V4 syn_v4_enter syn_v4_exit syn_v4_enter_kprobe syn_v4_exit_kprobe);
-decides!(enter exit, SYN_V6 syn_v6_enter syn_v6_exit syn_v6_enter_kprobe syn_v6_exit_kprobe);
-decides!(enter exit, SYN_MPTCP4 syn_mptcp4_enter syn_mptcp4_exit syn_mptcp4_enter_kprobe syn_mptcp4_exit_kprobe);
-decides!(enter exit, SYN_MPTCP6 syn_mptcp6_enter syn_mptcp6_exit syn_mptcp6_enter_kprobe syn_mptcp6_exit_kprobe);
+decides!(enter exit, SYN_V4 syn_v4_enter syn_v4_exit syn_v4_exit_alone syn_v4_enter_kprobe syn_v4_exit_kprobe, SYN_REST);
+decides!(enter exit, SYN_V6 syn_v6_enter syn_v6_exit syn_v6_exit_alone syn_v6_enter_kprobe syn_v6_exit_kprobe, SYN_REST);
+decides!(enter exit, SYN_MPTCP4 syn_mptcp4_enter syn_mptcp4_exit syn_mptcp4_exit_alone syn_mptcp4_enter_kprobe syn_mptcp4_exit_kprobe, SYN_REST);
+decides!(enter exit, SYN_MPTCP6 syn_mptcp6_enter syn_mptcp6_exit syn_mptcp6_exit_alone syn_mptcp6_enter_kprobe syn_mptcp6_exit_kprobe, SYN_REST);
+alike!(exit, SYN_V4 syn_rest);
 
 // void on some kernels, where it always adds; a bool is only the low byte.
 nested_exit!(HASH_ADD hash_add_exit hash_add_exit_kprobe |returned| {

@@ -34,7 +34,7 @@ fn exit() {
         frame::close::<{ Call::Timer.counters() }, { Call::Timer.alone() }>(
             here,
             Call::Timer,
-            hook::TIMER,
+            Some(hook::TIMER),
             0,
         )
     }) else {

@@ -229,6 +229,16 @@ impl Types {
         self.prototype_of(&function)
     }
 
+    /// The number of a function's prototype among the types: functions of one prototype have the
+    /// same.
+    #[must_use]
+    pub fn prototype_number(&self, function: &str) -> Option<u32> {
+        self.named(function).find_map(|(_, kind)| match kind {
+            Type::Func(function) => function.get_type_id(),
+            _ => None,
+        })
+    }
+
     /// The prototype of a tracepoint, without the first argument, which is the
     /// tracer's own.
     #[must_use]

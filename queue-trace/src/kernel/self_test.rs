@@ -467,7 +467,7 @@ fn networks(texts: [&str; 2]) -> Result<Vec<IpNet>> {
 /// How often each program ran.
 fn runs(probe: &Probe) -> Result<impl Iterator<Item = (String, u64)>> {
     let runs = probe.runs()?.into_iter();
-    let runs = runs.filter(|program| !program.is_iterator);
+    let runs = runs.filter(|program| program.is_attached);
     Ok(runs.map(|program| (program.name, program.runs)))
 }
 

@@ -12,7 +12,7 @@ use aya::{
 use bytemuck::bytes_of;
 use ipnet::IpNet;
 use queue_trace_common::{
-    hook::{self, HOOKS, Hook},
+    hook::{self, ALIKE, HOOKS, Hook},
     outcome::Set,
     settings::{Address, Kernel},
 };
@@ -24,7 +24,7 @@ use crate::{
         host, mark, netns,
         netns::NetnsPath,
         plan::{HookFamily, Plan},
-        probe::{delivery, functions, iterate, named::named, object, reason::reason},
+        probe::{delivery, functions, iterate, named::named, object, reason::reason, rest},
         selection::{self, Selection},
     },
     stopping,
@@ -64,6 +64,7 @@ pub(super) fn attach(
     let sees_delivery = plan.family == HookFamily::Tracepoint && plan.delivery.is_ok();
     let mut ebpf = load_with(
         types,
+        Some(plan.family),
         plan.hook_bits(),
         sees_delivery,
         plan.reasons,
@@ -87,9 +88,13 @@ pub(super) fn attach(
         HookFamily::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
         HookFamily::Kprobe | HookFamily::Tracepoint => None,
     };
+    let shared = match by_type {
+        Some(btf) => rest::of_hooks(&mut ebpf, plan, types, btf)?,
+        None => 0,
+    };
     for hook in &plan.hooks {
         let ends: &[_] = if opens(hook) { &[EXIT] } else { &[ENTER, EXIT] };
-        attach_hook(&mut ebpf, hook, ends, by_type)?;
+        attach_hook(&mut ebpf, hook, ends, by_type, shared)?;
     }
     if plan.reasons != 0 {
         // Without them the rest is as it was.
@@ -104,7 +109,7 @@ pub(super) fn attach(
         attach_tracepoint(&mut ebpf, "retransmit_synack", "tcp_retransmit_synack")?;
     }
     for hook in plan.hooks.iter().filter(|hook| opens(hook)) {
-        attach_hook(&mut ebpf, hook, &[ENTER], by_type)?;
+        attach_hook(&mut ebpf, hook, &[ENTER], by_type, shared)?;
     }
     if let Ok(btf) = &btf
         && let Err(error) = iterate::prepare(&mut ebpf, btf)
@@ -139,13 +144,14 @@ pub(super) fn load(
     attached: u32,
     selection: &Selection,
 ) -> Result<Ebpf, AttachError> {
-    load_with(types, attached, false, 0, selection)
+    load_with(types, None, attached, false, 0, selection)
 }
 
-/// The same. `delivered`: see [`Kernel::delivered`]; `reasons`: the outcomes that are to be told by
+/// The same. `family`: the way to attach, if something is to be attached; `delivered`: see [`Kernel::delivered`]; `reasons`: the outcomes that are to be told by
 /// the kernel's reasons for freeing a packet.
 fn load_with(
     types: &Types,
+    family: Option<HookFamily>,
     attached: u32,
     delivered: bool,
     reasons: Set,
@@ -169,7 +175,7 @@ fn load_with(
         kernel.types = [0; _];
     }
     let filter = selection.filter();
-    let object = object::fitted(cast, &fields, &kernel, &filter)?;
+    let object = object::fitted(family, cast, &fields, &kernel, &filter)?;
     let field_bytes: &[u8] = bytemuck::cast_slice(&fields);
     let ports = selection.port_bits();
     let level = if selection.debug {
@@ -177,7 +183,11 @@ fn load_with(
     } else {
         0
     };
-    EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    for table in tables_of_others(family) {
+        loader.map_max_entries(table, 1);
+    }
+    loader
         // The verifier's log of a refused program is fetched by a second attempt, which is also
         // made of one that a signal interrupted. So it is the short one: the other is of more
         // than the library's 16 MiB, which has it try ten times, half a second each.
@@ -199,6 +209,20 @@ fn load_with(
         })
 }
 
+/// The tables that nothing uses that is attached so: to make them takes the kernel its time, and
+/// memory.
+fn tables_of_others(family: Option<HookFamily>) -> impl Iterator<Item = &'static str> {
+    const OF_TRACEPOINTS: &[&str] = &["BASELINES", "LISTENERS", "LISTENING"];
+    const OF_ALL: &[&str] = &["BY_NETNS", "COUNTS", "LEFT", "UNLISTED", "WITHOUT_LISTENER"];
+    const OF_HOOKS: &[&str] = &["ACCEPTING", "ASKED", "MARKS", "QUEUES", "WAITING"];
+    let of_others: &[_] = match family {
+        Some(HookFamily::Tracepoint) => &[],
+        Some(HookFamily::Fentry | HookFamily::Kprobe) => &[OF_TRACEPOINTS],
+        None => &[OF_TRACEPOINTS, OF_ALL, OF_HOOKS],
+    };
+    of_others.iter().flat_map(|tables| *tables).copied()
+}
+
 pub(super) fn cpus() -> Result<usize> {
     aya::util::nr_cpus()
         .map_err(|(_, error)| anyhow!(error).context("cannot tell how many CPUs there are"))
@@ -217,11 +241,17 @@ fn attach_hook(
     hook: &'static Hook,
     ends: &[&str],
     btf: Option<&Btf>,
+    shared: u32,
 ) -> Result<(), AttachError> {
-    let family = if btf.is_some() { "" } else { KPROBE };
-    for end in ends {
+    for &end in ends {
         unless_asked_to_stop()?;
-        let name = format!("{}_{end}{family}", hook.name);
+        let could_share = ALIKE.iter().any(|alike| alike.hooks.contains(&hook.index));
+        let kind = match btf {
+            None => KPROBE,
+            Some(_) if end == EXIT && could_share && shared & hook.bit() == 0 => ALONE,
+            Some(_) => "",
+        };
+        let name = format!("{}_{end}{kind}", hook.name);
         let Some(program) = ebpf.program_mut(&name) else {
             continue;
         };
@@ -233,6 +263,9 @@ fn attach_hook(
 
 /// What is behind the names of kprobes' programs.
 const KPROBE: &str = "_kprobe";
+
+/// What is behind the names of exits that do all themselves, though they could share it.
+const ALONE: &str = "_alone";
 
 fn attach_end(
     program: &mut Program,
@@ -263,6 +296,7 @@ fn attach_end(
 
 /// Detaches what opens frames, and then all the rest.
 pub(super) fn detach(mut ebpf: Ebpf) {
+    let maps = rest::take_maps(&mut ebpf);
     for hook in hook::OPENING.map(|index| &HOOKS[index]) {
         for family in ["", KPROBE] {
             let name = format!("{}_{ENTER}{family}", hook.name);
@@ -277,6 +311,8 @@ pub(super) fn detach(mut ebpf: Ebpf) {
             }
         }
     }
+    drop(ebpf);
+    drop(maps);
 }
 
 fn attach_tracepoints(
@@ -430,7 +466,11 @@ pub(super) fn remove(ebpf: &mut Ebpf, name: &str, added: &[Prefix]) -> Result<()
 
 /// What a refusal means: the kernel's own, or something about this process or this moment, which
 /// another way to attach would meet as well.
-fn refused(hook: Option<&'static Hook>, why: String, error: &ProgramError) -> AttachError {
+pub(super) fn refused(
+    hook: Option<&'static Hook>,
+    why: String,
+    error: &ProgramError,
+) -> AttachError {
     if let Some(lacking) = lacking(error, &why) {
         return AttachError::Other(lacking);
     }

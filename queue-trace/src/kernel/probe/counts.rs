@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuHashMap},
+    maps::{HashMap as HashMapOf, MapData, PerCpuHashMap},
 };
 use queue_trace_common::{
     loss::Loss,
@@ -29,16 +29,17 @@ use crate::{
     model::{front::FrontCounters, ledger::Counters},
 };
 
+type CountMap = HashMapOf<MapData, PodWire<CountKey>, PodWire<Counted>>;
+
 /// The counts, wherever they are.
 pub(super) struct CountMaps {
     /// Those that have no slot.
-    map: PerCpuHashMap<MapData, PodWire<CountKey>, PodWire<Counted>>,
+    map: CountMap,
     /// Those that the kernel side found no room for by listener: by port, and by namespace.
-    unlisted: [PerCpuHashMap<MapData, PodWire<CountKey>, PodWire<Counted>>; 2],
+    unlisted: [CountMap; 2],
     /// Tracepoint mode: the counters of each namespace when last looked at.
     baselines: PerCpuHashMap<MapData, u64, PodWire<Baseline>>,
     tallies: Tallies,
-    cpus: usize,
     searched: Searched,
     /// What was counted of a namespace that is to be forgotten.
     forgotten: HashMap<CountKey, Counted>,
@@ -102,7 +103,6 @@ impl CountMaps {
             unlisted: [take(ebpf, "UNLISTED")?, take(ebpf, "BY_NETNS")?],
             baselines: take(ebpf, "BASELINES")?,
             tallies: Tallies::of(ebpf, cpus)?,
-            cpus,
             searched: Searched::default(),
             forgotten: HashMap::new(),
             retired: HashMap::new(),
@@ -174,15 +174,13 @@ impl CountMaps {
         for map in std::iter::once(&self.map).chain(&self.unlisted) {
             let mut found = HashMap::new();
             // Where entries go meanwhile the kernel begins anew, so that some come twice.
-            let read = batch::each_of_cpus(map, self.cpus, |key, values: &[Counted]| {
-                let mut sum = Counted::default();
-                values.iter().for_each(|cpu| sum.add(cpu));
-                found.insert(key, sum);
+            let read = batch::each(map, |key, counted: &Counted| {
+                found.insert(key, *counted);
             });
             read.context("cannot read the counts")?;
             // One of a port may be in several.
-            for (key, sum) in found {
-                counts.entry(key).or_default().add(&sum);
+            for (key, counted) in found {
+                counts.entry(key).or_default().add(&counted);
             }
         }
         self.searched = Searched { until, counts };
@@ -214,13 +212,11 @@ impl CountMaps {
         for key in keys {
             for map in std::iter::once(&mut self.map).chain(&mut self.unlisted) {
                 // It is in some of them.
-                let Ok(values) = map.get(&PodWire(key), 0) else {
+                let Ok(PodWire(counted)) = map.get(&PodWire(key), 0) else {
                     continue;
                 };
-                let mut sum = Counted::default();
-                values.iter().for_each(|PodWire(cpu)| sum.add(cpu));
                 map.remove(&PodWire(key)).context("cannot clear a count")?;
-                self.retired.entry(key).or_default().add(&sum);
+                self.retired.entry(key).or_default().add(&counted);
             }
             self.searched.counts.remove(&key);
         }

@@ -20,6 +20,7 @@ mod object;
 mod places;
 mod queues;
 mod reason;
+mod rest;
 mod tallies;
 mod unattached;
 mod wire;
@@ -61,6 +62,7 @@ use self::{
     lock::lock,
     named::take,
     queues::QueueMaps,
+    rest::REST,
 };
 use crate::{
     kernel::{btf::Types, plan::Plan, selection::Selection, text::text},
@@ -329,7 +331,7 @@ impl MapReader {
                 name: name.to_owned(),
                 runs: info_value(&info, "run_cnt").unwrap_or(0),
                 missed: info_value(&info, "recursion_misses").unwrap_or(0),
-                is_iterator: matches!(program, Program::Iter(_)),
+                is_attached: !matches!(program, Program::Iter(_)) && !name.ends_with(REST),
             });
         }
         Ok(all)
@@ -388,8 +390,9 @@ pub struct Runs {
     /// How often the kernel left it out because it was running on that CPU already
     /// (from 5.12 on).
     pub missed: u64,
-    /// Whether it runs only when it is asked to.
-    pub is_iterator: bool,
+    /// Whether the kernel runs it whenever what it is attached to happens. Others run when they are
+    /// asked to, or as the rest of one that is attached, and are counted there.
+    pub is_attached: bool,
 }
 
 fn missed_by_all(programs: &[Runs]) -> u64 {
@@ -425,7 +428,7 @@ mod tests {
             name: name.to_owned(),
             runs: 0,
             missed,
-            is_iterator: false,
+            is_attached: true,
         };
         let alone = [runs("a", 3), runs("b", 1)];
         assert_eq!(missed_by_all(&alone), 4);

@@ -4,13 +4,17 @@ use std::{collections::HashMap, fs};
 
 use anyhow::{Context, Result};
 use bytemuck::bytes_of;
+use object::{
+    LittleEndian, Object as _, ObjectSection as _,
+    read::elf::{ElfFile64, FileHeader as _},
+};
 use queue_trace_common::{
     counter::GROUPS,
     field::{self, Field},
     settings::{CAST_MARK, Filter, Kernel, mark},
 };
 
-use crate::kernel::btf::Types;
+use crate::kernel::{btf::Types, plan::HookFamily};
 
 /// The kernel side, built ahead from `queue-trace-ebpf`. There is one for each architecture: the
 /// programs of kprobes read the registers of the kernel that they run on.
@@ -60,14 +64,33 @@ pub fn cast(types: &Types) -> Option<u32> {
     types.cast().filter(|_| compiled && able)
 }
 
+/// The programs that only one way to attach uses, by their sections.
+const ONLY_BY: [(HookFamily, &[&str]); 3] = [
+    (HookFamily::Fentry, &["fentry", "fexit"]),
+    (HookFamily::Kprobe, &["kprobe", "kretprobe"]),
+    (
+        HookFamily::Tracepoint,
+        &[
+            "cgroup_skb/ingress",
+            "raw_tp/consume_skb",
+            "raw_tp/inet_sock_set_state",
+            "raw_tp/netif_receive_skb",
+        ],
+    ),
+];
+
 /// The object for a kernel: marked loads are from its places, marked numbers are the kernel's and
 /// the user's, and where an address is given its
 /// type, its function of the number given is called. Without one nothing of that is ever run. The
 /// BPF library cannot call functions of the kernel, so this is done before it has the object.
 ///
+/// Programs that the way to attach does not use are hidden: the library would read and relocate
+/// them, which is two thirds of what it does with the object.
+///
 /// # Errors
 /// If a place is farther away than an instruction reaches.
 pub fn fitted(
+    family: Option<HookFamily>,
     cast: Option<u32>,
     fields: &[Field; field::COUNT],
     kernel: &Kernel,
@@ -102,7 +125,36 @@ pub fn fitted(
             };
         }
     }
+    let others = ONLY_BY.iter().filter(|(by, _)| Some(*by) != family);
+    let hidden: Vec<_> = others.flat_map(|(_, sections)| *sections).collect();
+    hide(&mut object, |section| {
+        let section = section.strip_prefix(".rel").unwrap_or(section);
+        hidden.iter().any(|hidden| **hidden == section)
+    })?;
     Ok(object)
+}
+
+/// Makes sections of an object such that nobody looks for anything in them.
+fn hide(object: &mut [u8], is_hidden: impl Fn(&str) -> bool) -> Result<()> {
+    /// Of the entries in an ELF file's table of sections, and where the type is in them.
+    const ENTRY: usize = 64;
+    const TYPE: usize = 4;
+    let elf =
+        ElfFile64::<LittleEndian>::parse(&*object).context("the kernel side is no ELF file")?;
+    let table = usize::try_from(elf.elf_header().e_shoff(LittleEndian))?;
+    let hidden = elf
+        .sections()
+        .filter(|section| section.name().is_ok_and(&is_hidden));
+    let places: Vec<_> = hidden
+        .map(|section| table + ENTRY * section.index().0 + TYPE)
+        .collect();
+    for place in places {
+        let kind = object
+            .get_mut(place..place + 4)
+            .context("its table is cut off")?;
+        kind.copy_from_slice(&object::elf::SHT_NOTE.to_le_bytes());
+    }
+    Ok(())
 }
 
 fn is_exchange(instruction: &Instruction) -> bool {
@@ -188,7 +240,7 @@ mod tests {
 
     fn fitted_to(cast: Option<u32>) -> Vec<u8> {
         let (fields, kernel) = kernel();
-        fitted(cast, &fields, &kernel, &Filter::default()).unwrap()
+        fitted(None, cast, &fields, &kernel, &Filter::default()).unwrap()
     }
 
     fn loads_from(object: &[u8], offsets: &[i16]) -> usize {
@@ -266,7 +318,7 @@ mod tests {
             netns_count: 0x0102_0304,
             ..Filter::default()
         };
-        let object = fitted(None, &fields, &kernel, &filter).unwrap();
+        let object = fitted(None, None, &fields, &kernel, &filter).unwrap();
         let after = numbers(&object);
         assert!(!after.iter().any(is_mark));
         let listen = std::mem::offset_of!(Kernel, tcp_listen);
@@ -288,7 +340,7 @@ mod tests {
     fn what_the_kernel_lacks_is_zero() {
         let (mut fields, kernel) = kernel();
         fields[field::NET_COOKIE] = Field::default();
-        let object = fitted(None, &fields, &kernel, &Filter::default()).unwrap();
+        let object = fitted(None, None, &fields, &kernel, &Filter::default()).unwrap();
         let zeros = |object: &[u8]| {
             let (instructions, _) = object.as_chunks::<8>();
             instructions
@@ -305,10 +357,39 @@ mod tests {
     }
 
     #[test]
+    fn only_the_programs_of_one_way_to_attach_are_read() {
+        let (fields, kernel) = kernel();
+        let programs = |family| {
+            let object = fitted(family, None, &fields, &kernel, &Filter::default()).unwrap();
+            let object = aya_obj::Object::parse(&object).unwrap();
+            object.programs.into_keys().collect::<Vec<_>>()
+        };
+        let all = [
+            (HookFamily::Fentry, "syn_v4_exit"),
+            (HookFamily::Kprobe, "syn_v4_exit_kprobe"),
+            (HookFamily::Tracepoint, "packet_received"),
+        ];
+        for family in [None]
+            .into_iter()
+            .chain(all.map(|(family, _)| Some(family)))
+        {
+            let programs = programs(family);
+            let has = |name: &str| programs.iter().any(|program| program == name);
+            for (of, name) in all {
+                assert_eq!(has(name), family == Some(of), "{name} by {family:?}");
+            }
+            // Those that list, and those that are attached in several ways.
+            for name in ["held_sockets", "packet_refused", "task_switched"] {
+                assert!(has(name), "{name} by {family:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_field_out_of_reach_is_an_error() {
         let (mut fields, kernel) = kernel();
         fields[field::SK_DEPTH].offset = u16::MAX;
-        assert!(fitted(None, &fields, &kernel, &Filter::default()).is_err());
+        assert!(fitted(None, None, &fields, &kernel, &Filter::default()).is_err());
     }
 
     #[test]

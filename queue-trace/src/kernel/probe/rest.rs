@@ -1,0 +1,87 @@
+//! Programs that several others go on in (a tail call), so that the kernel verifies what they have
+//! in common once. Each has a map, through which the others find it: of its name, in capitals.
+
+use aya::{
+    Btf, Ebpf,
+    maps::{Map, MapError, ProgramArray},
+    programs::{FExit, ProgramError, ProgramFd, RawTracePoint},
+};
+use queue_trace_common::hook::{ALIKE, Alike, HOOKS, Hook};
+
+use super::{
+    attach::{AttachError, refused},
+    named::named,
+    reason::reason,
+};
+use crate::kernel::{btf::Types, plan::Plan};
+
+/// What their names end in.
+pub(super) const REST: &str = "_rest";
+
+/// What is done with a packet that was freed for a reason that is asked for.
+const REFUSED: &str = "refused_rest";
+
+/// Loads those of the exits that are alike. Gives the hooks whose exits go on in them, a bit each:
+/// the others have exits that do all themselves.
+pub(super) fn of_hooks(
+    ebpf: &mut Ebpf,
+    plan: &Plan,
+    types: &Types,
+    btf: &Btf,
+) -> Result<u32, AttachError> {
+    let mut shared = 0;
+    for alike in &ALIKE {
+        let hooks = of_one_prototype(alike, plan, types);
+        let Some(first) = hooks.first() else {
+            continue;
+        };
+        let mut load = || -> Result<ProgramFd, ProgramError> {
+            let program: &mut FExit = named(ebpf, alike.rest)?.try_into()?;
+            program.load(first.function, btf)?;
+            Ok(program.fd()?.try_clone()?)
+        };
+        let program = load().map_err(|error| refused(Some(first), reason(&error), &error))?;
+        match put(ebpf, alike.rest, &program) {
+            Ok(()) => shared |= hooks.iter().map(|hook| hook.bit()).sum::<u32>(),
+            Err(error) => log::debug!("{}: {error}", alike.rest),
+        }
+    }
+    Ok(shared)
+}
+
+/// The planned hooks whose functions have the prototype of the first one: the kernel lets a
+/// program go on in another only where both are of the same (`bpf_prog_map_compatible`,
+/// kernel/bpf/core.c).
+fn of_one_prototype(alike: &Alike, plan: &Plan, types: &Types) -> Vec<&'static Hook> {
+    let planned = plan.hooks.iter().map(|hook| hook.index);
+    let hooks = planned.filter(|index| alike.hooks.contains(index));
+    let mut hooks: Vec<_> = hooks.map(|index| &HOOKS[index]).collect();
+    let number = |hook: &Hook| types.prototype_number(hook.function);
+    let first = hooks.first().and_then(|first| number(first));
+    hooks.retain(|hook| first.is_some() && number(hook) == first);
+    hooks
+}
+
+/// Loads that of the programs that look at the kernel's reasons.
+pub(super) fn of_reasons(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
+    let program: &mut RawTracePoint = named(ebpf, REFUSED)?.try_into()?;
+    program.load()?;
+    let program = program.fd()?.try_clone()?;
+    Ok(put(ebpf, REFUSED, &program)?)
+}
+
+fn put(ebpf: &mut Ebpf, rest: &str, program: &ProgramFd) -> Result<(), MapError> {
+    let map = ebpf.map_mut(&rest.to_uppercase());
+    let map = map.ok_or(MapError::InvalidMapType { map_type: 0 })?;
+    let mut map: ProgramArray<_> = map.try_into()?;
+    map.set(0, program, 0)
+}
+
+/// Takes out the maps. The kernel empties them with their last descriptor, so they are kept until
+/// the programs are gone that find others through them.
+pub(super) fn take_maps(ebpf: &mut Ebpf) -> Vec<Map> {
+    let rests = ALIKE.iter().map(|alike| alike.rest).chain([REFUSED]);
+    rests
+        .filter_map(|rest| ebpf.take_map(&rest.to_uppercase()))
+        .collect()
+}
