@@ -101,6 +101,22 @@ pub struct MarkedPlace {
     pub marks: Marks,
 }
 
+/// Key of the table of marks that found no place.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct MarksKey {
+    /// The listener.
+    pub listener: QueueKey,
+    /// The CPU, by its number.
+    pub cpu: u32,
+    /// Padding.
+    pub _pad: u32,
+}
+
+/// CPUs for which the table of marks has room even if each sees [`LISTENERS`] listeners. Of more
+/// CPUs fewer can: a table with room for all would take 160 MB for 64 of them.
+pub const MARKING_CPUS: u32 = 8;
+
 /// A connection in an accept queue.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]

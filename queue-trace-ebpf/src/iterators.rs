@@ -89,26 +89,47 @@ struct Tcp {
     sk: u64,
 }
 
+/// What a program says of a socket that it was shown: to go on, or to end. Whoever reads then finds
+/// that there is no more for now (`EAGAIN`; `bpf_iter_run_prog`, kernel/bpf/bpf_iter.c).
+const GO_ON: i32 = 0;
+const END: i32 = 1;
+
+/// Calls `f` with a socket that listens. The kernel shows listeners first (`tcp_get_idx`,
+/// net/ipv4/tcp_ipv4.c), and then all connections, each of which it locks meanwhile: on a machine
+/// with many it takes long, and who closes a listener with connections that are locked has the
+/// kernel warn (`inet_csk_listen_stop`). So it ends with the first that is not a listener.
+#[inline(always)]
+pub fn if_it_listens(sk: u64, f: impl FnOnce()) -> i32 {
+    /// A listener that is being closed (include/net/tcp_states.h).
+    const CLOSE: u8 = 7;
+    if sk == 0 {
+        return GO_ON;
+    }
+    let (_, _, listen) = config::tcp_states();
+    match memory::value::<u8>(sk, field::SK_STATE) {
+        state if state == listen => {
+            f();
+            GO_ON
+        }
+        CLOSE => GO_ON,
+        _ => END,
+    }
+}
+
 /// The same of all listeners of one namespace, also of those that no process holds.
 #[unsafe(link_section = "iter/tcp")]
 #[unsafe(no_mangle)]
 fn queue_depths(ctx: *const Tcp) -> i32 {
     // SAFETY: the context of this program type, of which this is the beginning.
     let (meta, sk) = unsafe { ((*ctx).meta, (*ctx).sk) };
-    if sk == 0 {
-        return 0;
-    }
     let sk = memory::plain(sk);
-    let (_, _, listen) = config::tcp_states();
-    if memory::value::<u8>(sk, field::SK_STATE) != listen {
-        return 0;
-    }
-    let depths = Depths {
-        inode: socket::inode(Plain(sk)),
-        ..depths(sk)
-    };
-    write(meta, &depths);
-    0
+    if_it_listens(sk, || {
+        let depths = Depths {
+            inode: socket::inode(Plain(sk)),
+            ..depths(sk)
+        };
+        write(meta, &depths);
+    })
 }
 
 /// The SYN queue of a listener, and its place in its group; not its inode number.

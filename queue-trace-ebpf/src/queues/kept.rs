@@ -4,7 +4,7 @@
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use queue_trace_common::{
     field,
-    queue::{MARKED as MARKED_PLACES, MarkedPlace, Marks, Queue, QueueKey, WRITING},
+    queue::{MARKED as MARKED_PLACES, MarkedPlace, Marks, MarksKey, Queue, QueueKey, WRITING},
 };
 
 use crate::{
@@ -70,7 +70,7 @@ pub fn marks(key: &QueueKey) -> Option<&'static mut Marks> {
         make(key);
         marks = find(key);
     }
-    // SAFETY: this CPU's copy. What runs with bottom halves off and what runs in accept() write
+    // SAFETY: this CPU's own. What runs with bottom halves off and what runs in accept() write
     // different members. Where softirqs mix see `bump`; there a mark may be one packet late.
     marks.map(|marks| unsafe { &mut *marks })
 }
@@ -85,7 +85,18 @@ fn find(key: &QueueKey) -> Option<*mut Marks> {
         // SAFETY: within the entry.
         return Some(unsafe { &raw mut (*place).marks });
     }
-    MARKS.get_ptr_mut(key)
+    MARKS.get_ptr_mut(here(key))
+}
+
+/// The key of this CPU's marks of a listener.
+#[inline(always)]
+fn here(listener: &QueueKey) -> MarksKey {
+    MarksKey {
+        listener: *listener,
+        // SAFETY: a plain helper without arguments.
+        cpu: unsafe { bpf_get_smp_processor_id() },
+        _pad: 0,
+    }
 }
 
 /// Makes some. Rare, so a function of its own.
@@ -102,6 +113,7 @@ fn make(key: &QueueKey) {
     {
         return;
     }
+    let key = &here(key);
     if MARKS.insert(key, &NO_MARKS, IF_MISSING).is_err() && MARKS.get_ptr_mut(key).is_none() {
         tally::lost(|loss| &mut loss.unlisted);
     }

@@ -2,10 +2,12 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf},
+    maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf,
+    },
 };
 use queue_trace_common::{
-    queue::{self, Entered, Marked, Marks, Place, Queue, QueueKey},
+    queue::{self, Entered, Marked, Marks, MarksKey, Place, Queue, QueueKey},
     settings::{Address, Baseline, CountKey, Counted, Tally},
 };
 
@@ -86,10 +88,10 @@ pub static QUEUES: HashMap<QueueKey, Queue> = HashMap::with_max_entries(queue::L
 #[map]
 pub static MARKED: Array<Marked> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The same of those whose place another one has.
+/// The same of those whose place another one has. The loader makes room for several CPUs. A table
+/// with a copy for each CPU would have one for those as well that see nothing of a listener.
 #[map]
-pub static MARKS: PerCpuHashMap<QueueKey, Marks> =
-    PerCpuHashMap::with_max_entries(queue::LISTENERS, 0);
+pub static MARKS: HashMap<MarksKey, Marks> = HashMap::with_max_entries(queue::LISTENERS, 0);
 
 /// The connections in accept queues, each at the place of its address,
 #[map]

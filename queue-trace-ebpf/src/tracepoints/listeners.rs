@@ -6,9 +6,9 @@
 use queue_trace_common::{field, settings::Address};
 
 use crate::{
+    iterators::if_it_listens,
     read::{memory, packet::Packet, socket},
     state::{
-        config,
         maps::{IF_MISSING, LISTENERS, LISTENING},
         tally,
         types::{ListenerKey, Sharing},
@@ -181,12 +181,10 @@ fn listeners_at_start(ctx: *const [u64; 2]) -> i32 {
     // SAFETY: the context of this program type begins with these two pointers
     // (`struct bpf_iter__tcp`, net/ipv4/tcp_ipv4.c).
     let sk = unsafe { (*ctx)[1] };
-    let (_, _, listen) = config::tcp_states();
-    if sk != 0
-        && memory::value::<u8>(sk, field::SK_STATE) == listen
-        && let Some(net) = memory::get::<u64>(sk, field::SK_NET)
-    {
-        remember(sk, net);
-    }
-    0
+    let sk = memory::plain(sk);
+    if_it_listens(sk, || {
+        if let Some(net) = memory::get::<u64>(sk, field::SK_NET) {
+            remember(sk, net);
+        }
+    })
 }

@@ -1,7 +1,7 @@
 //! Loads the kernel side and attaches it: programs to functions and tracepoints, filters into
 //! maps.
 
-use std::{collections::BTreeMap, io, net::Ipv6Addr};
+use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use anyhow::{Context, Result, anyhow};
 use aya::{
@@ -14,9 +14,9 @@ use ipnet::IpNet;
 use queue_trace_common::{
     hook::{self, ALIKE, HOOKS, Hook},
     outcome::Set,
+    queue::{LISTENERS, MARKING_CPUS},
     settings::{Address, Kernel},
 };
-use rustix::io::Errno;
 
 use crate::{
     kernel::{
@@ -24,36 +24,18 @@ use crate::{
         host, mark, netns,
         netns::NetnsPath,
         plan::{HookFamily, Plan},
-        probe::{delivery, functions, iterate, named::named, object, reason::reason, rest},
+        probe::{
+            delivery, functions, iterate,
+            named::named,
+            object,
+            reason::reason,
+            refusal::{AttachError, lacking, refused},
+            rest,
+        },
         selection::{self, Selection},
     },
     stopping,
 };
-
-/// Why the kernel side could not be attached.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    /// The kernel refused a hook, or the family as a whole; another may do.
-    #[error("{}{why}", hook.map(|hook| format!("{}: ", hook.function)).unwrap_or_default())]
-    Refused {
-        /// Which hook, if one.
-        hook: Option<&'static Hook>,
-        /// What the kernel said.
-        why: String,
-    },
-    /// A signal came while the kernel verified a program.
-    #[error("{0}")]
-    Interrupted(String),
-    /// Packets cannot be seen right before a socket decides on them; the rest may do.
-    #[error("{0}")]
-    Delivery(String),
-    /// The kernel's reasons for freeing a packet cannot be looked at; the rest may do.
-    #[error("{0}")]
-    Reasons(String),
-    /// Nothing will do.
-    #[error(transparent)]
-    Other(#[from] anyhow::Error),
-}
 
 /// Loads and attaches as planned. With it what could not be done and is not needed by all.
 pub(super) fn attach(
@@ -184,6 +166,8 @@ fn load_with(
         0
     };
     let mut loader = EbpfLoader::new();
+    let marking = MARKING_CPUS.min(u32::try_from(cpus).unwrap_or(u32::MAX));
+    loader.map_max_entries("MARKS", LISTENERS * marking);
     for table in tables_of_others(family) {
         loader.map_max_entries(table, 1);
     }
@@ -383,9 +367,8 @@ fn find_listeners(ebpf: &mut Ebpf, namespaces: &BTreeMap<u32, NetnsPath>, btf: &
         let link = program.attach()?;
         let link = program.take_link(link)?;
         let listed = netns::inside(*id, way, || {
-            let mut file = link.into_file().map_err(io::Error::other)?;
             // It prints nothing; reading it to its end is what runs it.
-            io::copy(&mut file, &mut io::sink())
+            iterate::read_all(link)
         });
         if let Err(error) = listed {
             log::info!("network namespace {id}: its listeners are not known: {error}");
@@ -462,51 +445,4 @@ pub(super) fn remove(ebpf: &mut Ebpf, name: &str, added: &[Prefix]) -> Result<()
         })?;
     }
     Ok(())
-}
-
-/// What a refusal means: the kernel's own, or something about this process or this moment, which
-/// another way to attach would meet as well.
-pub(super) fn refused(
-    hook: Option<&'static Hook>,
-    why: String,
-    error: &ProgramError,
-) -> AttachError {
-    if let Some(lacking) = lacking(error, &why) {
-        return AttachError::Other(lacking);
-    }
-    match errno(error) {
-        // A signal ends a verification (EAGAIN), and the library's second attempt, which
-        // fetches the verifier's log, finds no room for that of a good program.
-        Some(Errno::AGAIN | Errno::INTR | Errno::NOSPC) => AttachError::Interrupted(why),
-        _ => AttachError::Refused { hook, why },
-    }
-}
-
-/// What this process or this machine has too little of, if that is why.
-fn lacking(error: &(dyn std::error::Error + 'static), why: &str) -> Option<anyhow::Error> {
-    match errno(error)? {
-        Errno::MFILE => Some(anyhow!(
-            "this process may not open as many files as attaching takes (some 200): raise \
-             its limit (ulimit -n, LimitNOFILE= in a unit)"
-        )),
-        Errno::NFILE => Some(anyhow!(
-            "this machine has no room for more open files: raise fs.file-max"
-        )),
-        Errno::NOMEM => Some(anyhow!(
-            "the kernel has no memory ({why}): raise the memory limit of its cgroup"
-        )),
-        _ => None,
-    }
-}
-
-/// The error number that is deepest in an error.
-fn errno(error: &(dyn std::error::Error + 'static)) -> Option<Errno> {
-    let mut cause = Some(error);
-    let mut errno = None;
-    while let Some(error) = cause {
-        let io = error.downcast_ref::<io::Error>();
-        errno = io.and_then(Errno::from_io_error).or(errno);
-        cause = error.source();
-    }
-    errno
 }

@@ -44,32 +44,11 @@ pub(super) fn each<K: Pod, V: Pod>(
     map: &impl IterableMap<PodWire<K>, PodWire<V>>,
     mut take: impl FnMut(K, &V),
 ) -> io::Result<()> {
-    read(map.map(), 1, |key, values: &[V]| take(key, &values[0]))
-}
-
-/// Gives each entry of a hash table with a value for each of so many CPUs to `take`.
-///
-/// # Errors
-/// If the kernel does not show it.
-pub(super) fn each_of_cpus<K: Pod, V: Pod>(
-    map: &impl IterableMap<PodWire<K>, aya::maps::PerCpuValues<PodWire<V>>>,
-    cpus: usize,
-    take: impl FnMut(K, &[V]),
-) -> io::Result<()> {
-    // The kernel rounds up what it writes for each CPU.
-    const { assert!(size_of::<V>().is_multiple_of(8)) };
-    read(map.map(), cpus, take)
-}
-
-fn read<K: Pod, V: Pod>(
-    map: &MapData,
-    values_each: usize,
-    mut take: impl FnMut(K, &[V]),
-) -> io::Result<()> {
+    let map: &MapData = map.map();
     let mut room = AT_ONCE;
     let mut from: Option<u64> = None;
     let mut keys = vec![K::zeroed(); room];
-    let mut values = vec![V::zeroed(); room * values_each];
+    let mut values = vec![V::zeroed(); room];
     loop {
         let mut next = 0u64;
         let mut attribute = BatchAttribute {
@@ -85,9 +64,8 @@ fn read<K: Pod, V: Pod>(
             flags: 0,
         };
         // SAFETY: the kernel writes at most `count` keys and values. The buffers have room for as
-        // many: a key is as long as K, and a value as V, once for each CPU that may come into
-        // being in a table of that kind, as the types of the map were made to say and the BPF
-        // library relies on as well. Of a hash table the place is a u32, for which `next` and
+        // many: a key is as long as K, and a value as V, as the types of the map were made to say
+        // and the BPF library relies on as well. Of a hash table the place is a u32, for which `next` and
         // `from` have room. Any bytes are a K and a V. All live until the call returns.
         let failed = unsafe {
             libc::syscall(
@@ -105,19 +83,15 @@ fn read<K: Pod, V: Pod>(
         if is(&error, libc::ENOSPC) && room < MOST {
             room *= 2;
             keys.resize(room, K::zeroed());
-            values.resize(room * values_each, V::zeroed());
+            values.resize(room, V::zeroed());
             continue;
         }
         if let Some(error) = error.filter(|_| !is_last) {
             return Err(error);
         }
         let count = (attribute.count as usize).min(room);
-        for (key, values) in keys
-            .iter()
-            .zip(values.chunks_exact(values_each))
-            .take(count)
-        {
-            take(*key, values);
+        for (key, value) in keys.iter().zip(&values).take(count) {
+            take(*key, value);
         }
         if is_last {
             return Ok(());

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{
     Btf, Ebpf,
-    programs::{Iter, ProgramError},
+    programs::{Iter, ProgramError, iter::IterLink},
 };
 use bytemuck::Pod;
 use queue_trace_common::queue::{Depths, Held};
@@ -51,6 +51,17 @@ pub(super) fn prepare(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), ProgramError> {
     Ok(())
 }
 
+/// What an iterator writes, until it has no more for now.
+pub(super) fn read_all(link: IterLink) -> io::Result<Vec<u8>> {
+    let mut file = link.into_file().map_err(io::Error::other)?;
+    let mut bytes = Vec::new();
+    match io::Read::read_to_end(&mut file, &mut bytes) {
+        // Of sockets it lists those that listen, and ends with the first other one.
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(bytes),
+    }
+}
+
 impl Iterators {
     /// Those of a kernel side that others use as well.
     pub(super) fn of(ebpf: Arc<Mutex<Option<Ebpf>>>) -> Self {
@@ -82,9 +93,7 @@ impl Iterators {
         Ok(listeners)
     }
 
-    /// The SYN queue and the group of each listener of a namespace, by inode number. After the
-    /// listeners the kernel goes through the connections of all namespaces, which takes longer
-    /// than anything else here.
+    /// The SYN queue and the group of each listener of a namespace, by inode number.
     ///
     /// # Errors
     /// If the iterator cannot be run, or the namespace not be entered.
@@ -110,10 +119,7 @@ impl Iterators {
         };
         let mut read = || {
             let link = link.take().ok_or_else(|| io::Error::other("read twice"))?;
-            let mut file = link.into_file().map_err(io::Error::other)?;
-            let mut bytes = Vec::new();
-            io::Read::read_to_end(&mut file, &mut bytes)?;
-            Ok(bytes)
+            read_all(link)
         };
         let bytes = place(&mut read).with_context(|| format!("cannot run {name}"))?;
         let records = bytes.chunks_exact(size_of::<T>());

@@ -20,6 +20,7 @@ mod object;
 mod places;
 mod queues;
 mod reason;
+mod refusal;
 mod rest;
 mod tallies;
 mod unattached;
@@ -49,13 +50,6 @@ use queue_trace_common::{
 };
 use tokio::io::unix::AsyncFd;
 
-pub use self::{
-    attach::AttachError,
-    counts::{CountActivity, CountedNetns},
-    iterate::{HeldListener, Iterators},
-    queues::{Kept, QueueSums},
-    unattached::unattached,
-};
 use self::{
     attach::{SECOND, cpus},
     counts::CountMaps,
@@ -63,6 +57,13 @@ use self::{
     named::take,
     queues::QueueMaps,
     rest::REST,
+};
+pub use self::{
+    counts::{CountActivity, CountedNetns},
+    iterate::{HeldListener, Iterators},
+    queues::{Kept, QueueSums},
+    refusal::AttachError,
+    unattached::unattached,
 };
 use crate::{
     kernel::{btf::Types, plan::Plan, selection::Selection, text::text},

@@ -5,9 +5,9 @@ use std::collections::{HashMap, HashSet};
 use anyhow::{Context, Result};
 use aya::{
     Ebpf,
-    maps::{self, MapData, PerCpuHashMap},
+    maps::{self, MapData},
 };
-use queue_trace_common::queue::{BUCKETS, Entered, Marks, Queue, QueueKey};
+use queue_trace_common::queue::{BUCKETS, Entered, Marks, MarksKey, Queue, QueueKey};
 
 use crate::kernel::probe::{
     batch, marked::MarkedPlaces, named::take, places::Places, wire::PodWire,
@@ -17,10 +17,9 @@ use crate::kernel::probe::{
 pub(super) struct QueueMaps {
     shared: maps::HashMap<MapData, PodWire<QueueKey>, PodWire<Queue>>,
     marked: MarkedPlaces,
-    marks: PerCpuHashMap<MapData, PodWire<QueueKey>, PodWire<Marks>>,
+    marks: maps::HashMap<MapData, PodWire<MarksKey>, PodWire<Marks>>,
     places: Places,
     waiting: maps::HashMap<MapData, PodWire<u64>, PodWire<Entered>>,
-    cpus: usize,
 }
 
 /// What is kept, at a moment.
@@ -42,7 +41,6 @@ impl QueueMaps {
             marks: take(ebpf, "MARKS")?,
             places: Places::of(ebpf)?,
             waiting: take(ebpf, "WAITING")?,
-            cpus,
         })
     }
 
@@ -63,13 +61,14 @@ impl QueueMaps {
         for (key, queue) in &kept.queues {
             kept.listeners.entry(*key).or_default().0 = *queue;
         }
-        let read = batch::each_of_cpus(&self.marks, self.cpus, |key, cpus| {
-            let (_, sums) = kept.listeners.entry(key).or_default();
-            *sums = QueueSums::default();
-            cpus.iter().for_each(|cpu| sums.add(cpu));
+        // Where entries go meanwhile the kernel begins anew, so that some come twice.
+        let mut marks = HashMap::new();
+        let read = batch::each(&self.marks, |key: MarksKey, cpu: &Marks| {
+            marks.insert(key, *cpu);
         });
         read.context("cannot read the high-water marks")?;
-        for (key, cpu) in self.marked.each() {
+        let marks = marks.iter().map(|(key, cpu)| (key.listener, *cpu));
+        for (key, cpu) in marks.chain(self.marked.each()) {
             kept.listeners.entry(key).or_default().1.add(&cpu);
         }
         let mut waits = |entered: &Entered| {
@@ -93,10 +92,19 @@ impl QueueMaps {
         for key in keys {
             // What is not there needs no forgetting.
             let _ = self.shared.remove(&PodWire(*key));
-            let _ = self.marks.remove(&PodWire(*key));
         }
         self.marked.forget(|listener| keys.contains(listener));
         self.places.forget(|listener| keys.contains(listener));
+        let mut stale = HashSet::new();
+        let read = batch::each(&self.marks, |key: MarksKey, _: &Marks| {
+            if keys.contains(&key.listener) {
+                stale.insert(key);
+            }
+        });
+        read.context("cannot read the high-water marks")?;
+        for key in stale {
+            let _ = self.marks.remove(&PodWire(key));
+        }
         let mut stale = Vec::new();
         let read = batch::each(&self.waiting, |child: u64, entered| {
             if keys.contains(&entered.listener) {

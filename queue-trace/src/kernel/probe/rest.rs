@@ -9,9 +9,9 @@ use aya::{
 use queue_trace_common::hook::{ALIKE, Alike, HOOKS, Hook};
 
 use super::{
-    attach::{AttachError, refused},
     named::named,
     reason::reason,
+    refusal::{AttachError, refused},
 };
 use crate::kernel::{btf::Types, plan::Plan};
 
