@@ -28,7 +28,7 @@ use super::{
     delivered,
     freed::Freed,
     listeners::{self, Found},
-    turn::{CONSUME, KFREE, STATE, Turn, is_done},
+    turn::{CONSUME, KFREE, STATE, Turn, is_done, was_taken},
 };
 use crate::{
     emit::{self, Verdict},
@@ -472,18 +472,19 @@ fn kfree(ctx: &RawTracePointContext, turn: Turn) {
 /// listeners that come and go.
 #[inline(always)]
 fn state(ctx: &RawTracePointContext, turn: Turn) {
-    let sk: u64 = ctx.arg(0);
     let (old, new) = (ctx.arg::<u32>(1) as u8, ctx.arg::<u32>(2) as u8);
     let (established, syn_recv, listen) = config::tcp_states();
-    // A socket's states follow each other.
-    if is_done(turn, STATE, sk ^ u64::from(new)) {
+    let is_completed = old == syn_recv && new == established;
+    if old != listen && new != listen && !is_completed {
         return;
     }
-    let Some(net) = memory::get::<u64>(sk, field::SK_NET) else {
+    let sk: u64 = ctx.arg(0);
+    if was_taken(turn, STATE, sk ^ u64::from(new)) {
         return;
-    };
+    }
     let sees_delivery = config::sees_delivery();
     if new == listen {
+        let Some(net) = net_of_socket(sk) else { return };
         if !sees_delivery {
             listeners::remember(sk, net);
         }
@@ -498,13 +499,16 @@ fn state(ctx: &RawTracePointContext, turn: Turn) {
             listeners::forget(sk);
         }
         close::closed(sk);
-    } else if old == syn_recv && new == established {
-        if sees_delivery {
-            delivered::completed(sk);
-        } else {
-            completed(sk, net);
-        }
+    } else if sees_delivery {
+        delivered::completed(sk);
+    } else if let Some(net) = net_of_socket(sk) {
+        completed(sk, net);
     }
+}
+
+#[inline(always)]
+fn net_of_socket(sk: u64) -> Option<u64> {
+    memory::get(sk, field::SK_NET)
 }
 
 /// A connection was made. Whether by a cookie, the counters tell.

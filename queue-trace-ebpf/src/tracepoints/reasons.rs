@@ -32,8 +32,9 @@ fn refused(ctx: &RawTracePointContext, turn: Turn) {
     };
     let outcome = reason::TELLS[reason];
     let skb: u64 = ctx.arg(0);
-    // Other protocols give some of these reasons, too.
-    if was_taken(turn, REASON, skb) || !packet::is_tcp(skb) {
+    // Other protocols give some of these reasons, too, and most of TCP's packets that are freed for
+    // one are no SYNs.
+    if was_taken(turn, REASON, skb) || !packet::is_tcp(skb) || !packet::is_syn(skb) {
         return;
     }
     if outcome == outcome::SYN_REFUSED_NO_LISTENER {
