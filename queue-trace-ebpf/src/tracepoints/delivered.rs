@@ -22,7 +22,6 @@ use queue_trace_common::{
     settings::typed,
 };
 
-use super::freed::Freed;
 use crate::{
     emit::{self, Closed, Verdict},
     filter, frame,
@@ -189,22 +188,24 @@ fn icmp(skb: u64) {
 /// moved was moved for it.
 #[inline(never)]
 fn left_open(here: Here, frame: &mut Delivered) {
-    settle(here, frame, 0, Freed::Unseen);
+    settle(here, frame, 0, false);
 }
 
-/// A packet was freed. If it is the one in hand, its verdict is told.
+/// A packet was freed. If it is the one in hand, its verdict is told. `consumed`: as if all were
+/// well.
 #[inline(always)]
-pub fn freed(skb: u64, how: Freed) {
+pub fn freed(skb: u64, consumed: bool) {
     let Some(here) = Here::find() else { return };
     let frame = frame_of(here);
     if frame.skb == skb {
-        settle(here, frame, skb, how);
+        settle(here, frame, skb, consumed);
     }
 }
 
-/// Closes a frame and tells the verdict. `skb` 0: the packet cannot be read any more.
-#[inline(always)]
-fn settle(here: Here, frame: &mut Delivered, skb: u64, how: Freed) {
+/// Closes a frame and tells the verdict. `skb` 0: the packet cannot be read any more. A function of
+/// its own: what it saves and restores is not for the many packets that are in no frame.
+#[inline(never)]
+fn settle(here: Here, frame: &mut Delivered, skb: u64, consumed: bool) {
     frame.skb = 0;
     let movement = if is_syn(frame.flags) {
         Movement::since::<SYN, SYN_ALONE>(&frame.before, frame.counters, &mut frame.after)
@@ -214,7 +215,7 @@ fn settle(here: Here, frame: &mut Delivered, skb: u64, how: Freed) {
     let Some(movement) = movement else { return };
     let moved = movement.moved;
     let sole = frame.watches != 0 && sole_now(frame) != frame.sole;
-    let decided = match decide(frame, how, moved) {
+    let decided = match decide(frame, consumed, moved) {
         None if sole && !is_syn(frame.flags) => Some(outcome::ACK_DEFERRED),
         decided => decided,
     };
@@ -318,7 +319,7 @@ fn rose(frame: &Delivered) {
 
 /// The verdict, from the counters that the packet moved and how it ended.
 #[inline(always)]
-fn decide(frame: &Delivered, how: Freed, moved: Moved) -> Option<u8> {
+fn decide(frame: &Delivered, consumed: bool, moved: Moved) -> Option<u8> {
     if frame.sk == 0 {
         return (moved == DROP).then_some(outcome::REQUEST_ABORTED);
     }
@@ -335,7 +336,7 @@ fn decide(frame: &Delivered, how: Freed, moved: Moved) -> Option<u8> {
         if moved & DROP != 0 {
             return Some(outcome::SYN_DROPPED_OTHER);
         }
-        if how != Freed::Consumed {
+        if !consumed {
             return None;
         }
         // Every SYN that `tcp_conn_request` has had is consumed.

@@ -444,10 +444,9 @@ fn socket_state_again(ctx: RawTracePointContext) -> i32 {
 fn consume(ctx: &RawTracePointContext, turn: Turn) {
     let skb: u64 = ctx.arg(0);
     if config::sees_delivery() {
-        return delivered::freed(skb, Freed::Consumed);
-    }
-    if !is_done(turn, CONSUME, skb) {
-        freed(skb, Freed::Consumed);
+        delivered::freed(skb, true);
+    } else {
+        consumed_in(turn, skb);
     }
 }
 
@@ -455,17 +454,30 @@ fn consume(ctx: &RawTracePointContext, turn: Turn) {
 fn kfree(ctx: &RawTracePointContext, turn: Turn) {
     let skb: u64 = ctx.arg(0);
     if config::sees_delivery() {
-        return delivered::freed(skb, Freed::Dropped(0));
-    }
-    if is_done(turn, KFREE, skb) {
-        return;
+        return delivered::freed(skb, false);
     }
     let rx_sk = if config::kfree_has_sk() {
         ctx.arg(3)
     } else {
         0
     };
-    freed(skb, Freed::Dropped(rx_sk));
+    dropped_in(turn, skb, rx_sk);
+}
+
+// Functions of their own, as what they take is not for where packets are seen at delivery.
+
+#[inline(never)]
+fn consumed_in(turn: Turn, skb: u64) {
+    if !is_done(turn, CONSUME, skb) {
+        freed(skb, Freed::Consumed);
+    }
+}
+
+#[inline(never)]
+fn dropped_in(turn: Turn, skb: u64, sk: u64) {
+    if !is_done(turn, KFREE, skb) {
+        freed(skb, Freed::Dropped(sk));
+    }
 }
 
 /// `inet_sock_set_state(sk, old, new)`: connections that are established, and
