@@ -295,7 +295,7 @@ pub struct Tally {
 }
 
 /// Lines of the cache that the kernel side has for itself.
-pub const OWN: usize = 8;
+pub const OWN: usize = 10;
 
 /// Words of a line of the cache.
 const LINE: usize = 8;

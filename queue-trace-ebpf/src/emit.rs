@@ -61,36 +61,69 @@ pub fn packet(
     if !matters(outcome, moved) {
         return;
     }
-    let port = sk.load::<_, { field::SK_PORT }>();
-    let of = |frame: &Frame| Verdict {
+    let closed = Closed {
+        sk: frame.sk,
+        net: frame.net,
+        inode,
+        port: sk.load::<_, { field::SK_PORT }>(),
+        verdict: frame.verdict,
+        latest: &mut frame.latest,
+    };
+    let net = || sk.follow::<{ field::SK_NET }>();
+    tell(here, closed, outcome, moved, net, || {
+        Packet::of(frame.skb).map(Peer::from)
+    });
+}
+
+/// A packet whose frame was closed, and what is known of it.
+pub struct Closed<'a> {
+    /// The listener.
+    pub sk: u64,
+    /// The network namespace.
+    pub net: u64,
+    /// The listener's inode number.
+    pub inode: u64,
+    /// The listener's port.
+    pub port: u16,
+    /// The verdict; see [`forget_range`](crate::frame::forget_range).
+    pub verdict: u32,
+    /// The slot that was counted in last.
+    pub latest: &'a mut u64,
+}
+
+/// Tells a verdict that [`matters`]. `net`: the namespace, as a pointer. `peer`: who sent it.
+#[inline(always)]
+pub fn tell<P: Pointer>(
+    here: Here,
+    closed: Closed<'_>,
+    outcome: u8,
+    moved: Moved,
+    net: impl Fn() -> P,
+    peer: impl FnOnce() -> Option<Peer>,
+) {
+    let of = |closed: &Closed<'_>| Verdict {
         outcome,
         moved,
         count: 1,
-        sk: frame.sk,
-        net: frame.net,
+        sk: closed.sk,
+        net: closed.net,
         listener: Identity {
-            inode,
-            ..Identity::at_port(sk.follow::<{ field::SK_NET }>(), port)
+            inode: closed.inode,
+            ..Identity::at_port(net(), closed.port)
         },
         by_softirq: true,
         retransmits: 0,
     };
-    let mut ticket = ask(here, outcome, port, true);
+    let mut ticket = ask(here, outcome, closed.port, true);
     if let Some(record) = &mut ticket.record {
-        let skb = frame.skb;
-        fill(
-            record,
-            &of(frame),
-            || Packet::of(skb).map(Peer::from),
-            |_| {},
-        );
+        fill(record, &of(&closed), peer, |_| {});
     }
-    let is_counted = if let Some(slot) = latest(here, frame, inode, port) {
+    let is_counted = if let Some(slot) = latest(here, &closed) {
         slot.counted.seen += 1;
         slot.counted.held += ticket.held;
         true
     } else {
-        count(here, &of(frame), ticket.held, &mut frame.latest)
+        count(here, &of(&closed), ticket.held, closed.latest)
     };
     ticket.send_if(is_counted);
 }
@@ -98,14 +131,14 @@ pub fn packet(
 /// The slot that was counted in last on this CPU, if a verdict is to be counted there again. A
 /// socket that is known by its address and its inode number stays in its namespace.
 #[inline(always)]
-fn latest(here: Here, frame: &Frame, inode: u64, port: u16) -> Option<&'static mut Slot> {
-    if config::softirqs_mix() || inode == 0 {
+fn latest(here: Here, closed: &Closed<'_>) -> Option<&'static mut Slot> {
+    if config::softirqs_mix() || closed.inode == 0 {
         return None;
     }
-    let slot = here.slot(frame.latest as usize);
+    let slot = here.slot(*closed.latest as usize);
     let key = &slot.key;
-    let what = u32::from(port) | frame.verdict << 16;
-    (key.sk == frame.sk && key.inode == inode && what_of(key) == what && key.netns != 0)
+    let what = u32::from(closed.port) | closed.verdict << 16;
+    (key.sk == closed.sk && key.inode == closed.inode && what_of(key) == what && key.netns != 0)
         .then_some(slot)
 }
 

@@ -10,6 +10,7 @@ use crate::{
     read::{
         memory::{self, Pointer},
         packet::Packet,
+        socket,
     },
     state::{
         config,
@@ -66,6 +67,16 @@ pub fn addresses(skb: u64) -> bool {
         return true;
     }
     Packet::of(skb).is_some_and(|packet| pair(&packet.local, &packet.client))
+}
+
+/// Whether the addresses of a connection are wanted. Reads them only if asked to.
+#[inline(always)]
+pub fn ends(sk: u64) -> bool {
+    let (addrs, clients) = config::filters_addresses();
+    if !addrs && !clients {
+        return true;
+    }
+    socket::peer_of(sk).is_some_and(|peer| pair(&peer.local, &peer.client))
 }
 
 /// Whether a pair of addresses, ours and the client's, is wanted.

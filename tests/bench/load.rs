@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
@@ -29,12 +29,14 @@ pub enum Load {
     Cookies,
     /// Connections made, accepted and closed, one after the other.
     Churn,
+    /// Datagrams of UDP sent and received, which are of no concern to queue-trace.
+    Datagrams,
 }
 
 /// What a load took.
 #[derive(Clone, Debug)]
 pub struct Cost {
-    /// SYNs or connections.
+    /// SYNs, connections or datagrams.
     pub operations: u32,
     /// By the clock.
     pub elapsed: Duration,
@@ -58,7 +60,7 @@ pub fn settle() {
 
 impl Load {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Dropped, Self::Cookies, Self::Churn];
+    pub const ALL: [Self; 4] = [Self::Dropped, Self::Cookies, Self::Churn, Self::Datagrams];
 
     /// As the table calls it.
     pub fn name(self) -> &'static str {
@@ -66,6 +68,7 @@ impl Load {
             Self::Dropped => "SYN flood, accept queue full",
             Self::Cookies => "SYN flood, cookies sent",
             Self::Churn => "connect, accept, close",
+            Self::Datagrams => "other traffic: a datagram",
         }
     }
 
@@ -89,6 +92,7 @@ impl Load {
                 "hashdance_exit",
                 "accept_exit",
             ],
+            Self::Datagrams => &[],
         }
     }
 
@@ -114,7 +118,7 @@ impl Load {
         let (backlog, cookies) = match self {
             Self::Dropped => (4, 0),
             Self::Cookies => (16, 1),
-            Self::Churn => (128, 1),
+            Self::Churn | Self::Datagrams => (128, 1),
         };
         let sysctls = [
             ("net.ipv4.tcp_syncookies", cookies),
@@ -125,7 +129,7 @@ impl Load {
         // Fills what is to be full, and warms what is to be warm.
         let _clients = (self == Self::Dropped).then(|| room.connect(5));
         let (warm, operations) = match self {
-            Self::Dropped | Self::Cookies => (1000, syns),
+            Self::Dropped | Self::Cookies | Self::Datagrams => (1000, syns),
             Self::Churn => (100, connections),
         };
         self.load(&room, address, warm);
@@ -153,6 +157,7 @@ impl Load {
             .run(|| {
                 match self {
                     Self::Churn => churn(&room.listener, address, count)?,
+                    Self::Datagrams => datagrams(address, count)?,
                     Self::Dropped | Self::Cookies => {
                         flood(address, &Flood::hasty(count))?;
                     }
@@ -171,6 +176,17 @@ fn churn(listener: &TcpListener, address: SocketAddr, count: u32) -> io::Result<
         set_socket_linger(&client, Some(Duration::ZERO))?;
         drop(client);
         drop(server);
+    }
+    Ok(())
+}
+
+fn datagrams(address: SocketAddr, count: u32) -> io::Result<()> {
+    let to = UdpSocket::bind(address)?;
+    let from = UdpSocket::bind((address.ip(), 0))?;
+    from.connect(address)?;
+    for _ in 0..count {
+        from.send(&[0])?;
+        to.recv(&mut [0])?;
     }
     Ok(())
 }
@@ -203,5 +219,7 @@ mod tests {
         let ends = cost(&[did("packet_consumed", 6), did("packet_dropped", 4)]);
         assert!(Load::Churn.unseen_by("tracepoint", &ends).is_empty());
         assert_eq!(Load::Churn.unseen_by("tracepoint", &one), ["packet_"]);
+        assert_eq!(Load::Datagrams.unseen_by("tracepoint", &one), ["packet_"]);
+        assert!(Load::Datagrams.unseen_by("fentry", &one).is_empty());
     }
 }

@@ -184,8 +184,7 @@ impl Headers {
 /// it where there is no socket.
 #[inline(always)]
 pub fn delivered_syn(skb: u64) -> Option<(Packet, Plain)> {
-    // First, as much else comes here: what belongs to no connection any more.
-    if flags(skb) & (flag::SYN | flag::ACK | flag::RST) != flag::SYN {
+    if !is_syn(skb) {
         return None;
     }
     let packet = Packet::of(skb)?;
@@ -222,6 +221,12 @@ fn known_or<T>(known: Option<T>, instead: T) -> T {
     black_box(known.unwrap_or(instead))
 }
 
+/// Whether a packet of TCP is a SYN and nothing else.
+#[inline(always)]
+pub fn is_syn(skb: u64) -> bool {
+    flags(skb) & (flag::SYN | flag::ACK | flag::RST) == flag::SYN
+}
+
 /// The TCP flags of a packet whose transport header the stack has found.
 #[inline(always)]
 pub fn flags(skb: u64) -> u8 {
@@ -246,17 +251,44 @@ fn transport_of(packet: impl Pointer) -> u64 {
 /// header may come first: then it is taken for TCP, as no other protocol is that asks.
 #[inline(always)]
 pub fn is_tcp(skb: u64) -> bool {
+    match Typed::cast::<{ typed::PACKET }>(skb) {
+        Some(packet) => carries_tcp(packet),
+        None => carries_tcp(Plain(skb)),
+    }
+}
+
+#[inline(always)]
+fn carries_tcp(packet: impl Pointer) -> bool {
     const TCP: u8 = 6;
     // Where a header between the two may be (RFC 8200, 4302).
     const EXTENSIONS: [u8; 5] = [0, 43, 44, 51, 60];
-    let head: u64 = memory::value(skb, field::SKB_HEAD);
-    let ip = head + u64::from(memory::value::<u16>(skb, field::SKB_NETWORK));
-    match u16::from_be(memory::value(skb, field::SKB_PROTOCOL)) {
-        ETH_P_IP => memory::read::<u8>(ip + 9) == Some(TCP),
+    let head: u64 = packet.load::<_, { field::SKB_HEAD }>();
+    let ip = head + u64::from(packet.load::<u16, { field::SKB_NETWORK }>());
+    match u16::from_be(packet.load::<_, { field::SKB_PROTOCOL }>()) {
+        ETH_P_IP => carried_by_v4(ip) == TCP,
         ETH_P_IPV6 => {
-            memory::read::<u8>(ip + 6).is_some_and(|next| next == TCP || EXTENSIONS.contains(&next))
+            let next = carried_by_v6(ip);
+            next == TCP || EXTENSIONS.contains(&next)
         }
         _ => false,
+    }
+}
+
+/// The protocol that a header of IPv4 says comes after it.
+#[inline(always)]
+fn carried_by_v4(header: u64) -> u8 {
+    match Typed::cast::<{ typed::IPV4 }>(header) {
+        Some(header) => header.load::<_, { field::IPV4_PROTOCOL }>(),
+        None => Plain(header).load::<_, { field::IPV4_PROTOCOL }>(),
+    }
+}
+
+/// The same of IPv6.
+#[inline(always)]
+fn carried_by_v6(header: u64) -> u8 {
+    match Typed::cast::<{ typed::IPV6 }>(header) {
+        Some(header) => header.load::<_, { field::IPV6_NEXT }>(),
+        None => Plain(header).load::<_, { field::IPV6_NEXT }>(),
     }
 }
 
@@ -274,20 +306,8 @@ pub fn is_icmp_error(skb: u64) -> bool {
 fn begins_with_icmp_error(packet: impl Pointer) -> bool {
     let data: u64 = packet.load::<_, { field::SKB_DATA }>();
     match u16::from_be(packet.load::<_, { field::SKB_PROTOCOL }>()) {
-        ETH_P_IP => {
-            let carried: u8 = match Typed::cast::<{ typed::IPV4 }>(data) {
-                Some(header) => header.load::<_, { field::IPV4_PROTOCOL }>(),
-                None => Plain(data).load::<_, { field::IPV4_PROTOCOL }>(),
-            };
-            carried == IPPROTO_ICMP && tells_error_v4(data)
-        }
-        ETH_P_IPV6 => {
-            let carried: u8 = match Typed::cast::<{ typed::IPV6 }>(data) {
-                Some(header) => header.load::<_, { field::IPV6_NEXT }>(),
-                None => Plain(data).load::<_, { field::IPV6_NEXT }>(),
-            };
-            carried == IPPROTO_ICMPV6 && tells_error_v6(data)
-        }
+        ETH_P_IP => carried_by_v4(data) == IPPROTO_ICMP && tells_error_v4(data),
+        ETH_P_IPV6 => carried_by_v6(data) == IPPROTO_ICMPV6 && tells_error_v6(data),
         _ => false,
     }
 }

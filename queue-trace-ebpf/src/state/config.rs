@@ -154,15 +154,17 @@ pub fn debug() -> bool {
     known!(FILTER.debug, 1) != 0
 }
 
-/// Which of [`REASONS`](reason::REASONS) this kernel's number of a reason for freeing a packet is,
-/// if it is asked for.
+/// Whether this kernel's number of a reason for freeing a packet is asked for. Every packet that is
+/// freed asks, and hardly one is meant.
+#[inline(always)]
+pub fn asks(why: u64) -> bool {
+    let word = global!(KERNEL.asked[(why >> 6) as usize % ASKED]);
+    why < 64 * ASKED as u64 && word >> (why & 63) & 1 != 0
+}
+
+/// Which of [`REASONS`](reason::REASONS) it is, if it is one.
 #[inline(always)]
 pub fn reason(why: u64) -> Option<usize> {
-    // Every packet that is freed asks, and hardly one is meant.
-    let word = global!(KERNEL.asked[(why >> 6) as usize % ASKED]);
-    if why >= 64 * ASKED as u64 || word >> (why & 63) & 1 == 0 {
-        return None;
-    }
     let mut index = 0;
     while index < reason::COUNT {
         if why == u64::from(global!(KERNEL.reasons[index])) {

@@ -11,7 +11,7 @@ use queue_trace_common::{
     settings::{Address, Baseline, CountKey, Counted, Tally},
 };
 
-use super::types::{Delivered, Entering, Frame, ListenerKey, Port, Sharing};
+use super::types::{Entering, Frame, ListenerKey, Port, Sharing};
 
 /// BPF_NOEXIST (include/uapi/linux/bpf.h): another CPU may have made it meanwhile.
 pub const IF_MISSING: u64 = 1;
@@ -112,10 +112,6 @@ pub static LEFT: LruHashMap<Port, u8> = LruHashMap::with_max_entries(4096, 0);
 /// Ports without a listener that are counted by themselves.
 #[map]
 pub static WITHOUT_LISTENER: HashMap<Port, u8> = HashMap::with_max_entries(1024, 0);
-
-/// Tracepoint mode: the packet that a listener has in hand on each CPU.
-#[map]
-pub static DELIVERED: PerCpuArray<Delivered> = PerCpuArray::with_max_entries(1, 0);
 
 /// Tracepoint mode: each namespace's counters on this CPU when last looked at.
 #[map]

@@ -134,6 +134,8 @@ pub struct Frame {
 pub struct Own {
     /// The packet in hand, except where softirqs mix.
     pub frame: Frame,
+    /// The same in tracepoint mode.
+    pub delivered: Delivered,
     /// See [`per_cpu_offset`](crate::read::memory::per_cpu_offset); kept, as it never changes.
     pub offset: u64,
     /// Until when the records sent so far use up the allowance.
@@ -228,24 +230,20 @@ pub struct Delivered {
     pub child: u64,
     /// The listener's inode number.
     pub inode: u64,
-    /// What tells the namespace from an earlier one of its number.
-    pub netns_cookie: u64,
-    /// The namespace's number.
-    pub netns: u32,
-    /// The listener's port.
-    pub port: u16,
-    /// TCP flags.
-    pub flags: u8,
-    /// Padding.
-    pub _pad: u8,
     /// Counters before.
     pub before: Counters,
     /// Counters at the end.
     pub after: Counters,
+    /// The counter of [`SOLE`](counter::SOLE) that is watched, before.
+    pub sole: u64,
+    /// The slot that was counted in last.
+    pub latest: u64,
     /// The verdict; see [`forget_range`](crate::frame::forget_range).
     pub verdict: u32,
+    /// The listener's port.
+    pub port: u16,
+    /// TCP flags.
+    pub flags: u8,
     /// 1: a counter of [`SOLE`](counter::SOLE) is watched.
-    pub watches: u32,
-    /// Its value before.
-    pub sole: u64,
+    pub watches: u8,
 }

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use queue_trace_common::{
     counter::{
-        self, ALL, COOKIE_FAILED, COOKIE_RECV, COOKIE_SENT, DROP, EMBRYONIC_RST, Moved, OVERFLOW,
+        self, COOKIE_FAILED, COOKIE_RECV, COOKIE_SENT, DROP, EMBRYONIC_RST, Moved, OVERFLOW,
         QUEUE_DROP,
     },
     field, outcome,
@@ -22,9 +22,8 @@ use queue_trace_common::{
     settings::typed,
 };
 
-use super::freed::Freed;
 use crate::{
-    emit::{self, Verdict},
+    emit::{self, Closed, Verdict},
     filter, frame,
     queues::gauge,
     read::{
@@ -35,30 +34,35 @@ use crate::{
     },
     state::{
         config,
-        maps::DELIVERED,
         tally::{self, Here},
-        types::Delivered,
+        types::{Call, Delivered},
     },
     steps::syn,
 };
+
+/// What a SYN may move, and what of it never with an overflow.
+const SYN: Moved = Call::Syn.counters();
+const SYN_ALONE: Moved = Call::Syn.alone();
+
+/// The same of what else a listener is handed, and of ICMP errors.
+const ACK: Moved = Call::Ack.counters() | Call::Icmp.counters();
+const ACK_ALONE: Moved = Call::Ack.alone();
 
 /// What tells the frame's listener from others.
 #[inline(always)]
 fn identity(frame: &Delivered) -> Identity {
     Identity {
         inode: frame.inode,
-        netns_cookie: frame.netns_cookie,
-        netns: frame.netns,
-        port: frame.port,
+        ..Identity::at_port(Plain(frame.net), frame.port)
     }
 }
 
-/// This CPU's.
+/// This CPU's frame.
 #[inline(always)]
-fn delivered() -> Option<&'static mut Delivered> {
+fn frame_of(here: Here) -> &'static mut Delivered {
     // SAFETY: this CPU's copy. Packets are delivered and end with bottom halves off, one
     // after the other; what frees other buffers elsewhere compares one word and leaves.
-    DELIVERED.get_ptr_mut(0).map(|place| unsafe { &mut *place })
+    unsafe { &mut (*here.own()).delivered }
 }
 
 #[cgroup_skb(ingress)]
@@ -89,36 +93,33 @@ fn enter(skb: *mut __sk_buff) {
     if !filter::port(sk) || !filter::netns_of(sk) {
         return;
     }
-    let (Some(offset), Some(frame)) = (Here::find().map(frame::cpu_offset), delivered()) else {
-        return;
-    };
+    let Some(here) = Here::find() else { return };
+    let frame = frame_of(here);
     let skb = memory::plain(skb as u64);
     if frame.skb != 0 {
-        left_open(frame);
+        left_open(here, frame);
     }
     let net = sk.follow::<{ field::SK_NET }>();
-    let counters = counters::of(net, offset);
+    let counters = counters::of(net, frame::cpu_offset(here));
     frame.counters = counters;
-    if !counters::read::<ALL>(&mut frame.before, counters) {
+    frame.flags = packet::flags(skb);
+    let (begun, watches) = if is_syn(frame.flags) {
+        (
+            counters::read::<SYN>(&mut frame.before, counters),
+            config::wants(outcome::FAST_OPEN_REFUSED) && syn::serves_fast_open(net),
+        )
+    } else {
+        (
+            counters::read::<ACK>(&mut frame.before, counters),
+            config::wants(outcome::ACK_DEFERRED),
+        )
+    };
+    if !begun {
         return;
     }
-    let Identity {
-        inode,
-        netns_cookie,
-        netns,
-        port,
-    } = Identity::of(sk, net);
-    frame.inode = inode;
-    frame.netns_cookie = netns_cookie;
-    frame.netns = netns;
-    frame.port = port;
-    frame.flags = packet::flags(skb);
-    let watches = if is_syn(frame.flags) {
-        config::wants(outcome::FAST_OPEN_REFUSED) && syn::serves_fast_open(net)
-    } else {
-        config::wants(outcome::ACK_DEFERRED)
-    };
-    frame.watches = u32::from(watches);
+    frame.inode = socket::inode(sk);
+    frame.port = sk.load::<_, { field::SK_PORT }>();
+    frame.watches = watches.into();
     if watches {
         frame.sole = sole_now(frame);
     }
@@ -158,32 +159,22 @@ fn icmp(skb: u64) {
     let net = Plain(skb)
         .follow::<{ field::SKB_DEV }>()
         .follow::<{ field::DEV_NET }>();
-    let (Some(offset), Some(frame)) = (Here::find().map(frame::cpu_offset), delivered()) else {
-        return;
-    };
-    let (ports, _, _) = config::filters();
     // Which port the error is about is inside it, and not looked for.
-    if ports || !filter::netns(net) {
+    if config::filters_ports() || !filter::netns(net) {
         return;
     }
+    let Some(here) = Here::find() else { return };
+    let frame = frame_of(here);
     if frame.skb != 0 {
-        left_open(frame);
+        left_open(here, frame);
     }
-    let counters = counters::of(net, offset);
+    let counters = counters::of(net, frame::cpu_offset(here));
     frame.counters = counters;
-    if !counters::read::<ALL>(&mut frame.before, counters) {
+    if !counters::read::<ACK>(&mut frame.before, counters) {
         return;
     }
-    let Identity {
-        inode,
-        netns_cookie,
-        netns,
-        port,
-    } = Identity::at_port(net, 0);
-    frame.inode = inode;
-    frame.netns_cookie = netns_cookie;
-    frame.netns = netns;
-    frame.port = port;
+    frame.inode = 0;
+    frame.port = 0;
     frame.flags = 0;
     frame.watches = 0;
     frame.child = 0;
@@ -196,30 +187,35 @@ fn icmp(skb: u64) {
 /// the same one again, or the program that should have seen the end was kept from running. What
 /// moved was moved for it.
 #[inline(never)]
-fn left_open(frame: &mut Delivered) {
-    settle(frame, 0, Freed::Unseen);
+fn left_open(here: Here, frame: &mut Delivered) {
+    settle(here, frame, 0, false);
 }
 
-/// A packet was freed. If it is the one in hand, its verdict is told.
+/// A packet was freed. If it is the one in hand, its verdict is told. `consumed`: as if all were
+/// well.
 #[inline(always)]
-pub fn freed(skb: u64, how: Freed) {
-    let Some(frame) = delivered() else { return };
+pub fn freed(skb: u64, consumed: bool) {
+    let Some(here) = Here::find() else { return };
+    let frame = frame_of(here);
     if frame.skb == skb {
-        settle(frame, skb, how);
+        settle(here, frame, skb, consumed);
     }
 }
 
-/// Closes a frame and tells the verdict. `skb` 0: the packet cannot be read any more.
-#[inline(always)]
-fn settle(frame: &mut Delivered, skb: u64, how: Freed) {
+/// Closes a frame and tells the verdict. `skb` 0: the packet cannot be read any more. A function of
+/// its own: what it saves and restores is not for the many packets that are in no frame.
+#[inline(never)]
+fn settle(here: Here, frame: &mut Delivered, skb: u64, consumed: bool) {
     frame.skb = 0;
-    if !counters::read::<ALL>(&mut frame.after, frame.counters) {
-        return;
-    }
-    let movement = Movement::between::<ALL>(&frame.before, &frame.after);
+    let movement = if is_syn(frame.flags) {
+        Movement::since::<SYN, SYN_ALONE>(&frame.before, frame.counters, &mut frame.after)
+    } else {
+        Movement::since::<ACK, ACK_ALONE>(&frame.before, frame.counters, &mut frame.after)
+    };
+    let Some(movement) = movement else { return };
     let moved = movement.moved;
     let sole = frame.watches != 0 && sole_now(frame) != frame.sole;
-    let decided = match decide(frame, how, moved) {
+    let decided = match decide(frame, consumed, moved) {
         None if sole && !is_syn(frame.flags) => Some(outcome::ACK_DEFERRED),
         decided => decided,
     };
@@ -246,24 +242,38 @@ fn settle(frame: &mut Delivered, skb: u64, how: Freed) {
     if outcome == outcome::ESTABLISHED_FAST_OPEN {
         rose(frame);
     }
-    emit::verdict(
-        &Verdict {
-            outcome,
-            moved,
-            count: 1,
-            sk: frame.sk,
-            net: frame.net,
-            listener: identity(frame),
-            by_softirq: true,
-            retransmits: 0,
-        },
-        || {
-            if skb == 0 || frame.sk == 0 {
-                return None;
-            }
-            Packet::of(skb).map(Peer::from)
-        },
-    );
+    let is_read = skb != 0 && frame.sk != 0;
+    tell(here, frame, outcome, moved, || {
+        if !is_read {
+            return None;
+        }
+        Packet::of(skb).map(Peer::from)
+    });
+}
+
+/// Tells a verdict that matters.
+#[inline(always)]
+fn tell(
+    here: Here,
+    frame: &mut Delivered,
+    outcome: u8,
+    moved: Moved,
+    peer: impl FnOnce() -> Option<Peer>,
+) {
+    let net = frame.net;
+    let closed = Closed {
+        sk: frame.sk,
+        net,
+        inode: frame.inode,
+        port: frame.port,
+        verdict: frame.verdict,
+        latest: &mut frame.latest,
+    };
+    if let Some(typed) = Typed::cast::<{ typed::NAMESPACE }>(net) {
+        emit::tell(here, closed, outcome, moved, || typed, peer);
+    } else {
+        emit::tell(here, closed, outcome, moved, || Plain(net), peer);
+    }
 }
 
 /// The fast-open queue was full. What became of the SYN is a verdict of its own. Rare, so a
@@ -309,7 +319,7 @@ fn rose(frame: &Delivered) {
 
 /// The verdict, from the counters that the packet moved and how it ended.
 #[inline(always)]
-fn decide(frame: &Delivered, how: Freed, moved: Moved) -> Option<u8> {
+fn decide(frame: &Delivered, consumed: bool, moved: Moved) -> Option<u8> {
     if frame.sk == 0 {
         return (moved == DROP).then_some(outcome::REQUEST_ABORTED);
     }
@@ -326,7 +336,7 @@ fn decide(frame: &Delivered, how: Freed, moved: Moved) -> Option<u8> {
         if moved & DROP != 0 {
             return Some(outcome::SYN_DROPPED_OTHER);
         }
-        if how != Freed::Consumed {
+        if !consumed {
             return None;
         }
         // Every SYN that `tcp_conn_request` has had is consumed.
@@ -366,9 +376,9 @@ fn is_listening(sk: u64) -> bool {
 /// A connection was made for the packet in hand.
 #[inline(always)]
 pub fn made(child: u64) {
-    if let Some(frame) = delivered()
-        && frame.skb != 0
-    {
+    let Some(here) = Here::find() else { return };
+    let frame = frame_of(here);
+    if frame.skb != 0 {
         frame.child = child;
     }
 }
@@ -377,12 +387,13 @@ pub fn made(child: u64) {
 /// was told at its SYN.
 #[inline(always)]
 pub fn completed(child: u64) {
-    let Some(frame) = delivered() else { return };
+    let Some(here) = Here::find() else { return };
+    let frame = frame_of(here);
     if frame.skb == 0 || frame.child != child {
         return;
     }
     frame.skb = 0;
-    if !counters::read::<ALL>(&mut frame.after, frame.counters) {
+    if !counters::read::<COOKIE_RECV>(&mut frame.after, frame.counters) {
         return;
     }
     const RECV: usize = COOKIE_RECV.trailing_zeros() as usize;
@@ -392,24 +403,11 @@ pub fn completed(child: u64) {
         (outcome::ESTABLISHED_COOKIE, COOKIE_RECV)
     };
     let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
-    let Some(peer) = socket::peer_of(child) else {
-        return;
-    };
-    if !filter::pair(&peer.local, &peer.client) {
+    if !filter::ends(child) {
         return;
     }
     rose(frame);
-    emit::verdict(
-        &Verdict {
-            outcome,
-            moved,
-            count: 1,
-            sk: frame.sk,
-            net: frame.net,
-            listener: identity(frame),
-            by_softirq: true,
-            retransmits: 0,
-        },
-        || Some(peer),
-    );
+    if emit::matters(outcome, moved) {
+        tell(here, frame, outcome, moved, || socket::peer_of(child));
+    }
 }

@@ -3,8 +3,6 @@
 /// How a packet was freed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Freed {
-    /// Its end was not seen.
-    Unseen,
     /// As if all were well: every SYN that reached a listener, dropped or not.
     Consumed,
     /// As dropped. With the socket that dropped it, where the tracepoint tells, else

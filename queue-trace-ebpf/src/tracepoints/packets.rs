@@ -28,7 +28,7 @@ use super::{
     delivered,
     freed::Freed,
     listeners::{self, Found},
-    turn::{CONSUME, KFREE, STATE, Turn, is_done},
+    turn::{CONSUME, KFREE, STATE, Turn, is_done, was_taken},
 };
 use crate::{
     emit::{self, Verdict},
@@ -444,10 +444,9 @@ fn socket_state_again(ctx: RawTracePointContext) -> i32 {
 fn consume(ctx: &RawTracePointContext, turn: Turn) {
     let skb: u64 = ctx.arg(0);
     if config::sees_delivery() {
-        return delivered::freed(skb, Freed::Consumed);
-    }
-    if !is_done(turn, CONSUME, skb) {
-        freed(skb, Freed::Consumed);
+        delivered::freed(skb, true);
+    } else {
+        consumed_in(turn, skb);
     }
 }
 
@@ -455,35 +454,49 @@ fn consume(ctx: &RawTracePointContext, turn: Turn) {
 fn kfree(ctx: &RawTracePointContext, turn: Turn) {
     let skb: u64 = ctx.arg(0);
     if config::sees_delivery() {
-        return delivered::freed(skb, Freed::Dropped(0));
-    }
-    if is_done(turn, KFREE, skb) {
-        return;
+        return delivered::freed(skb, false);
     }
     let rx_sk = if config::kfree_has_sk() {
         ctx.arg(3)
     } else {
         0
     };
-    freed(skb, Freed::Dropped(rx_sk));
+    dropped_in(turn, skb, rx_sk);
+}
+
+// Functions of their own, as what they take is not for where packets are seen at delivery.
+
+#[inline(never)]
+fn consumed_in(turn: Turn, skb: u64) {
+    if !is_done(turn, CONSUME, skb) {
+        freed(skb, Freed::Consumed);
+    }
+}
+
+#[inline(never)]
+fn dropped_in(turn: Turn, skb: u64, sk: u64) {
+    if !is_done(turn, KFREE, skb) {
+        freed(skb, Freed::Dropped(sk));
+    }
 }
 
 /// `inet_sock_set_state(sk, old, new)`: connections that are established, and
 /// listeners that come and go.
 #[inline(always)]
 fn state(ctx: &RawTracePointContext, turn: Turn) {
-    let sk: u64 = ctx.arg(0);
     let (old, new) = (ctx.arg::<u32>(1) as u8, ctx.arg::<u32>(2) as u8);
     let (established, syn_recv, listen) = config::tcp_states();
-    // A socket's states follow each other.
-    if is_done(turn, STATE, sk ^ u64::from(new)) {
+    let is_completed = old == syn_recv && new == established;
+    if old != listen && new != listen && !is_completed {
         return;
     }
-    let Some(net) = memory::get::<u64>(sk, field::SK_NET) else {
+    let sk: u64 = ctx.arg(0);
+    if was_taken(turn, STATE, sk ^ u64::from(new)) {
         return;
-    };
+    }
     let sees_delivery = config::sees_delivery();
     if new == listen {
+        let Some(net) = net_of_socket(sk) else { return };
         if !sees_delivery {
             listeners::remember(sk, net);
         }
@@ -498,13 +511,16 @@ fn state(ctx: &RawTracePointContext, turn: Turn) {
             listeners::forget(sk);
         }
         close::closed(sk);
-    } else if old == syn_recv && new == established {
-        if sees_delivery {
-            delivered::completed(sk);
-        } else {
-            completed(sk, net);
-        }
+    } else if sees_delivery {
+        delivered::completed(sk);
+    } else if let Some(net) = net_of_socket(sk) {
+        completed(sk, net);
     }
+}
+
+#[inline(always)]
+fn net_of_socket(sk: u64) -> Option<u64> {
+    memory::get(sk, field::SK_NET)
 }
 
 /// A connection was made. Whether by a cookie, the counters tell.

@@ -27,15 +27,20 @@ fn packet_refused_again(ctx: RawTracePointContext) -> i32 {
 /// `kfree_skb(skb, location, reason, sk)`; the last one since 6.11.
 #[inline(always)]
 fn refused(ctx: &RawTracePointContext, turn: Turn) {
-    let Some(reason) = config::reason(ctx.arg(2)) else {
+    let why: u64 = ctx.arg(2);
+    if !config::asks(why) {
+        return;
+    }
+    let skb: u64 = ctx.arg(0);
+    // Other protocols give some of these reasons, too, and most of TCP's packets that are freed for
+    // one are no SYNs.
+    if was_taken(turn, REASON, skb) || !packet::is_tcp(skb) || !packet::is_syn(skb) {
+        return;
+    }
+    let Some(reason) = config::reason(why) else {
         return;
     };
     let outcome = reason::TELLS[reason];
-    let skb: u64 = ctx.arg(0);
-    // Other protocols give some of these reasons, too.
-    if was_taken(turn, REASON, skb) || !packet::is_tcp(skb) {
-        return;
-    }
     if outcome == outcome::SYN_REFUSED_NO_LISTENER {
         return nobody::no_listener(skb);
     }

@@ -37,9 +37,10 @@ pub fn is_done(turn: Turn, tracepoint: u32, event: u64) -> bool {
     }
 }
 
-/// The same for events that are counted when they are looked at. They come with bottom halves off,
-/// so nothing of the kind comes between the two programs: what the first one noted is taken away,
-/// as the next packet may have the same address.
+/// The same for events that may come again with the same number, of which others do not come in
+/// between: what the first program noted is taken away. Packets are freed with bottom halves off,
+/// so nothing of the kind comes between the two programs; a state may be set by an application, and
+/// packets that come then set those of other sockets.
 #[inline(always)]
 pub fn was_taken(turn: Turn, tracepoint: u32, event: u64) -> bool {
     let done = is_done(turn, tracepoint, event);
