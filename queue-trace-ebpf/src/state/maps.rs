@@ -21,9 +21,11 @@ pub const IF_MISSING: u64 = 1;
 #[map]
 pub static PER_CPU: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// Where programs find the one in which they go on: `hook::ALIKE`.
+/// Where programs find the one in which they go on: `hook::ALIKE`, and `packet_refused`.
 #[map]
 pub static SYN_REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+#[map]
+pub static REFUSED_REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map]
 pub static COOKIE_REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
 

@@ -142,6 +142,8 @@ pub struct Own {
     pub account_ns: u64,
     /// The kernel's tick at which it was found used up.
     pub used_up_at: u64,
+    /// The outcome that the reason for freeing a packet tells, while it is passed through.
+    pub refused: u64,
 }
 
 const _: () = assert!(size_of::<Own>() <= 64 * OWN && align_of::<Own>() <= align_of::<Tally>());

@@ -8,39 +8,55 @@ use queue_trace_common::{outcome, reason};
 use super::turn::{REASON, Turn, was_taken};
 use crate::{
     read::packet,
-    state::config,
+    state::{config, maps::REFUSED_REST, tally::Here},
     steps::{front, nobody},
 };
 
+// `kfree_skb(skb, location, reason, sk)`; the last one since 6.11. Every packet that is freed comes
+// here, and hardly one for a reason that is asked for: what is done with that is a program of its
+// own, which the verifier follows once.
+
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 fn packet_refused(ctx: RawTracePointContext) -> i32 {
-    refused(&ctx, Turn::First);
+    begin(&ctx, Turn::First);
     0
 }
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 fn packet_refused_again(ctx: RawTracePointContext) -> i32 {
-    refused(&ctx, Turn::Second);
+    begin(&ctx, Turn::Second);
     0
 }
 
-/// `kfree_skb(skb, location, reason, sk)`; the last one since 6.11.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+fn refused_rest(ctx: RawTracePointContext) -> i32 {
+    refused(&ctx);
+    0
+}
+
 #[inline(always)]
-fn refused(ctx: &RawTracePointContext, turn: Turn) {
-    let why: u64 = ctx.arg(2);
-    if !config::asks(why) {
+fn begin(ctx: &RawTracePointContext, turn: Turn) {
+    if !config::asks(ctx.arg(2)) {
         return;
     }
     let skb: u64 = ctx.arg(0);
     // Other protocols give some of these reasons, too, and most of TCP's packets that are freed for
     // one are no SYNs.
-    if was_taken(turn, REASON, skb) || !packet::is_tcp(skb) || !packet::is_syn(skb) {
-        return;
+    if !was_taken(turn, REASON, skb) && packet::is_tcp(skb) && packet::is_syn(skb) {
+        // SAFETY: nothing is left here that would have to be dropped.
+        unsafe { REFUSED_REST.tail_call(ctx, 0) };
     }
-    let Some(reason) = config::reason(why) else {
+}
+
+#[inline(always)]
+fn refused(ctx: &RawTracePointContext) {
+    let Some(reason) = config::reason(ctx.arg(2)) else {
         return;
     };
-    let outcome = reason::TELLS[reason];
+    let Some(outcome) = forget(reason::TELLS[reason]) else {
+        return;
+    };
+    let skb: u64 = ctx.arg(0);
     if outcome == outcome::SYN_REFUSED_NO_LISTENER {
         return nobody::no_listener(skb);
     }
@@ -50,4 +66,17 @@ fn refused(ctx: &RawTracePointContext, turn: Turn) {
         0
     };
     front::dropped(skb, sk, outcome);
+}
+
+/// Passes an outcome through the memory of this CPU: the verifier would follow all that comes after
+/// once for each.
+#[inline(always)]
+fn forget(outcome: u8) -> Option<u8> {
+    let own = Here::find()?.own();
+    // SAFETY: this CPU's copy, of a plain word that nothing else uses.
+    unsafe {
+        let place = &raw mut (*own).refused;
+        place.write_volatile(outcome.into());
+        Some(place.read_volatile() as u8)
+    }
 }

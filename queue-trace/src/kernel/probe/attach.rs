@@ -80,11 +80,9 @@ pub(super) fn attach(
     }
     if plan.reasons != 0 {
         // Without them the rest is as it was.
-        attach_tracepoint_twice(&mut ebpf, "packet_refused", "kfree_skb").map_err(|error| {
-            match error {
-                AttachError::Refused { why, .. } => AttachError::Reasons(why),
-                other => other,
-            }
+        attach_reasons(&mut ebpf).map_err(|error| match error {
+            AttachError::Refused { why, .. } => AttachError::Reasons(why),
+            other => other,
         })?;
     }
     if plan.hooks.iter().any(|hook| hook.index == hook::TIMER) {
@@ -333,6 +331,11 @@ fn attach_packets(ebpf: &mut Ebpf) -> Result<(), AttachError> {
     attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
     attach_tracepoint_twice(ebpf, "packet_consumed", "consume_skb")?;
     attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")
+}
+
+fn attach_reasons(ebpf: &mut Ebpf) -> Result<(), AttachError> {
+    rest::of_reasons(ebpf).map_err(|error| refused(None, reason(&error), &error))?;
+    attach_tracepoint_twice(ebpf, "packet_refused", "kfree_skb")
 }
 
 /// The program, and after it the one that does what the first was kept from.
