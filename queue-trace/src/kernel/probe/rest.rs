@@ -6,7 +6,7 @@ use aya::{
     maps::{Map, MapError, ProgramArray},
     programs::{FExit, ProgramError, ProgramFd, RawTracePoint},
 };
-use queue_trace_common::hook::{ALIKE, Alike, HOOKS, Hook};
+use queue_trace_common::hook::{ALIKE, Hook};
 
 use super::{
     named::named,
@@ -31,7 +31,9 @@ pub(super) fn of_hooks(
 ) -> Result<u32, AttachError> {
     let mut shared = 0;
     for alike in &ALIKE {
-        let hooks = of_one_prototype(alike, plan, types);
+        let planned = plan.hooks.iter().copied();
+        let hooks = planned.filter(|hook| alike.hooks.contains(&hook.index));
+        let hooks = of_one_prototype(hooks, |hook| types.prototype_number(hook.function));
         let Some(first) = hooks.first() else {
             continue;
         };
@@ -49,14 +51,14 @@ pub(super) fn of_hooks(
     Ok(shared)
 }
 
-/// The planned hooks whose functions have the prototype of the first one: the kernel lets a
-/// program go on in another only where both are of the same (`bpf_prog_map_compatible`,
-/// kernel/bpf/core.c).
-fn of_one_prototype(alike: &Alike, plan: &Plan, types: &Types) -> Vec<&'static Hook> {
-    let planned = plan.hooks.iter().map(|hook| hook.index);
-    let hooks = planned.filter(|index| alike.hooks.contains(index));
-    let mut hooks: Vec<_> = hooks.map(|index| &HOOKS[index]).collect();
-    let number = |hook: &Hook| types.prototype_number(hook.function);
+/// Those of the hooks whose functions have the prototype of the first one, by their `number`: the
+/// kernel lets a program go on in another only where both are of the same
+/// (`bpf_prog_map_compatible`, kernel/bpf/core.c).
+fn of_one_prototype(
+    hooks: impl Iterator<Item = &'static Hook>,
+    number: impl Fn(&Hook) -> Option<u32>,
+) -> Vec<&'static Hook> {
+    let mut hooks: Vec<_> = hooks.collect();
     let first = hooks.first().and_then(|first| number(first));
     hooks.retain(|hook| first.is_some() && number(hook) == first);
     hooks
@@ -84,4 +86,24 @@ pub(super) fn take_maps(ebpf: &mut Ebpf) -> Vec<Map> {
     rests
         .filter_map(|rest| ebpf.take_map(&rest.to_uppercase()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use queue_trace_common::hook::{HOOKS, SYN_MPTCP4, SYN_V4, SYN_V6};
+
+    use super::*;
+
+    #[test]
+    fn functions_of_another_prototype_share_nothing() {
+        let share = |numbers: [Option<u32>; 3]| {
+            let hooks = [SYN_V4, SYN_V6, SYN_MPTCP4];
+            let number = |hook: &Hook| numbers[hooks.iter().position(|own| *own == hook.index)?];
+            let shared = of_one_prototype(hooks.iter().map(|hook| &HOOKS[*hook]), number);
+            shared.iter().map(|hook| hook.index).collect::<Vec<_>>()
+        };
+        assert_eq!(share([Some(7); 3]), [SYN_V4, SYN_V6, SYN_MPTCP4]);
+        assert_eq!(share([Some(7), Some(8), Some(7)]), [SYN_V4, SYN_MPTCP4]);
+        assert!(share([None; 3]).is_empty());
+    }
 }
