@@ -185,7 +185,7 @@ impl Headers {
 #[inline(always)]
 pub fn delivered_syn(skb: u64) -> Option<(Packet, Plain)> {
     // First, as much else comes here: what belongs to no connection any more.
-    if flags(skb) & (flag::SYN | flag::ACK | flag::RST) != flag::SYN {
+    if !is_syn(skb) {
         return None;
     }
     let packet = Packet::of(skb)?;
@@ -220,6 +220,12 @@ pub fn is_unicast(skb: u64) -> bool {
 #[inline(always)]
 fn known_or<T>(known: Option<T>, instead: T) -> T {
     black_box(known.unwrap_or(instead))
+}
+
+/// Whether a packet whose transport header the stack has found is a SYN and nothing else.
+#[inline(always)]
+pub fn is_syn(skb: u64) -> bool {
+    flags(skb) & (flag::SYN | flag::ACK | flag::RST) == flag::SYN
 }
 
 /// The TCP flags of a packet whose transport header the stack has found.

@@ -22,12 +22,13 @@ static FILTER: Filter = Filter {
     netns: [0; _],
     netns_count: 0,
     record_cost_ns: 0,
+    only_port: 0,
     ports: 0,
     addrs: 0,
     clients: 0,
     unheard: 0,
     debug: 0,
-    _pad: [0; _],
+    _pad: 0,
 };
 
 #[unsafe(no_mangle)]
@@ -154,15 +155,16 @@ pub fn debug() -> bool {
     known!(FILTER.debug, 1) != 0
 }
 
-/// Which of [`REASONS`](reason::REASONS) this kernel's number of a reason for freeing a packet is,
-/// if it is asked for.
+/// Whether this kernel's number of a reason for freeing a packet is asked for.
+#[inline(always)]
+pub fn is_asked(why: u64) -> bool {
+    let word = global!(KERNEL.asked[(why >> 6) as usize % ASKED]);
+    why < 64 * ASKED as u64 && word >> (why & 63) & 1 != 0
+}
+
+/// Which of [`REASONS`](reason::REASONS) it is.
 #[inline(always)]
 pub fn reason(why: u64) -> Option<usize> {
-    // Every packet that is freed asks, and hardly one is meant.
-    let word = global!(KERNEL.asked[(why >> 6) as usize % ASKED]);
-    if why >= 64 * ASKED as u64 || word >> (why & 63) & 1 == 0 {
-        return None;
-    }
     let mut index = 0;
     while index < reason::COUNT {
         if why == u64::from(global!(KERNEL.reasons[index])) {
@@ -185,9 +187,13 @@ pub fn netns_count() -> u64 {
     known!(FILTER.netns_count, 4)
 }
 
-/// Whether the port bitmap holds a port.
+/// Whether a port is one of those that are wanted.
 #[inline(always)]
 pub fn port_wanted(port: u16) -> bool {
+    let only = known!(FILTER.only_port, 2);
+    if only != 0 {
+        return u64::from(port) == only;
+    }
     let word = global!(PORTS[usize::from(port >> 6)]);
     word >> (port & 63) & 1 != 0
 }

@@ -115,11 +115,18 @@ fn has_place(key: &Port) -> bool {
     unsafe { WITHOUT_LISTENER.get(key) }.is_some()
 }
 
+// Each SYN-ACK that nobody asked for comes here, as do scans: what is done with a SYN is a function
+// of its own, so that the others do not pay for the registers that it uses.
 #[inline(always)]
 fn reset(sk: u64, skb: u64) {
-    if sk == 0 {
-        no_listener(skb);
+    if sk == 0 && packet::is_syn(skb) {
+        reset_syn(skb);
     }
+}
+
+#[inline(never)]
+fn reset_syn(skb: u64) {
+    no_listener(skb);
 }
 
 // (sk, skb, ...), where sk may be NULL.
