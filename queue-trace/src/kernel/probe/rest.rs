@@ -4,7 +4,7 @@
 use aya::{
     Btf, Ebpf,
     maps::{Map, MapError, ProgramArray},
-    programs::{FExit, ProgramError, ProgramFd, RawTracePoint},
+    programs::{Program, ProgramError, ProgramFd, RawTracePoint},
 };
 use queue_trace_common::hook::{ALIKE, Hook};
 
@@ -21,8 +21,8 @@ pub(super) const REST: &str = "_rest";
 /// What is done with a packet that was freed for a reason that is asked for.
 const REFUSED: &str = "refused_rest";
 
-/// Loads those of the exits that are alike. Gives the hooks whose exits go on in them, a bit each:
-/// the others have exits that do all themselves.
+/// Loads those of the programs that are alike. Gives the hooks whose programs go on in them, a bit
+/// each: the others have some that do all themselves.
 pub(super) fn of_hooks(
     ebpf: &mut Ebpf,
     plan: &Plan,
@@ -38,8 +38,12 @@ pub(super) fn of_hooks(
             continue;
         };
         let mut load = || -> Result<ProgramFd, ProgramError> {
-            let program: &mut FExit = named(ebpf, alike.rest)?.try_into()?;
-            program.load(first.function, btf)?;
+            let program = named(ebpf, alike.rest)?;
+            match program {
+                Program::FEntry(program) => program.load(first.function, btf)?,
+                Program::FExit(program) => program.load(first.function, btf)?,
+                _ => return Err(ProgramError::UnexpectedProgramType),
+            }
             Ok(program.fd()?.try_clone()?)
         };
         let program = load().map_err(|error| refused(Some(first), reason(&error), &error))?;
