@@ -73,9 +73,12 @@ fn refused(ctx: &RawTracePointContext) {
 }
 
 /// Passes an outcome through the memory of this CPU: the verifier would follow all that comes after
-/// once for each.
+/// once for each. Where softirqs mix it does, as another one may come in between.
 #[inline(always)]
 fn forget(outcome: u8) -> Option<u8> {
+    if config::softirqs_mix() {
+        return Some(outcome);
+    }
     let own = Here::find()?.own();
     // SAFETY: this CPU's copy, of a plain word that nothing else uses.
     unsafe {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use anyhow::{Context, Result, anyhow};
 use aya::{
-    Btf, Ebpf, EbpfLoader, VerifierLogLevel,
+    Btf, Ebpf, VerifierLogLevel,
     maps::{MapData, lpm_trie},
     programs::{FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
@@ -25,7 +25,7 @@ use crate::{
         netns::NetnsPath,
         plan::{HookFamily, Plan},
         probe::{
-            delivery, functions, iterate,
+            delivery, functions, iterate, loader,
             named::named,
             object,
             reason::reason,
@@ -163,7 +163,7 @@ fn load_with(
     } else {
         0
     };
-    let mut loader = EbpfLoader::new();
+    let mut loader = loader::new();
     let marking = MARKING_CPUS.min(u32::try_from(cpus).unwrap_or(u32::MAX));
     loader.map_max_entries("MARKS", LISTENERS * marking);
     for table in tables_of_others(family) {

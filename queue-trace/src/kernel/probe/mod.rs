@@ -12,6 +12,7 @@ mod counts;
 mod delivery;
 mod functions;
 mod iterate;
+mod loader;
 mod lock;
 mod mapped;
 mod marked;
