@@ -289,6 +289,9 @@ pub struct Tally {
     pub counted: u64,
     /// How often a listener was made or closed.
     pub listeners: u64,
+    /// How often something found no place and went into a table of queues (`MARKS`, `WAITING`):
+    /// while it is 0 these need not be searched.
+    pub spilled: u64,
     /// Up to a whole line of the cache, so that no two CPUs write the same one.
     pub _pad: [u64; (LINE - WORDS % LINE) % LINE],
     /// What the kernel side remembers on this CPU: of no use to anybody else, and here as one
@@ -303,7 +306,7 @@ pub const OWN: usize = 10;
 const LINE: usize = 8;
 
 /// Words of a [`Tally`] before its padding.
-const WORDS: usize = (size_of::<[Slot; SLOTS]>() + size_of::<Loss>()) / 8 + 2;
+const WORDS: usize = (size_of::<[Slot; SLOTS]>() + size_of::<Loss>()) / 8 + 3;
 
 const _: () = assert!(size_of::<Tally>().is_multiple_of(8 * LINE));
 

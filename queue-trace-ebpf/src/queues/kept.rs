@@ -114,7 +114,9 @@ fn make(key: &QueueKey) {
         return;
     }
     let key = &here(key);
-    if MARKS.insert(key, &NO_MARKS, IF_MISSING).is_err() && MARKS.get_ptr_mut(key).is_none() {
+    if MARKS.insert(key, &NO_MARKS, IF_MISSING).is_ok() {
+        tally::spilled();
+    } else if MARKS.get_ptr_mut(key).is_none() {
         tally::lost(|loss| &mut loss.unlisted);
     }
 }

@@ -12,6 +12,7 @@ use crate::state::{
     config,
     exchange::exchange,
     maps::{PLACES, WAITING},
+    tally,
 };
 
 /// Notes a connection. Whether there was room.
@@ -29,7 +30,11 @@ pub fn put(child: u64, entered: &Entered) -> bool {
         exchange(owner(place), child | WRITING, child);
         return true;
     }
-    WAITING.insert(child, entered, 0).is_ok()
+    let is_there = WAITING.insert(child, entered, 0).is_ok();
+    if is_there {
+        tally::spilled();
+    }
+    is_there
 }
 
 /// Forgets a connection, and gives what was noted of it, if anything was.

@@ -96,6 +96,15 @@ pub fn listeners_changed() {
     }
 }
 
+/// Notes that something went into a table of queues, which have to be searched from now on.
+#[inline(always)]
+pub fn spilled() {
+    if let Some(here) = Here::find() {
+        // SAFETY: as in `counts_changed`.
+        add(unsafe { &mut (*here.0).spilled }, 1);
+    }
+}
+
 /// Adds to a word in one instruction: what an application does is interrupted by packets, which
 /// may add to the same word.
 #[inline(always)]

@@ -130,6 +130,11 @@ impl CountMaps {
         self.tallies.listeners()
     }
 
+    /// Whether something of queues found no place and is in a table.
+    pub(super) fn has_spilled(&self) -> bool {
+        self.tallies.has_spilled()
+    }
+
     /// Nothing is counted any more: what is read next is all there is.
     pub(super) fn search_again(&mut self) {
         self.searched.until = None;

@@ -350,7 +350,8 @@ impl MapReader {
     /// # Errors
     /// If the maps cannot be read.
     pub fn kept(&self) -> Result<Kept> {
-        lock(&self.0.queues).read()
+        let has_spilled = lock(&self.0.counts).has_spilled();
+        lock(&self.0.queues).read(has_spilled)
     }
 
     /// The part of it that all CPUs share, which says who made a listener and whether it
@@ -367,7 +368,8 @@ impl MapReader {
     /// # Errors
     /// If the maps cannot be read.
     pub fn forget_queues(&self, keys: &HashSet<QueueKey>) -> Result<()> {
-        lock(&self.0.queues).forget(keys)
+        let has_spilled = lock(&self.0.counts).has_spilled();
+        lock(&self.0.queues).forget(keys, has_spilled)
     }
 
     /// Forgets the counts of one namespace, and what is kept of its listeners.

@@ -53,7 +53,9 @@ impl QueueMaps {
         Ok(queues)
     }
 
-    pub(super) fn read(&self) -> Result<Kept> {
+    /// `has_spilled`: see [`Tallies`](super::tallies::Tallies). To walk over the tables takes the
+    /// kernel a million instructions, though they are empty.
+    pub(super) fn read(&self, has_spilled: bool) -> Result<Kept> {
         let mut kept = Kept {
             queues: self.shared()?,
             ..Kept::default()
@@ -61,23 +63,25 @@ impl QueueMaps {
         for (key, queue) in &kept.queues {
             kept.listeners.entry(*key).or_default().0 = *queue;
         }
-        // Where entries go meanwhile the kernel begins anew, so that some come twice.
-        let mut marks = HashMap::new();
-        let read = batch::each(&self.marks, |key: MarksKey, cpu: &Marks| {
-            marks.insert(key, *cpu);
-        });
-        read.context("cannot read the high-water marks")?;
-        let marks = marks.iter().map(|(key, cpu)| (key.listener, *cpu));
-        for (key, cpu) in marks.chain(self.marked.each()) {
-            kept.listeners.entry(key).or_default().1.add(&cpu);
-        }
         let mut waits = |entered: &Entered| {
             let queue = kept.waiting.entry(entered.listener).or_default();
             queue.push(entered.at_ns);
         };
         self.places.each().for_each(|entered| waits(&entered));
-        let read = batch::each(&self.waiting, |_: u64, entered| waits(entered));
-        read.context("cannot read who waits")?;
+        // Where entries go meanwhile the kernel begins anew, so that some come twice.
+        let mut marks = HashMap::new();
+        if has_spilled {
+            let read = batch::each(&self.marks, |key: MarksKey, cpu: &Marks| {
+                marks.insert(key, *cpu);
+            });
+            read.context("cannot read the high-water marks")?;
+            let read = batch::each(&self.waiting, |_: u64, entered| waits(entered));
+            read.context("cannot read who waits")?;
+        }
+        let marks = marks.iter().map(|(key, cpu)| (key.listener, *cpu));
+        for (key, cpu) in marks.chain(self.marked.each()) {
+            kept.listeners.entry(key).or_default().1.add(&cpu);
+        }
         for queue in kept.waiting.values_mut() {
             queue.sort_unstable_by(|a, b| b.cmp(a));
         }
@@ -85,7 +89,7 @@ impl QueueMaps {
     }
 
     /// Forgets listeners, which must be closed.
-    pub(super) fn forget(&mut self, keys: &HashSet<QueueKey>) -> Result<()> {
+    pub(super) fn forget(&mut self, keys: &HashSet<QueueKey>, has_spilled: bool) -> Result<()> {
         if keys.is_empty() {
             return Ok(());
         }
@@ -95,24 +99,27 @@ impl QueueMaps {
         }
         self.marked.forget(|listener| keys.contains(listener));
         self.places.forget(|listener| keys.contains(listener));
-        let mut stale = HashSet::new();
+        if !has_spilled {
+            return Ok(());
+        }
+        let mut marks = HashSet::new();
         let read = batch::each(&self.marks, |key: MarksKey, _: &Marks| {
             if keys.contains(&key.listener) {
-                stale.insert(key);
+                marks.insert(key);
             }
         });
         read.context("cannot read the high-water marks")?;
-        for key in stale {
+        for key in marks {
             let _ = self.marks.remove(&PodWire(key));
         }
-        let mut stale = Vec::new();
+        let mut children = HashSet::new();
         let read = batch::each(&self.waiting, |child: u64, entered| {
             if keys.contains(&entered.listener) {
-                stale.push(child);
+                children.insert(child);
             }
         });
         read.context("cannot read who waits")?;
-        for child in stale {
+        for child in children {
             let _ = self.waiting.remove(&PodWire(child));
         }
         Ok(())

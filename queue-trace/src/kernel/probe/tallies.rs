@@ -134,6 +134,11 @@ impl Tallies {
         self.sum(word!(listeners))
     }
 
+    /// Whether something of queues is in a table.
+    pub(super) fn has_spilled(&self) -> bool {
+        self.sum(word!(spilled)) != 0
+    }
+
     /// The sum of all that is told here but how often listeners changed. As long as nobody empties
     /// a slot it only grows; that it is the same means that nothing was counted.
     pub(super) fn activity(&self) -> u64 {
