@@ -162,24 +162,34 @@ pub const TELLING: [usize; 7] = [ALLOC, SECURITY, PROVEN, HASH_ADD, CHILD, HASHD
 /// (`tcp_conn_request`, net/ipv4/tcp_input.c).
 pub const TOLD_BY: [(usize, usize); 1] = [(ALLOC, SECURITY)];
 
-/// Hooks at whose exits the same is to be done. Where their functions have one prototype, the
-/// program of each goes on in one that they share, so that the kernel verifies it once.
+/// Hooks at one end of whose functions the same is to be done. Where the functions have one
+/// prototype, the program of each goes on in one that they share, so that the kernel verifies it
+/// once.
 pub struct Alike {
     /// That program.
     pub rest: &'static str,
+    /// The end at which it is done, as the programs' names have it.
+    pub end: &'static str,
     /// The hooks.
     pub hooks: &'static [usize],
 }
 
 /// All that are alike.
-pub static ALIKE: [Alike; 2] = [
+pub static ALIKE: [Alike; 3] = [
     Alike {
         rest: "syn_rest",
+        end: "exit",
         hooks: &[SYN_V4, SYN_V6, SYN_MPTCP4, SYN_MPTCP6],
     },
     Alike {
         rest: "cookie_rest",
+        end: "exit",
         hooks: &[COOKIE_V4, COOKIE_V6],
+    },
+    Alike {
+        rest: "reset_rest",
+        end: "enter",
+        hooks: &[RESET_V4, RESET_V6],
     },
 ];
 

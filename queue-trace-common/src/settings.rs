@@ -46,6 +46,8 @@ pub struct Filter {
     pub netns_count: u32,
     /// Nanoseconds that a record costs of its CPU's allowance, a second at most; 0: no limit.
     pub record_cost_ns: u32,
+    /// The port that is wanted, if it is a single one; 0: see `ports`.
+    pub only_port: u16,
     /// 1: only ports in the bitmap `PORTS`.
     pub ports: u8,
     /// 1: only packets to an address in the trie `ADDRS`.
@@ -58,7 +60,7 @@ pub struct Filter {
     /// 1: the kernel side's own messages are wanted.
     pub debug: u8,
     /// Padding.
-    pub _pad: [u8; 3],
+    pub _pad: u8,
 }
 
 /// The mark of the namespace in which a queue-trace tests itself: its `net.core.somaxconn` is one

@@ -184,6 +184,7 @@ impl Headers {
 /// it where there is no socket.
 #[inline(always)]
 pub fn delivered_syn(skb: u64) -> Option<(Packet, Plain)> {
+    // First, as much else comes here: what belongs to no connection any more.
     if !is_syn(skb) {
         return None;
     }
@@ -221,7 +222,7 @@ fn known_or<T>(known: Option<T>, instead: T) -> T {
     black_box(known.unwrap_or(instead))
 }
 
-/// Whether a packet of TCP is a SYN and nothing else.
+/// Whether a packet whose transport header the stack has found is a SYN and nothing else.
 #[inline(always)]
 pub fn is_syn(skb: u64) -> bool {
     flags(skb) & (flag::SYN | flag::ACK | flag::RST) == flag::SYN

@@ -22,12 +22,13 @@ static FILTER: Filter = Filter {
     netns: [0; _],
     netns_count: 0,
     record_cost_ns: 0,
+    only_port: 0,
     ports: 0,
     addrs: 0,
     clients: 0,
     unheard: 0,
     debug: 0,
-    _pad: [0; _],
+    _pad: 0,
 };
 
 #[unsafe(no_mangle)]
@@ -187,9 +188,13 @@ pub fn netns_count() -> u64 {
     known!(FILTER.netns_count, 4)
 }
 
-/// Whether the port bitmap holds a port.
+/// Whether a port is one of those that are wanted.
 #[inline(always)]
 pub fn port_wanted(port: u16) -> bool {
+    let only = known!(FILTER.only_port, 2);
+    if only != 0 {
+        return u64::from(port) == only;
+    }
     let word = global!(PORTS[usize::from(port >> 6)]);
     word >> (port & 63) & 1 != 0
 }

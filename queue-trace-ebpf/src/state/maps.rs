@@ -27,6 +27,8 @@ pub static SYN_REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map]
 pub static REFUSED_REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map]
+pub static RESET_REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+#[map]
 pub static COOKIE_REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Where softirqs mix: what each task remembers from the entry of a function to its return. The

@@ -17,6 +17,7 @@ use crate::{
     queues::wait,
     read::{
         memory::{self, Plain, Pointer, Typed},
+        packet::{self, flag},
         socket,
     },
     state::{
@@ -135,8 +136,13 @@ fn decide_cookie(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
     (moved & (COOKIE_RECV | DROP) != 0).then_some(outcome::COOKIE_DROPPED_OTHER)
 }
 
+/// Of other packets than ACKs the function gives the listener back at once, whatever it is (`!th->ack
+/// || th->rst`, net/ipv4/syncookies.c). A reset comes here for each cookie that nobody asked for.
 #[inline(always)]
 fn enter_cookie(hook: usize, sk: impl Pointer, skb: u64) {
+    if packet::flags(skb) & (flag::ACK | flag::RST) != flag::ACK {
+        return frame::skip();
+    }
     enter(Call::Cookie, hook, sk, skb, 0);
 }
 

@@ -3,13 +3,12 @@
 
 use queue_trace_common::{field, outcome};
 
-use super::nobody;
+use super::nobody::{self, Refused};
 use crate::{
-    emit::{self, Verdict},
     filter,
     read::{
         memory::{self, Plain},
-        packet::{self, Peer},
+        packet,
         socket::Identity,
     },
     state::config,
@@ -18,22 +17,20 @@ use crate::{
 /// A SYN was freed for a reason that tells its outcome. `sk`: the socket that it was for, where the
 /// kernel says so (since 6.11), else 0.
 #[inline(always)]
-pub fn dropped(skb: u64, sk: u64, outcome: u8) {
+pub fn dropped(skb: u64, sk: u64, outcome: u8) -> Option<Refused> {
     if sk == 0 {
         // The checksum comes before the look for a socket.
         if config::kfree_has_sk() && outcome != outcome::SYN_DROPPED_CHECKSUM {
-            return;
+            return None;
         }
     } else {
         // Or the packet is one of a connection.
         let (_, _, listen) = config::tcp_states();
         if memory::value::<u8>(sk, field::SK_STATE) != listen {
-            return;
+            return None;
         }
     }
-    let Some((packet, net)) = packet::delivered_syn(skb) else {
-        return;
-    };
+    let (packet, net) = packet::delivered_syn(skb)?;
     // Where it was redirected, the listener's own.
     let port = if sk == 0 {
         packet.local_port
@@ -45,26 +42,19 @@ pub fn dropped(skb: u64, sk: u64, outcome: u8) {
         || !filter::netns(net)
         || !filter::pair(&packet.local, &packet.client)
     {
-        return;
+        return None;
     }
     let listener = if sk == 0 {
         nobody::counted_at(net, port)
     } else {
         Identity::of(Plain(sk), net)
     };
-    emit::verdict_with(
-        &Verdict {
-            outcome,
-            moved: 0,
-            count: 1,
-            sk,
-            net: net.0,
-            listener,
-            by_softirq: false,
-            retransmits: 0,
-        },
-        true,
-        || Some(Peer::from(packet)),
-        |record| record.port = port,
-    );
+    Some(Refused {
+        outcome,
+        sk,
+        net: net.0,
+        listener,
+        port,
+        packet,
+    })
 }

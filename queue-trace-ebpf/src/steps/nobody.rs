@@ -21,7 +21,7 @@ use crate::{
     },
     state::{
         config,
-        maps::{IF_MISSING, LEFT, WITHOUT_LISTENER},
+        maps::{IF_MISSING, LEFT, RESET_REST, WITHOUT_LISTENER},
         types::Port,
     },
 };
@@ -44,48 +44,68 @@ fn port_of(listener: &Identity) -> Port {
     }
 }
 
-/// A packet that no socket was found for is answered with a reset.
+/// A SYN that was refused before the queues of a listener saw it.
+pub struct Refused {
+    /// The outcome's tag.
+    pub outcome: u8,
+    /// Its listener; 0 where there is none, or it could not be told.
+    pub sk: u64,
+    /// The network namespace.
+    pub net: u64,
+    /// Where it is counted.
+    pub listener: Identity,
+    /// The port that it was for.
+    pub port: u16,
+    /// What it says.
+    pub packet: Packet,
+}
+
+/// Tells it.
 #[inline(always)]
-pub fn no_listener(skb: u64) {
-    let Some((packet, net)) = packet::delivered_syn(skb) else {
-        return;
-    };
+pub fn tell(refused: Refused) {
+    emit::verdict_with(
+        &Verdict {
+            outcome: refused.outcome,
+            moved: 0,
+            count: 1,
+            sk: refused.sk,
+            net: refused.net,
+            listener: refused.listener,
+            by_softirq: false,
+            retransmits: 0,
+        },
+        true,
+        || Some(Peer::from(refused.packet)),
+        |record| record.port = refused.port,
+    );
+}
+
+/// A packet that no socket was found for is answered with a reset, if it is a SYN that is wanted.
+#[inline(always)]
+pub fn no_listener(skb: u64) -> Option<Refused> {
+    let (packet, net) = packet::delivered_syn(skb)?;
     let (ports, _, _) = config::filters();
     if ports && !config::port_wanted(packet.local_port)
         || !filter::netns(net)
         || !filter::pair(&packet.local, &packet.client)
         || !packet::is_unicast(skb)
     {
-        return;
+        return None;
     }
-    tell(net.0, packet);
-}
-
-#[inline(always)]
-fn tell(net: u64, packet: Packet) {
     let port = packet.local_port;
-    let listener = Identity::at_port(Plain(net), port);
-    let key = port_of(&listener);
+    let key = port_of(&Identity::at_port(net, port));
     // SAFETY: only asked whether it is there.
     if !config::unheard() && unsafe { LEFT.get(key) }.is_none() {
-        return;
+        return None;
     }
-    let listener = counted_at(Plain(net), port);
-    emit::verdict_with(
-        &Verdict {
-            outcome: outcome::SYN_REFUSED_NO_LISTENER,
-            moved: 0,
-            count: 1,
-            sk: 0,
-            net,
-            listener,
-            by_softirq: false,
-            retransmits: 0,
-        },
-        true,
-        || Some(Peer::from(packet)),
-        |record| record.port = port,
-    );
+    Some(Refused {
+        outcome: outcome::SYN_REFUSED_NO_LISTENER,
+        sk: 0,
+        net: net.0,
+        listener: counted_at(net, port),
+        port,
+        packet,
+    })
 }
 
 /// Where a SYN is counted that is of no listener that is known.
@@ -115,32 +135,58 @@ fn has_place(key: &Port) -> bool {
     unsafe { WITHOUT_LISTENER.get(key) }.is_some()
 }
 
+// `tcp_v4_send_reset(sk, skb, ...)`, where sk may be NULL. Each SYN-ACK that nobody asked for comes
+// here, as do scans: what is done with a SYN is elsewhere, so that the others do not pay for it.
+
 #[inline(always)]
-fn reset(sk: u64, skb: u64) {
-    if sk == 0 {
-        no_listener(skb);
+fn is_for_nobody(sk: u64, skb: u64) -> bool {
+    sk == 0 && packet::is_syn(skb)
+}
+
+#[inline(never)]
+fn reset(skb: u64) {
+    if let Some(refused) = no_listener(skb) {
+        tell(refused);
     }
 }
 
-// (sk, skb, ...), where sk may be NULL.
-
 macro_rules! resets {
-    ($enter:ident $enter_kprobe:ident) => {
+    ($enter:ident $alone:ident $enter_kprobe:ident) => {
         #[fentry]
         fn $enter(ctx: FEntryContext) -> i32 {
-            reset(memory::plain(ctx.arg(0)), memory::plain(ctx.arg(1)));
+            if is_for_nobody(memory::plain(ctx.arg(0)), memory::plain(ctx.arg(1))) {
+                // SAFETY: nothing is left here that would have to be dropped.
+                unsafe { RESET_REST.tail_call(&ctx, 0) };
+            }
+            0
+        }
+
+        #[fentry]
+        fn $alone(ctx: FEntryContext) -> i32 {
+            let skb = memory::plain(ctx.arg(1));
+            if is_for_nobody(memory::plain(ctx.arg(0)), skb) {
+                reset(skb);
+            }
             0
         }
 
         #[kprobe]
         fn $enter_kprobe(ctx: ProbeContext) -> u32 {
-            if let (Some(sk), Some(skb)) = (ctx.arg(0), ctx.arg(1)) {
-                reset(sk, skb);
+            if let (Some(sk), Some(skb)) = (ctx.arg(0), ctx.arg(1))
+                && is_for_nobody(sk, skb)
+            {
+                reset(skb);
             }
             0
         }
     };
 }
 
-resets!(reset_v4_enter reset_v4_enter_kprobe);
-resets!(reset_v6_enter reset_v6_enter_kprobe);
+resets!(reset_v4_enter reset_v4_enter_alone reset_v4_enter_kprobe);
+resets!(reset_v6_enter reset_v6_enter_alone reset_v6_enter_kprobe);
+
+#[fentry]
+fn reset_rest(ctx: FEntryContext) -> i32 {
+    reset(memory::plain(ctx.arg(1)));
+    0
+}

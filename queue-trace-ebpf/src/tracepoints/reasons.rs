@@ -57,15 +57,19 @@ fn refused(ctx: &RawTracePointContext) {
         return;
     };
     let skb: u64 = ctx.arg(0);
-    if outcome == outcome::SYN_REFUSED_NO_LISTENER {
-        return nobody::no_listener(skb);
-    }
     let sk = if config::kfree_has_sk() {
         ctx.arg(3)
     } else {
         0
     };
-    front::dropped(skb, sk, outcome);
+    let refused = if outcome == outcome::SYN_REFUSED_NO_LISTENER {
+        nobody::no_listener(skb)
+    } else {
+        front::dropped(skb, sk, outcome)
+    };
+    if let Some(refused) = refused {
+        nobody::tell(refused);
+    }
 }
 
 /// Passes an outcome through the memory of this CPU: the verifier would follow all that comes after

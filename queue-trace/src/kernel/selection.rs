@@ -185,6 +185,7 @@ impl Selection {
                 .slow
                 .map_or(0, |slow| u64::try_from(slow.as_nanos()).unwrap_or(u64::MAX)),
             netns_count: self.netns.len().min(MAX_NETNS) as u32,
+            only_port: self.only_port().unwrap_or(0),
             ports: (!self.ports.is_empty()).into(),
             addrs: (!self.addrs.is_empty()).into(),
             clients: (!self.clients.is_empty()).into(),
@@ -214,6 +215,13 @@ impl Selection {
             .saturating_mul(cpus as u64);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         bytes.clamp(SMALLEST_RING, LARGEST_RING).next_power_of_two()
+    }
+
+    /// The port asked for, if it is a single one.
+    fn only_port(&self) -> Option<u16> {
+        let (first, more) = self.ports.split_first()?;
+        let is_single = first.start() == first.end() && more.iter().all(|range| range == first);
+        is_single.then_some(*first.start())
     }
 
     /// The ports as a bit each.
@@ -349,6 +357,21 @@ mod tests {
             let set = bits[usize::from(port >> 6)] >> (port & 63) & 1 == 1;
             prop_assert_eq!(set, ports.iter().any(|range| range.contains(&port)));
             prop_assert_eq!(selection.filter().ports != 0, !ports.is_empty());
+        }
+
+        #[test]
+        fn a_single_port_is_a_number(ranges in proptest::collection::vec((1u16..3, 0u16..2), 0..4)) {
+            let ports: Vec<_> = ranges.iter().map(|(first, more)| *first..=first + more).collect();
+            let selection = Selection { ports, ..Selection::default() };
+            let bits = selection.port_bits();
+            let only = usize::from(selection.filter().only_port);
+            if only == 0 {
+                prop_assert!(bits.iter().map(|word| word.count_ones()).sum::<u32>() != 1);
+            } else {
+                let mut alone = vec![0; bits.len()];
+                alone[only >> 6] = 1 << (only & 63);
+                prop_assert_eq!(bits, alone);
+            }
         }
 
         /// The table has what the networks contain, and nothing else.

@@ -227,10 +227,12 @@ fn attach_hook(
 ) -> Result<(), AttachError> {
     for &end in ends {
         unless_asked_to_stop()?;
-        let could_share = ALIKE.iter().any(|alike| alike.hooks.contains(&hook.index));
+        let could_share = ALIKE
+            .iter()
+            .any(|alike| alike.end == end && alike.hooks.contains(&hook.index));
         let kind = match btf {
             None => KPROBE,
-            Some(_) if end == EXIT && could_share && shared & hook.bit() == 0 => ALONE,
+            Some(_) if could_share && shared & hook.bit() == 0 => ALONE,
             Some(_) => "",
         };
         let name = format!("{}_{end}{kind}", hook.name);
@@ -246,7 +248,7 @@ fn attach_hook(
 /// What is behind the names of kprobes' programs.
 const KPROBE: &str = "_kprobe";
 
-/// What is behind the names of exits that do all themselves, though they could share it.
+/// What is behind the names of programs that do all themselves, though they could share it.
 const ALONE: &str = "_alone";
 
 fn attach_end(

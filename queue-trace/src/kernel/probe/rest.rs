@@ -4,9 +4,9 @@
 use aya::{
     Btf, Ebpf,
     maps::{Map, MapError, ProgramArray},
-    programs::{FExit, ProgramError, ProgramFd, RawTracePoint},
+    programs::{Program, ProgramError, ProgramFd, RawTracePoint},
 };
-use queue_trace_common::hook::{ALIKE, Alike, HOOKS, Hook};
+use queue_trace_common::hook::{ALIKE, Hook};
 
 use super::{
     named::named,
@@ -21,8 +21,8 @@ pub(super) const REST: &str = "_rest";
 /// What is done with a packet that was freed for a reason that is asked for.
 const REFUSED: &str = "refused_rest";
 
-/// Loads those of the exits that are alike. Gives the hooks whose exits go on in them, a bit each:
-/// the others have exits that do all themselves.
+/// Loads those of the programs that are alike. Gives the hooks whose programs go on in them, a bit
+/// each: the others have some that do all themselves.
 pub(super) fn of_hooks(
     ebpf: &mut Ebpf,
     plan: &Plan,
@@ -31,13 +31,19 @@ pub(super) fn of_hooks(
 ) -> Result<u32, AttachError> {
     let mut shared = 0;
     for alike in &ALIKE {
-        let hooks = of_one_prototype(alike, plan, types);
+        let planned = plan.hooks.iter().copied();
+        let hooks = planned.filter(|hook| alike.hooks.contains(&hook.index));
+        let hooks = of_one_prototype(hooks, |hook| types.prototype_number(hook.function));
         let Some(first) = hooks.first() else {
             continue;
         };
         let mut load = || -> Result<ProgramFd, ProgramError> {
-            let program: &mut FExit = named(ebpf, alike.rest)?.try_into()?;
-            program.load(first.function, btf)?;
+            let program = named(ebpf, alike.rest)?;
+            match program {
+                Program::FEntry(program) => program.load(first.function, btf)?,
+                Program::FExit(program) => program.load(first.function, btf)?,
+                _ => return Err(ProgramError::UnexpectedProgramType),
+            }
             Ok(program.fd()?.try_clone()?)
         };
         let program = load().map_err(|error| refused(Some(first), reason(&error), &error))?;
@@ -49,14 +55,14 @@ pub(super) fn of_hooks(
     Ok(shared)
 }
 
-/// The planned hooks whose functions have the prototype of the first one: the kernel lets a
-/// program go on in another only where both are of the same (`bpf_prog_map_compatible`,
-/// kernel/bpf/core.c).
-fn of_one_prototype(alike: &Alike, plan: &Plan, types: &Types) -> Vec<&'static Hook> {
-    let planned = plan.hooks.iter().map(|hook| hook.index);
-    let hooks = planned.filter(|index| alike.hooks.contains(index));
-    let mut hooks: Vec<_> = hooks.map(|index| &HOOKS[index]).collect();
-    let number = |hook: &Hook| types.prototype_number(hook.function);
+/// Those of the hooks whose functions have the prototype of the first one, by their `number`: the
+/// kernel lets a program go on in another only where both are of the same
+/// (`bpf_prog_map_compatible`, kernel/bpf/core.c).
+fn of_one_prototype(
+    hooks: impl Iterator<Item = &'static Hook>,
+    number: impl Fn(&Hook) -> Option<u32>,
+) -> Vec<&'static Hook> {
+    let mut hooks: Vec<_> = hooks.collect();
     let first = hooks.first().and_then(|first| number(first));
     hooks.retain(|hook| first.is_some() && number(hook) == first);
     hooks
@@ -84,4 +90,24 @@ pub(super) fn take_maps(ebpf: &mut Ebpf) -> Vec<Map> {
     rests
         .filter_map(|rest| ebpf.take_map(&rest.to_uppercase()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use queue_trace_common::hook::{HOOKS, SYN_MPTCP4, SYN_V4, SYN_V6};
+
+    use super::*;
+
+    #[test]
+    fn functions_of_another_prototype_share_nothing() {
+        let share = |numbers: [Option<u32>; 3]| {
+            let hooks = [SYN_V4, SYN_V6, SYN_MPTCP4];
+            let number = |hook: &Hook| numbers[hooks.iter().position(|own| *own == hook.index)?];
+            let shared = of_one_prototype(hooks.iter().map(|hook| &HOOKS[*hook]), number);
+            shared.iter().map(|hook| hook.index).collect::<Vec<_>>()
+        };
+        assert_eq!(share([Some(7); 3]), [SYN_V4, SYN_V6, SYN_MPTCP4]);
+        assert_eq!(share([Some(7), Some(8), Some(7)]), [SYN_V4, SYN_MPTCP4]);
+        assert!(share([None; 3]).is_empty());
+    }
 }
