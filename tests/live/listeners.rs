@@ -9,9 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::sys::{Stats, enable_stats};
 use live_tests::{
-    ALL, Attach, Counters, Event, Launch, Recording, Shown, Sides, Sums, attach, expected, kernel,
-    unproven,
+    ALL, Attach, Counters, Event, Launch, Recording, Room, Shown, Sides, Sums, attach, expected,
+    kernel, unproven,
 };
 use queue_trace::{
     lab,
@@ -531,4 +532,25 @@ fn a_thousand_listeners() {
         assert!(told.len() as u64 <= answered);
         assert!(told.is_subset(&inodes));
     }
+}
+
+/// The kernel shows all connections of a namespace after its listeners, and locks each meanwhile.
+/// A look, which is taken each second while a queue is full, ends before that.
+#[test]
+fn a_look_does_not_walk_over_connections() {
+    const BACKLOG: usize = 50;
+    let room = Room::new(Family::V4, BACKLOG as i32, &[(COOKIES, 0)]);
+    let clients = room.connect(BACKLOG + 1);
+    let tracer = Launch::text().args(["--json"]).on(&room.netns).start();
+    let _counting = enable_stats(Stats::RunTime).unwrap();
+    let runs = || tracer.runs_of("queue_depths");
+    room.flood(5);
+    wait_until("a look", || runs() > 0);
+    let before = runs();
+    thread::sleep(Duration::from_secs(3));
+    let taken = runs() - before;
+    tracer.stop().assert_ledger(&room.netns, &room.before);
+    drop(clients);
+    // Each connection has two ends here.
+    assert!(0 < taken && taken < 2 * BACKLOG as u64, "{taken} runs");
 }

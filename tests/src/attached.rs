@@ -52,3 +52,12 @@ pub(crate) fn assert_gone(programs: &HashSet<u32>) {
         thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// How often those programs of that name ran while runs were counted.
+pub(crate) fn runs_of(programs: &HashSet<u32>, name: &str) -> u64 {
+    let all = loaded_programs().filter_map(Result::ok);
+    all.filter(|program| programs.contains(&program.id()))
+        .filter(|program| program.name_as_str() == Some(name))
+        .map(|program| program.run_count())
+        .sum()
+}

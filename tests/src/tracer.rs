@@ -259,6 +259,12 @@ impl Tracer {
         attached::map_of(&self.programs, name)
     }
 
+    /// How often the kernel side's program of that name ran while runs were counted.
+    #[must_use]
+    pub fn runs_of(&self, name: &str) -> u64 {
+        attached::runs_of(&self.programs, name)
+    }
+
     /// Leaves no room in the kernel side's table of that name. How much there was.
     pub fn fill(&self, table: &str) -> usize {
         bpf::fill(&self.map(table)).unwrap()
