@@ -127,8 +127,9 @@ pub(super) fn load(
     load_with(types, None, attached, false, 0, selection)
 }
 
-/// The same. `family`: the way to attach, if something is to be attached; `delivered`: see [`Kernel::delivered`]; `reasons`: the outcomes that are to be told by
-/// the kernel's reasons for freeing a packet.
+/// The same. `family`: the way to attach, if something is to be attached; `delivered`: see
+/// [`Kernel::delivered`]; `reasons`: the outcomes that are to be told by the kernel's reasons for
+/// freeing a packet.
 fn load_with(
     types: &Types,
     family: Option<HookFamily>,
@@ -373,7 +374,7 @@ fn find_listeners(ebpf: &mut Ebpf, namespaces: &BTreeMap<u32, NetnsPath>, btf: &
         let link = program.take_link(link)?;
         let listed = netns::inside(*id, way, || {
             // It prints nothing; reading it to its end is what runs it.
-            iterate::read_all(link)
+            iterate::read_all(link, iterate::Pause::End)
         });
         if let Err(error) = listed {
             log::info!("network namespace {id}: its listeners are not known: {error}");

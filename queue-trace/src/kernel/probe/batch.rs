@@ -65,8 +65,8 @@ pub(super) fn each<K: Pod, V: Pod>(
         };
         // SAFETY: the kernel writes at most `count` keys and values. The buffers have room for as
         // many: a key is as long as K, and a value as V, as the types of the map were made to say
-        // and the BPF library relies on as well. Of a hash table the place is a u32, for which `next` and
-        // `from` have room. Any bytes are a K and a V. All live until the call returns.
+        // and the BPF library relies on as well. Of a hash table the place is a u32, for which
+        // `next` and `from` have room. Any bytes are a K and a V. All live until the call returns.
         let failed = unsafe {
             libc::syscall(
                 libc::SYS_bpf,

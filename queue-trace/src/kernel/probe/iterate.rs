@@ -24,9 +24,9 @@ use crate::{
     model::socket::Process,
 };
 
-/// (program, what it iterates over)
-const HELD: (&str, &str) = ("held_sockets", "task_file");
-const DEPTHS: (&str, &str) = ("queue_depths", "tcp");
+/// (program, what it iterates over, what a pause means)
+const HELD: (&str, &str, Pause) = ("held_sockets", "task_file", Pause::Break);
+const DEPTHS: (&str, &str, Pause) = ("queue_depths", "tcp", Pause::End);
 
 /// The iterators, ready to be run, from any thread. Once what they are part of is detached,
 /// running them is an error.
@@ -44,21 +44,35 @@ pub struct HeldListener {
 
 /// Has the iterators verified, which takes privileges that running them does not.
 pub(super) fn prepare(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), ProgramError> {
-    for (name, target) in [HELD, DEPTHS] {
+    for (name, target, _) in [HELD, DEPTHS] {
         let program: &mut Iter = named(ebpf, name)?.try_into()?;
         program.load(target, btf)?;
     }
     Ok(())
 }
 
-/// What an iterator writes, until it has no more for now.
-pub(super) fn read_all(link: IterLink) -> io::Result<Vec<u8>> {
+/// What it means that an iterator has no more for now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// The kernel takes a break after a million of whatever nothing is written about.
+    Break,
+    /// The program came to the first socket that does not listen: those that do were before it.
+    End,
+}
+
+/// What an iterator writes.
+pub(super) fn read_all(link: IterLink, pause: Pause) -> io::Result<Vec<u8>> {
     let mut file = link.into_file().map_err(io::Error::other)?;
     let mut bytes = Vec::new();
-    match io::Read::read_to_end(&mut file, &mut bytes) {
-        // Of sockets it lists those that listen, and ends with the first other one.
-        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-        _ => Ok(bytes),
+    loop {
+        match io::Read::read_to_end(&mut file, &mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if pause == Pause::End {
+                    return Ok(bytes);
+                }
+            }
+            read => return read.map(|_| bytes),
+        }
     }
 }
 
@@ -76,7 +90,7 @@ impl Iterators {
     /// If the iterator cannot be run.
     pub fn held(&self) -> Result<HashMap<u64, HeldListener>> {
         let mut listeners: HashMap<u64, HeldListener> = HashMap::new();
-        for held in self.run::<Held>(HELD.0, |read| read())? {
+        for held in self.run::<Held>(HELD, |read| read())? {
             let process = Process {
                 pid: held.pid,
                 comm: text(&held.comm).unwrap_or_default(),
@@ -99,14 +113,14 @@ impl Iterators {
     /// If the iterator cannot be run, or the namespace not be entered.
     pub fn depths(&self, netns: u32, way: &NetnsPath) -> Result<HashMap<u64, Depths>> {
         // An iterator sees the namespace of the thread that opens it.
-        let all = self.run::<Depths>(DEPTHS.0, |read| netns::inside(netns, way, read))?;
+        let all = self.run::<Depths>(DEPTHS, |read| netns::inside(netns, way, read))?;
         let of_file = all.into_iter().filter(|depths| depths.inode != 0);
         Ok(of_file.map(|depths| (depths.inode, depths)).collect())
     }
 
     fn run<T: Pod>(
         &self,
-        name: &str,
+        (name, _, pause): (&str, &str, Pause),
         place: impl FnOnce(&mut (dyn FnMut() -> io::Result<Vec<u8>> + Send)) -> io::Result<Vec<u8>>,
     ) -> Result<Vec<T>> {
         let mut link = {
@@ -119,7 +133,7 @@ impl Iterators {
         };
         let mut read = || {
             let link = link.take().ok_or_else(|| io::Error::other("read twice"))?;
-            read_all(link)
+            read_all(link, pause)
         };
         let bytes = place(&mut read).with_context(|| format!("cannot run {name}"))?;
         let records = bytes.chunks_exact(size_of::<T>());

@@ -5,7 +5,10 @@
     reason = "a thread's root is its own only once it was asked for"
 )]
 
-use std::{io, thread};
+use std::{
+    io,
+    thread::{self, JoinHandle},
+};
 
 use aya::EbpfLoader;
 use rustix::{
@@ -21,19 +24,18 @@ const WITHOUT_TYPES: &str = "/sys";
 /// [fitted](super::object::fitted) already. So it is made where the library does not find them: in a
 /// thread with a root of its own. Where that is not allowed it is made as always.
 pub(super) fn new() -> EbpfLoader<'static> {
-    thread::scope(|scope| {
-        let made = scope.spawn(|| -> io::Result<EbpfLoader<'static>> {
-            // SAFETY: only the root and the working directory of this thread become its own, by
-            // which it opens no other file than the one that is not there.
-            unsafe { unshare_unsafe(UnshareFlags::FS) }?;
-            chroot(WITHOUT_TYPES)?;
-            Ok(EbpfLoader::new())
-        });
-        match made.join() {
-            Ok(Ok(loader)) => loader,
-            _ => EbpfLoader::new(),
-        }
-    })
+    let elsewhere = || -> io::Result<EbpfLoader<'static>> {
+        // SAFETY: only the root and the working directory of this thread become its own, by which
+        // it opens no other file than the one that is not there.
+        unsafe { unshare_unsafe(UnshareFlags::FS) }?;
+        chroot(WITHOUT_TYPES)?;
+        Ok(EbpfLoader::new())
+    };
+    let made = thread::Builder::new().spawn(elsewhere);
+    match made.map(JoinHandle::join) {
+        Ok(Ok(Ok(loader))) => loader,
+        _ => EbpfLoader::new(),
+    }
 }
 
 #[cfg(test)]
