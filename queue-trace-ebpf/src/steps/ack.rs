@@ -208,7 +208,7 @@ fn ack_exit_kprobe(ctx: RetProbeContext) -> u32 {
 
 decides!(enter_cookie exit_cookie, COOKIE_V4 cookie_v4_enter cookie_v4_exit cookie_v4_exit_alone cookie_v4_enter_kprobe cookie_v4_exit_kprobe, COOKIE_REST);
 decides!(enter_cookie exit_cookie, COOKIE_V6 cookie_v6_enter cookie_v6_exit cookie_v6_exit_alone cookie_v6_enter_kprobe cookie_v6_exit_kprobe, COOKIE_REST);
-alike!(exit_cookie, COOKIE_V4 cookie_rest);
+alike!(exit_cookie, COOKIE_V4 cookie_rest cookie_rest_kprobe);
 
 nested_exit!(CHILD child_exit child_exit_kprobe |returned| {
     if returned() == 0 { saw::NO_CHILD } else { saw::CHILD }

@@ -175,7 +175,8 @@ macro_rules! resets {
             if let (Some(sk), Some(skb)) = (ctx.arg(0), ctx.arg(1))
                 && is_for_nobody(sk, skb)
             {
-                reset(skb);
+                // SAFETY: as above.
+                unsafe { RESET_REST.tail_call(&ctx, 0) };
             }
             0
         }
@@ -188,5 +189,13 @@ resets!(reset_v6_enter reset_v6_enter_alone reset_v6_enter_kprobe);
 #[fentry]
 fn reset_rest(ctx: FEntryContext) -> i32 {
     reset(memory::plain(ctx.arg(1)));
+    0
+}
+
+#[kprobe]
+fn reset_rest_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(skb) = ctx.arg(1) {
+        reset(skb);
+    }
     0
 }

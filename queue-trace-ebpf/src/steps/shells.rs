@@ -7,8 +7,8 @@
 /// given the hook, the listener and the packet; `$close` the hook, the packet (0 where the
 /// program does not see it), what gives the returned value, and what gives the listener.
 ///
-/// `$exit` goes on in the program that is in `$map`, which [`alike`] declares; `$alone` does it
-/// all itself.
+/// `$exit` and `$exit_kprobe` go on in the program that is in `$map`, which [`alike`] declares;
+/// `$alone` does it all itself.
 macro_rules! decides {
     ($open:ident $close:ident, $hook:ident $enter:ident $exit:ident $alone:ident $enter_kprobe:ident $exit_kprobe:ident, $map:ident) => {
         #[fentry]
@@ -54,22 +54,29 @@ macro_rules! decides {
 
         #[kretprobe]
         fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
-            $close(Some(hook::$hook), 0, || ctx.ret(), |frame| Plain(frame.sk));
+            // SAFETY: nothing is left here that would have to be dropped.
+            unsafe { $map.tail_call(&ctx, 0) };
             0
         }
     };
 }
 pub(super) use decides;
 
-/// Declares the program in which the exits of functions go on that are alike. What is returned is
+/// Declares the programs in which the exits of functions go on that are alike. What is returned is
 /// where it is for `$hook`, one of them.
 macro_rules! alike {
-    ($close:ident, $hook:ident $exit:ident) => {
+    ($close:ident, $hook:ident $exit:ident $exit_kprobe:ident) => {
         #[fexit]
         fn $exit(ctx: FExitContext) -> i32 {
             let sk = Typed(ctx.arg(0));
             let returned = || memory::returned::<{ hook::$hook }>(&ctx);
             $close(None, ctx.arg(1), returned, |_| sk);
+            0
+        }
+
+        #[kretprobe]
+        fn $exit_kprobe(ctx: RetProbeContext) -> u32 {
+            $close(None, 0, || ctx.ret(), |frame| Plain(frame.sk));
             0
         }
     };

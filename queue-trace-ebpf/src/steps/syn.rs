@@ -145,7 +145,7 @@ decides!(enter exit, SYN_V4 syn_v4_enter syn_v4_exit syn_v4_exit_alone syn_v4_en
 decides!(enter exit, SYN_V6 syn_v6_enter syn_v6_exit syn_v6_exit_alone syn_v6_enter_kprobe syn_v6_exit_kprobe, SYN_REST);
 decides!(enter exit, SYN_MPTCP4 syn_mptcp4_enter syn_mptcp4_exit syn_mptcp4_exit_alone syn_mptcp4_enter_kprobe syn_mptcp4_exit_kprobe, SYN_REST);
 decides!(enter exit, SYN_MPTCP6 syn_mptcp6_enter syn_mptcp6_exit syn_mptcp6_exit_alone syn_mptcp6_enter_kprobe syn_mptcp6_exit_kprobe, SYN_REST);
-alike!(exit, SYN_V4 syn_rest);
+alike!(exit, SYN_V4 syn_rest syn_rest_kprobe);
 
 // void on some kernels, where it always adds; a bool is only the low byte.
 nested_exit!(HASH_ADD hash_add_exit hash_add_exit_kprobe |returned| {

@@ -26,7 +26,7 @@ use crate::{
         plan::{HookFamily, Plan},
         probe::{
             delivery, functions, iterate, loader,
-            named::named,
+            named::{KPROBE, named},
             object,
             reason::reason,
             refusal::{AttachError, lacking, refused},
@@ -70,10 +70,7 @@ pub(super) fn attach(
         HookFamily::Fentry => Some(btf.as_ref().map_err(|error| anyhow!("{error:#}"))?),
         HookFamily::Kprobe | HookFamily::Tracepoint => None,
     };
-    let shared = match by_type {
-        Some(btf) => rest::of_hooks(&mut ebpf, plan, types, btf)?,
-        None => 0,
-    };
+    let shared = rest::of_hooks(&mut ebpf, plan, types, by_type)?;
     for hook in &plan.hooks {
         let ends: &[_] = if opens(hook) { &[EXIT] } else { &[ENTER, EXIT] };
         attach_hook(&mut ebpf, hook, ends, by_type, shared)?;
@@ -245,9 +242,6 @@ fn attach_hook(
     }
     Ok(())
 }
-
-/// What is behind the names of kprobes' programs.
-const KPROBE: &str = "_kprobe";
 
 /// What is behind the names of programs that do all themselves, though they could share it.
 const ALONE: &str = "_alone";

@@ -333,7 +333,7 @@ impl MapReader {
                 name: name.to_owned(),
                 runs: info_value(&info, "run_cnt").unwrap_or(0),
                 missed: info_value(&info, "recursion_misses").unwrap_or(0),
-                is_attached: !matches!(program, Program::Iter(_)) && !name.ends_with(REST),
+                is_attached: !matches!(program, Program::Iter(_)) && !name.contains(REST),
             });
         }
         Ok(all)

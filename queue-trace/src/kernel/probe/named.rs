@@ -7,6 +7,9 @@ use aya::{
     programs::{Program, ProgramError},
 };
 
+/// What is behind the names of kprobes' programs.
+pub(super) const KPROBE: &str = "_kprobe";
+
 pub(super) fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {
     ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)
 }

@@ -6,53 +6,71 @@ use aya::{
     maps::{Map, MapError, ProgramArray},
     programs::{Program, ProgramError, ProgramFd, RawTracePoint},
 };
-use queue_trace_common::hook::{ALIKE, Hook};
+use queue_trace_common::hook::{ALIKE, Alike, Hook};
 
 use super::{
-    named::named,
+    named::{KPROBE, named},
     reason::reason,
     refusal::{AttachError, refused},
 };
 use crate::kernel::{btf::Types, plan::Plan};
 
-/// What their names end in.
+/// What is in their names.
 pub(super) const REST: &str = "_rest";
 
 /// What is done with a packet that was freed for a reason that is asked for.
 const REFUSED: &str = "refused_rest";
 
-/// Loads those of the programs that are alike. Gives the hooks whose programs go on in them, a bit
-/// each: the others have some that do all themselves.
+/// Loads those of the programs that are alike. `btf`: by fentry, else by kprobes. Gives the hooks
+/// whose programs go on in them, a bit each: by fentry the others have some that do all themselves.
 pub(super) fn of_hooks(
     ebpf: &mut Ebpf,
     plan: &Plan,
     types: &Types,
-    btf: &Btf,
+    btf: Option<&Btf>,
 ) -> Result<u32, AttachError> {
     let mut shared = 0;
     for alike in &ALIKE {
         let planned = plan.hooks.iter().copied();
         let hooks = planned.filter(|hook| alike.hooks.contains(&hook.index));
-        let hooks = of_one_prototype(hooks, |hook| types.prototype_number(hook.function));
+        let hooks = match btf {
+            Some(_) => of_one_prototype(hooks, |hook| types.prototype_number(hook.function)),
+            None => hooks.collect(),
+        };
         let Some(first) = hooks.first() else {
             continue;
         };
-        let mut load = || -> Result<ProgramFd, ProgramError> {
-            let program = named(ebpf, alike.rest)?;
-            match program {
-                Program::FEntry(program) => program.load(first.function, btf)?,
-                Program::FExit(program) => program.load(first.function, btf)?,
-                _ => return Err(ProgramError::UnexpectedProgramType),
-            }
-            Ok(program.fd()?.try_clone()?)
-        };
-        let program = load().map_err(|error| refused(Some(first), reason(&error), &error))?;
+        let program = load(ebpf, alike, first, btf)
+            .map_err(|error| refused(Some(first), reason(&error), &error))?;
         match put(ebpf, alike.rest, &program) {
             Ok(()) => shared |= hooks.iter().map(|hook| hook.bit()).sum::<u32>(),
-            Err(error) => log::debug!("{}: {error}", alike.rest),
+            Err(error) if btf.is_some() => log::debug!("{}: {error}", alike.rest),
+            Err(error) => {
+                let error = ProgramError::from(error);
+                return Err(refused(Some(first), reason(&error), &error));
+            }
         }
     }
     Ok(shared)
+}
+
+fn load(
+    ebpf: &mut Ebpf,
+    alike: &Alike,
+    first: &Hook,
+    btf: Option<&Btf>,
+) -> Result<ProgramFd, ProgramError> {
+    let family = if btf.is_some() { "" } else { KPROBE };
+    let program = named(ebpf, &format!("{}{family}", alike.rest))?;
+    match (program, btf) {
+        (Program::FEntry(program), Some(btf)) => program.load(first.function, btf)?,
+        (Program::FExit(program), Some(btf)) => program.load(first.function, btf)?,
+        (Program::KProbe(program), None) => program.load()?,
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    }
+    Ok(named(ebpf, &format!("{}{family}", alike.rest))?
+        .fd()?
+        .try_clone()?)
 }
 
 /// Those of the hooks whose functions have the prototype of the first one, by their `number`: the
