@@ -100,9 +100,11 @@ fn gone_while_attached() {
 /// Makes one after the other until it is as wanted. A namespace has many numbers, one of its
 /// own and one for each of its files in /proc, and the kernel gives each of them the lowest one
 /// that is free. So the next one is numbered alike only if the last one is gone altogether,
-/// which takes a busy kernel seconds: the pauses grow.
+/// which takes a busy kernel seconds: the pauses grow. And only if none of other tests goes
+/// meanwhile: those whose connections wait for a peer that is not there any more go minutes later.
 fn until<T>(mut make: impl FnMut() -> T, mut is_wanted: impl FnMut(&T) -> bool) -> T {
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const PATIENCE: Duration = Duration::from_secs(300);
+    const LONGEST: Duration = Duration::from_secs(5);
     let mut pause = Duration::from_millis(20);
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -113,7 +115,7 @@ fn until<T>(mut make: impl FnMut() -> T, mut is_wanted: impl FnMut(&T) -> bool) 
         drop(made);
         assert!(Instant::now() < deadline, "no number came again");
         thread::sleep(pause);
-        pause = pause.mul_f64(1.5);
+        pause = pause.mul_f64(1.5).min(LONGEST);
     }
 }
 
