@@ -3,7 +3,7 @@
 
 use queue_trace_common::{field, outcome};
 
-use super::nobody::{self, Refused};
+use super::{nobody, refused::Refused};
 use crate::{
     filter,
     read::{

@@ -7,6 +7,7 @@ pub mod close;
 pub mod front;
 mod icmp;
 pub mod nobody;
+pub mod refused;
 mod request;
 mod scheduler;
 mod shells;

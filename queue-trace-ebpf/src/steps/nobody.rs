@@ -11,12 +11,12 @@ use aya_ebpf::{
 };
 use queue_trace_common::outcome;
 
+use super::refused::{self, Refused};
 use crate::{
-    emit::{self, Verdict},
     filter,
     read::{
         memory::{self, Plain},
-        packet::{self, Packet, Peer},
+        packet,
         socket::Identity,
     },
     state::{
@@ -42,42 +42,6 @@ fn port_of(listener: &Identity) -> Port {
         port: listener.port,
         _pad: 0,
     }
-}
-
-/// A SYN that was refused before the queues of a listener saw it.
-pub struct Refused {
-    /// The outcome's tag.
-    pub outcome: u8,
-    /// Its listener; 0 where there is none, or it could not be told.
-    pub sk: u64,
-    /// The network namespace.
-    pub net: u64,
-    /// Where it is counted.
-    pub listener: Identity,
-    /// The port that it was for.
-    pub port: u16,
-    /// What it says.
-    pub packet: Packet,
-}
-
-/// Tells it.
-#[inline(always)]
-pub fn tell(refused: Refused) {
-    emit::verdict_with(
-        &Verdict {
-            outcome: refused.outcome,
-            moved: 0,
-            count: 1,
-            sk: refused.sk,
-            net: refused.net,
-            listener: refused.listener,
-            by_softirq: false,
-            retransmits: 0,
-        },
-        true,
-        || Some(Peer::from(refused.packet)),
-        |record| record.port = refused.port,
-    );
 }
 
 /// A packet that no socket was found for is answered with a reset, if it is a SYN that is wanted.
@@ -146,7 +110,7 @@ fn is_for_nobody(sk: u64, skb: u64) -> bool {
 #[inline(never)]
 fn reset(skb: u64) {
     if let Some(refused) = no_listener(skb) {
-        tell(refused);
+        refused::tell(refused);
     }
 }
 

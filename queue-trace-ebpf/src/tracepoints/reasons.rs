@@ -9,7 +9,7 @@ use super::turn::{REASON, Turn, was_taken};
 use crate::{
     read::packet,
     state::{config, maps::REFUSED_REST, tally::Here},
-    steps::{front, nobody},
+    steps::{front, nobody, refused},
 };
 
 // `kfree_skb(skb, location, reason, sk)`; the last one since 6.11. Every packet that is freed comes
@@ -30,7 +30,7 @@ fn packet_refused_again(ctx: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 fn refused_rest(ctx: RawTracePointContext) -> i32 {
-    refused(&ctx);
+    on(&ctx);
     0
 }
 
@@ -49,7 +49,7 @@ fn begin(ctx: &RawTracePointContext, turn: Turn) {
 }
 
 #[inline(always)]
-fn refused(ctx: &RawTracePointContext) {
+fn on(ctx: &RawTracePointContext) {
     let Some(reason) = config::reason(ctx.arg(2)) else {
         return;
     };
@@ -68,7 +68,7 @@ fn refused(ctx: &RawTracePointContext) {
         front::dropped(skb, sk, outcome)
     };
     if let Some(refused) = refused {
-        nobody::tell(refused);
+        refused::tell(refused);
     }
 }
 

@@ -85,7 +85,7 @@ const ONLY_BY: [(HookFamily, &[&str]); 3] = [
 /// BPF library cannot call functions of the kernel, so this is done before it has the object.
 ///
 /// Programs that the way to attach does not use are hidden: the library would read and relocate
-/// them, which is two thirds of what it does with the object.
+/// them as well.
 ///
 /// # Errors
 /// If a place is farther away than an instruction reaches.
