@@ -142,7 +142,8 @@ hooks! {
 }
 
 /// The hooks by which the statistics of the queues are kept, whatever outcomes are wanted.
-pub const KEEP_QUEUES: [usize; 7] = [
+pub const KEEP_QUEUES: [usize; 8] = [
+    ACK,
     HASHDANCE,
     ACCEPT,
     STOP,

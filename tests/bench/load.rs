@@ -43,6 +43,8 @@ pub struct Cost {
     /// Of CPUs: the sender's, in which the kernel handles what is sent on loopback, and
     /// the tracer's.
     pub cpu: Duration,
+    /// What of that is the tracer's own, outside of its programs.
+    pub tracer: Duration,
     /// What the tracer's programs did, if that is counted.
     pub programs: ByName,
 }
@@ -89,7 +91,6 @@ impl Load {
                 "ack_exit",
                 "child_exit",
                 "hashdance_enter",
-                "hashdance_exit",
                 "accept_exit",
             ],
             Self::Datagrams => &[],
@@ -136,10 +137,11 @@ impl Load {
         // What it had to say of the beginning is said.
         thread::sleep(Duration::from_millis(500));
         let programs = running.programs();
-        let (cpu, began) = (cpu::own() + running.cpu(), Instant::now());
+        let (before, tracer, began) = (cpu::own(), running.cpu(), Instant::now());
         self.load(&room, address, operations);
         let elapsed = began.elapsed();
-        let cpu = cpu::own() + running.cpu() - cpu;
+        let tracer = running.cpu() - tracer;
+        let cpu = cpu::own() - before + tracer;
         let did = running.programs().into_iter().map(|(name, after)| {
             let before = programs.get(&name).copied().unwrap_or_default();
             (name, after.since(before))
@@ -148,6 +150,7 @@ impl Load {
             operations,
             elapsed,
             cpu,
+            tracer,
             programs: did.filter(|(_, did)| did.runs > 0).collect(),
         }
     }
@@ -209,6 +212,7 @@ mod tests {
             operations: 10,
             elapsed: Duration::ZERO,
             cpu: Duration::ZERO,
+            tracer: Duration::ZERO,
             programs: programs.iter().cloned().collect(),
         };
         let both = cost(&[did("syn_v4_enter", 10), did("syn_v4_exit_kpr", 11)]);

@@ -93,12 +93,13 @@ impl Table {
             writeln!(f, "\n{}", load.name())?;
             writeln!(
                 f,
-                "  {:<27} {:>9}  {:<20}  {:>9} {:>7}  {:>9} {:>5}",
+                "  {:<27} {:>9}  {:<20}  {:>9} {:>7} {:>7}  {:>9} {:>5}",
                 "",
                 "a second",
                 "of nothing attached",
                 format!("{unit} CPU"),
                 "more",
+                "tracer",
                 "in progr.",
                 "runs"
             )?;
@@ -117,6 +118,7 @@ impl Table {
                     .filter_map(|(round, cost)| Some(rate(cost) / rate(base.get(round)?)))
                     .collect();
                 let cpu = median(rounds.values().map(per_operation));
+                let tracer = median(rounds.values().map(of_the_tracer));
                 let programs = &self.programs[&(load, name.clone())];
                 let each = |of: fn(&Programs) -> u64| {
                     let each = |cost: &Cost| {
@@ -129,7 +131,7 @@ impl Table {
                 let (inside, runs) = (each(|sum| sum.nanoseconds), each(|sum| sum.runs));
                 writeln!(
                     f,
-                    "  {name:<27} {rates:>9.0}  {:<20}  {cpu:>9.0} {:>7.0}  {inside:>9.0} {runs:>5.1}",
+                    "  {name:<27} {rates:>9.0}  {:<20}  {cpu:>9.0} {:>7.0} {tracer:>7.0}  {inside:>9.0} {runs:>5.1}",
                     spread(&ratios),
                     cpu - base_cpu,
                 )?;
@@ -191,8 +193,16 @@ fn rate(cost: &Cost) -> f64 {
 }
 
 fn per_operation(cost: &Cost) -> f64 {
-    let cpu: Duration = cost.cpu;
-    cpu.as_secs_f64() * 1e9 / f64::from(cost.operations)
+    each(cost.cpu, cost)
+}
+
+fn of_the_tracer(cost: &Cost) -> f64 {
+    each(cost.tracer, cost)
+}
+
+/// Nanoseconds for each operation.
+fn each(time: Duration, cost: &Cost) -> f64 {
+    time.as_secs_f64() * 1e9 / f64::from(cost.operations)
 }
 
 /// `median (min–max)`.

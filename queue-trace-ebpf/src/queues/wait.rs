@@ -3,7 +3,8 @@
 //!
 //! The kernel puts connections in by `inet_csk_complete_hashdance` (the final ACK) and by
 //! `inet_csk_reqsk_queue_add` (cookies, fast open). Old kernels call the second from the
-//! first, which has noted the connection then. They leave by
+//! first, which has noted the connection then. What the first gives is what `tcp_check_req`
+//! returns, and is seen there. They leave by
 //! `inet_csk_accept`, or by `inet_child_forget` where the listener is closed.
 
 use aya_ebpf::{
@@ -19,13 +20,13 @@ use queue_trace_common::{
 
 use super::{gauge, kept, places};
 use crate::{
-    filter,
+    filter, frame,
     read::memory::{self, Plain, Pointer, Typed},
     state::{
         config,
         maps::{ENTERING, ENTERING_BY_TASK},
         tally,
-        types::Entering,
+        types::{Entering, saw},
     },
 };
 
@@ -96,7 +97,8 @@ pub fn entered(sk: Option<Typed>, returned: u64) {
     let Some(place) = in_hand() else { return };
     // SAFETY: as in `set_entering`.
     let entering = unsafe { &mut *place };
-    if entering.child == 0 {
+    // A connection that joins another one (MPTCP) comes into no queue.
+    if entering.child == 0 || returned != 0 && returned != entering.child {
         return;
     }
     let listener = entering.listener;
@@ -169,9 +171,10 @@ fn hashdance(sk: impl Pointer, child: u64, request: u64, owned: bool) {
         gauge::UNKNOWN
     };
     entering(listener, child, now, took_us);
+    frame::note(|| saw::ADDING);
 }
 
-// (sk, child, request, own_req). The exit is in `ack`.
+// (sk, child, request, own_req).
 
 #[fentry]
 fn hashdance_enter(ctx: FEntryContext) -> i32 {

@@ -78,8 +78,8 @@ pub mod saw {
     pub const NO_CHILD: u32 = 1 << 6;
     /// It was made.
     pub const CHILD: u32 = 1 << 9;
-    /// `inet_csk_complete_hashdance` gave nothing back.
-    pub const NOT_ADDED: u32 = 1 << 7;
+    /// `inet_csk_complete_hashdance` was called, which gives what `tcp_check_req` then returns.
+    pub const ADDING: u32 = 1 << 7;
     /// The SYN-ACK was sent again.
     pub const RETRANSMITTED: u32 = 1 << 8;
     /// No function: a counter of [`SOLE`](queue_trace_common::counter::SOLE) is watched.

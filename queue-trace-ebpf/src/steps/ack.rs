@@ -1,6 +1,6 @@
 //! Step ACK: `tcp_check_req`, which completes a half-open request, and
 //! `cookie_v4_check` / `cookie_v6_check`, which make a connection of a cookie that
-//! came back.
+//! came back. The first puts it into the accept queue, too: that this begins is noted in `wait`.
 
 use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe},
@@ -95,9 +95,9 @@ fn decide(frame: &Frame, moved: Moved, returned: u64) -> Option<u8> {
         return Some(outcome::ACK_DROPPED_NO_MEMORY);
     }
     // The connection was made, and either dropped, as the listener had given back its
-    // port, or not added: then the listener left LISTEN, or another CPU completed the
-    // same request (the packet is looked up again).
-    let unwanted = frame.saw & saw::NOT_ADDED != 0 || dropped && frame.saw & saw::CHILD != 0;
+    // port, or not added, though it was to be: then the listener left LISTEN, or another CPU
+    // completed the same request (the packet is looked up again).
+    let unwanted = frame.saw & saw::ADDING != 0 || dropped && frame.saw & saw::CHILD != 0;
     if unwanted && !is_listening(frame.sk) {
         return Some(outcome::ACK_DROPPED_LISTENER_CLOSING);
     }
@@ -173,6 +173,7 @@ fn ack_exit(ctx: FExitContext) -> i32 {
     if ctx.arg::<u64>(3) as u8 == 0 && filter::port(sk) {
         let returned = || memory::returned::<{ hook::ACK }>(&ctx);
         exit(Call::Ack, Some(hook::ACK), ctx.arg(1), returned, |_| sk);
+        wait::entered(Some(sk), returned());
     }
     0
 }
@@ -203,6 +204,7 @@ fn ack_exit_kprobe(ctx: RetProbeContext) -> u32 {
         || ctx.ret(),
         |frame| Plain(frame.sk),
     );
+    wait::entered(None, ctx.ret());
     0
 }
 
@@ -213,26 +215,3 @@ alike!(exit_cookie, COOKIE_V4 cookie_rest cookie_rest_kprobe);
 nested_exit!(CHILD child_exit child_exit_kprobe |returned| {
     if returned() == 0 { saw::NO_CHILD } else { saw::CHILD }
 });
-
-/// `inet_csk_complete_hashdance` ends. It puts the connection into the accept queue, too:
-/// its entry is in `wait`.
-#[inline(always)]
-fn hashdance(sk: Option<Typed>, returned: u64) {
-    wait::entered(sk, returned);
-    if returned == 0 {
-        frame::note(|| saw::NOT_ADDED);
-    }
-}
-
-#[fexit]
-fn hashdance_exit(ctx: FExitContext) -> i32 {
-    let returned = memory::returned::<{ hook::HASHDANCE }>(&ctx);
-    hashdance(Some(Typed(ctx.arg(0))), returned);
-    0
-}
-
-#[kretprobe]
-fn hashdance_exit_kprobe(ctx: RetProbeContext) -> u32 {
-    hashdance(None, ctx.ret());
-    0
-}

@@ -3,6 +3,9 @@
 /// With the ring buffer of BPF (5.8).
 pub(super) const RING_BUFFER: &str = "BPF_MAP_TYPE_RINGBUF";
 
+/// The enum that has it.
+pub(super) const MAP_TYPES: &str = "bpf_map_type";
+
 /// With `CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS`: the function tracer calls programs (5.5; on
 /// arm64 6.4).
 pub(super) const DIRECT_CALLS: &str = "register_ftrace_direct";

@@ -132,6 +132,7 @@ struct Forged {
 }
 
 const STRUCT: u32 = 4;
+const ENUM: u32 = 6;
 const ARRAY: u32 = 3;
 const POINTER: u32 = 2;
 const TYPEDEF: u32 = 8;
@@ -177,6 +178,58 @@ impl Forged {
 fn assert_no_way(forged: &Forged) {
     let judgement = judged(&forged.bytes()).unwrap();
     assert!(judgement.best().is_none());
+}
+
+/// Enumerators in an enum without a name and in one that has one, and functions of all names that
+/// are looked up, one of them several times.
+fn named(in_order: bool) -> Types {
+    let mut forged = Forged::default();
+    let enums = |names: &[&str], name: &str, forged: &mut Forged| {
+        let members = names.iter().zip(7..);
+        let members: Vec<_> = members
+            .flat_map(|(name, value)| [forged.name(name), value])
+            .collect();
+        forged.add(name, ENUM, names.len() as u32, 4, &members);
+    };
+    let mut looked_up: Vec<_> = enumerators().into_iter().collect();
+    looked_up.sort_unstable();
+    looked_up.retain(|name| *name != marks::RING_BUFFER);
+    enums(&looked_up, "", &mut forged);
+    let mut names: Vec<_> = names().into_iter().collect();
+    names.extend(["aaa", "tcp_check_req", "tcp_check_req", "zzz"].map(str::to_owned));
+    names.sort_unstable();
+    if !in_order {
+        names.reverse();
+    }
+    for name in names {
+        if name == marks::MAP_TYPES {
+            enums(&[marks::RING_BUFFER], &name, &mut forged);
+        } else {
+            forged.add(&name, FUNCTION, 0, 0, &[]);
+        }
+    }
+    let btf = file::open(&forged.bytes()).unwrap();
+    Types::of(btf, PathBuf::from("forged"))
+}
+
+#[test]
+fn types_in_the_order_of_their_names_are_found_as_in_any_other() {
+    let sorted = named(true);
+    assert_eq!(sorted.first_with_name(), Some(2));
+    assert_eq!(sorted.by_name["tcp_check_req"].len(), 3);
+    assert!(sorted.by_name.values().all(|ids| !ids.is_empty()));
+    assert_eq!(sorted.enumerators.len(), enumerators().len());
+    let mut walked = named(true);
+    walked.by_name.values_mut().for_each(Vec::clear);
+    walked.enumerators.clear();
+    walked.walk();
+    assert_eq!(sorted.by_name, walked.by_name);
+    assert_eq!(sorted.enumerators, walked.enumerators);
+
+    let reversed = named(false);
+    assert_eq!(reversed.first_with_name(), None);
+    assert_eq!(reversed.by_name["tcp_check_req"].len(), 3);
+    assert_eq!(reversed.enumerators, walked.enumerators);
 }
 
 #[test]
