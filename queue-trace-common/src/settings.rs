@@ -270,6 +270,8 @@ pub struct Slot {
     pub counted: Counted,
     /// Its key; of namespace 0 while nobody has it.
     pub key: CountKey,
+    /// When the key's listener was looked at, for the kernel side alone.
+    pub looked_at: u64,
 }
 
 /// How many slots a CPU has; a power of two.
@@ -292,6 +294,8 @@ pub struct Tally {
     /// How often something found no place and went into a table of queues (`MARKS`, `WAITING`):
     /// while it is 0 these need not be searched.
     pub spilled: u64,
+    /// How often an entry went into the table of queues that all CPUs share (`QUEUES`).
+    pub queues: u64,
     /// Up to a whole line of the cache, so that no two CPUs write the same one.
     pub _pad: [u64; (LINE - WORDS % LINE) % LINE],
     /// What the kernel side remembers on this CPU: of no use to anybody else, and here as one
@@ -306,7 +310,7 @@ pub const OWN: usize = 10;
 const LINE: usize = 8;
 
 /// Words of a [`Tally`] before its padding.
-const WORDS: usize = (size_of::<[Slot; SLOTS]>() + size_of::<Loss>()) / 8 + 3;
+const WORDS: usize = (size_of::<[Slot; SLOTS]>() + size_of::<Loss>()) / 8 + 4;
 
 const _: () = assert!(size_of::<Tally>().is_multiple_of(8 * LINE));
 

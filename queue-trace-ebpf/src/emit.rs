@@ -9,7 +9,7 @@ use queue_trace_common::{
     counter::Moved,
     field,
     record::{self, Record},
-    settings::{self, CountKey, Counted, RECORD_BURST_NS, Slot},
+    settings::{CountKey, Counted, RECORD_BURST_NS, Slot},
 };
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
         socket::{self, Identity},
     },
     state::{
-        config,
+        config, listening,
         maps::{BY_NETNS, COUNTS, IF_MISSING, RECORDS, UNLISTED},
         tally::{self, Here},
         types::Frame,
@@ -48,98 +48,97 @@ pub struct Verdict {
     pub retransmits: u8,
 }
 
-/// Tells the verdict on the packet of a frame that was closed. `inode`: the listener's.
+/// Tells the verdict on the packet of a frame that was closed.
 #[inline(always)]
-pub fn packet(
-    here: Here,
-    frame: &mut Frame,
-    outcome: u8,
-    moved: Moved,
-    sk: impl Pointer,
-    inode: u64,
-) {
+pub fn packet(here: Here, frame: &Frame, outcome: u8, moved: Moved, sk: impl Pointer) {
     if !matters(outcome, moved) {
         return;
     }
     let closed = Closed {
         sk: frame.sk,
         net: frame.net,
-        inode,
-        port: sk.load::<_, { field::SK_PORT }>(),
         verdict: frame.verdict,
-        latest: &mut frame.latest,
     };
+    let listener = || (socket::inode(sk), sk.load::<_, { field::SK_PORT }>());
     let net = || sk.follow::<{ field::SK_NET }>();
-    tell(here, closed, outcome, moved, net, || {
+    tell(here, &closed, outcome, moved, listener, net, || {
         Packet::of(frame.skb).map(Peer::from)
     });
 }
 
 /// A packet whose frame was closed, and what is known of it.
-pub struct Closed<'a> {
+pub struct Closed {
     /// The listener.
     pub sk: u64,
     /// The network namespace.
     pub net: u64,
-    /// The listener's inode number.
-    pub inode: u64,
-    /// The listener's port.
-    pub port: u16,
     /// The verdict; see [`forget_range`](crate::frame::forget_range).
     pub verdict: u32,
-    /// The slot that was counted in last.
-    pub latest: &'a mut u64,
 }
 
-/// Tells a verdict that [`matters`]. `net`: the namespace, as a pointer. `peer`: who sent it.
+/// Tells a verdict that [`matters`]. `listener`: its inode number and port; `net`: the namespace,
+/// as a pointer; `peer`: who sent it. Neither is asked for most packets of a flood.
 #[inline(always)]
 pub fn tell<P: Pointer>(
     here: Here,
-    closed: Closed<'_>,
+    closed: &Closed,
     outcome: u8,
     moved: Moved,
-    net: impl Fn() -> P,
+    listener: impl Fn() -> (u64, u16),
+    net: impl FnOnce() -> P,
     peer: impl FnOnce() -> Option<Peer>,
 ) {
-    let of = |closed: &Closed<'_>| Verdict {
+    let mut ticket = ask(here, outcome, || listener().1, true);
+    if ticket.record.is_none()
+        && let Some(slot) = known(here, closed)
+    {
+        slot.counted.seen += 1;
+        slot.counted.held += ticket.held;
+        return;
+    }
+    // Before the listener is looked at.
+    let now = listening::now();
+    let (inode, port) = listener();
+    let verdict = Verdict {
         outcome,
         moved,
         count: 1,
         sk: closed.sk,
         net: closed.net,
         listener: Identity {
-            inode: closed.inode,
-            ..Identity::at_port(net(), closed.port)
+            inode,
+            ..Identity::at_port(net(), port)
         },
         by_softirq: true,
         retransmits: 0,
     };
-    let mut ticket = ask(here, outcome, closed.port, true);
     if let Some(record) = &mut ticket.record {
-        fill(record, &of(&closed), peer, |_| {});
+        fill(record, &verdict, peer, |_| {});
     }
-    let is_counted = if let Some(slot) = latest(here, &closed) {
-        slot.counted.seen += 1;
-        slot.counted.held += ticket.held;
-        true
-    } else {
-        count(here, &of(&closed), ticket.held, closed.latest)
-    };
+    let is_counted = count(here, &verdict, ticket.held, now);
     ticket.send_if(is_counted);
 }
 
-/// The slot that was counted in last on this CPU, if a verdict is to be counted there again. A
-/// socket that is known by its address and its inode number stays in its namespace.
+/// The slot of a verdict whose listener was looked at since a socket last began or ended listening:
+/// it is the same still, and so is its namespace.
 #[inline(always)]
-fn latest(here: Here, closed: &Closed<'_>) -> Option<&'static mut Slot> {
-    if config::softirqs_mix() || closed.inode == 0 {
+fn known(here: Here, closed: &Closed) -> Option<&'static mut Slot> {
+    if config::softirqs_mix() || !config::sees_listening() {
         return None;
     }
-    let slot = here.slot(*closed.latest as usize);
-    let key = &slot.key;
-    let what = u32::from(closed.port) | closed.verdict << 16;
-    (key.sk == closed.sk && key.inode == closed.inode && what_of(key) == what && key.netns != 0)
-        .then_some(slot)
+    let now = listening::now();
+    for index in places(closed.sk, closed.verdict as u8) {
+        let slot = here.slot(index);
+        let key = &slot.key;
+        if slot.looked_at == now
+            && key.sk == closed.sk
+            && what_of(key) >> 16 == closed.verdict
+            && key.netns != 0
+        {
+            return Some(slot);
+        }
+    }
+    None
 }
 
 /// Port, outcome and counters of a key, in one word.
@@ -180,12 +179,12 @@ pub fn verdict_with(
         return;
     }
     let Some(here) = Here::find() else { return };
-    let mut ticket = ask(here, verdict.outcome, verdict.listener.port, shown);
+    let mut ticket = ask(here, verdict.outcome, || verdict.listener.port, shown);
     if let Some(record) = &mut ticket.record {
         fill(record, verdict, peer, more);
     }
     let held = ticket.held * u64::from(verdict.count);
-    let is_counted = count(here, verdict, held, &mut 0);
+    let is_counted = count(here, verdict, held, listening::NEVER);
     ticket.send_if(is_counted);
 }
 
@@ -223,9 +222,9 @@ impl Ticket {
 
 /// Asks for a record, if one is wanted and may be sent.
 #[inline(always)]
-fn ask(here: Here, outcome: u8, port: u16, shown: bool) -> Ticket {
+fn ask(here: Here, outcome: u8, port: impl FnOnce() -> u16, shown: bool) -> Ticket {
     if config::debug() {
-        log(outcome, port);
+        log(outcome, port());
     }
     if !shown || !wanted(outcome) {
         return Ticket::NONE;
@@ -311,10 +310,10 @@ fn log(outcome: u8, port: u16) {
 /// Where a count begins.
 static NOTHING_COUNTED: Counted = Counted { seen: 0, held: 0 };
 
-/// Counts, with how many of them were `held` back. Whether it is to be counted at all. `latest`: for
-/// the slot's number, if it has one.
+/// Counts, with how many of them were `held` back. Whether it is to be counted at all. `looked_at`:
+/// when the listener was looked at, see [`listening`].
 #[inline(always)]
-fn count(here: Here, verdict: &Verdict, held: u64, latest: &mut u64) -> bool {
+fn count(here: Here, verdict: &Verdict, held: u64, looked_at: u64) -> bool {
     let Identity {
         inode,
         netns_cookie,
@@ -338,7 +337,7 @@ fn count(here: Here, verdict: &Verdict, held: u64, latest: &mut u64) -> bool {
     };
     // Where softirqs mix one may come between after all.
     if verdict.by_softirq && !config::softirqs_mix() {
-        let Some(slot) = slot(here, key, verdict.net, latest) else {
+        let Some(slot) = slot(here, key, verdict.net, looked_at) else {
             return false;
         };
         if let Some(counted) = slot {
@@ -409,14 +408,10 @@ fn by_port(key: &CountKey, by: &Counted) {
     tally::counts_changed();
 }
 
-/// The slot of a key, if it has it or can have it. `None`: it is not to be counted. `latest`: for
-/// its number.
+/// The slot of a key, if it has it or can have it. `None`: it is not to be counted.
 #[inline(always)]
-fn slot(here: Here, key: &CountKey, net: u64, latest: &mut u64) -> Option<Option<*mut Counted>> {
-    // A listener is some KiB large; its outcomes are spread by their own number. Where two keys
-    // meet, the second has another place.
-    let hash = (key.sk >> 6 ^ key.sk >> 12 ^ u64::from(key.outcome)) as usize;
-    for index in [hash, hash.wrapping_mul(0x9e37_79b9) >> 8] {
+fn slot(here: Here, key: &CountKey, net: u64, looked_at: u64) -> Option<Option<*mut Counted>> {
+    for index in places(key.sk, key.outcome) {
         let slot = here.slot(index);
         if slot.key.netns == 0 {
             if filter::is_foreign_self_test(net) {
@@ -425,11 +420,19 @@ fn slot(here: Here, key: &CountKey, net: u64, latest: &mut u64) -> Option<Option
             slot.key = *key;
         }
         if slot.key == *key {
-            *latest = (index % settings::SLOTS) as u64;
+            slot.looked_at = looked_at;
             return Some(Some(&raw mut slot.counted));
         }
     }
     Some(None)
+}
+
+/// Where the slot of a listener's outcome may be. A listener is some KiB large; its outcomes are
+/// spread by their own number. Where two keys meet, the second has another place.
+#[inline(always)]
+fn places(sk: u64, outcome: u8) -> [usize; 2] {
+    let hash = (sk >> 6 ^ sk >> 12 ^ u64::from(outcome)) as usize;
+    [hash, hash.wrapping_mul(0x9e37_79b9) >> 8]
 }
 
 /// The time, if this CPU may send another record: each moves its account forward by the

@@ -62,7 +62,6 @@ static NO_FRAME: Frame = Frame {
     },
     paused: NO_COUNTERS,
     pauses: 0,
-    latest: 0,
     sole: 0,
     sole_paused: 0,
     sole_after: 0,
@@ -126,7 +125,8 @@ pub fn forget_range(place: &mut u32, outcome: u8, moved: Moved) -> (u8, Moved) {
     (verdict as u8, (verdict >> 8) as Moved)
 }
 
-/// Opens a frame for a packet that passed the filter.
+/// Opens a frame for a packet that passed the filter. The IPv6 functions hand IPv4 packets to the
+/// IPv4 ones, which then run nested: the outer call is the one that counts.
 #[inline(always)]
 pub fn open<const WHICH: Moved>(
     call: Call,
@@ -140,7 +140,12 @@ pub fn open<const WHICH: Moved>(
         tally::lost(|loss| &mut loss.unpaired);
         return None;
     };
-    shut(frame);
+    if frame.call != Call::None as u32 {
+        if skb != 0 && frame.skb == skb && frame.hook != hook as u32 {
+            return None;
+        }
+        shut(frame);
+    }
     let net = sk.follow::<{ field::SK_NET }>();
     let address = counters::of(net, cpu_offset(here));
     frame.counters = address;

@@ -160,7 +160,9 @@ pub fn queue(key: &QueueKey) -> Option<&'static mut Queue> {
             return None;
         }
         // If there is no room, nothing is found below.
-        let _ = QUEUES.insert(key, &NO_QUEUE, IF_MISSING);
+        if QUEUES.insert(key, &NO_QUEUE, IF_MISSING).is_ok() {
+            tally::queues_more();
+        }
         place = QUEUES.get_ptr_mut(key);
         if place.is_none() {
             tally::lost(|loss| &mut loss.unlisted);

@@ -16,6 +16,7 @@ use crate::{
     filter,
     read::memory::{self, Plain},
     state::{
+        listening,
         maps::{ASKED, QUEUES},
         tally,
     },
@@ -24,6 +25,7 @@ use crate::{
 /// A socket begins to listen: the calling thread's process owns it.
 #[inline(never)]
 pub fn made(sk: u64, net: u64) {
+    listening::changes();
     if !filter::netns(Plain(net)) {
         return;
     }

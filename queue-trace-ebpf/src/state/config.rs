@@ -263,6 +263,13 @@ pub fn tells(outcome: u8) -> bool {
     known!(KERNEL.attached, 4) as u32 & needed == needed
 }
 
+/// Whether each socket that begins or ends listening is seen.
+#[inline(always)]
+pub fn sees_listening() -> bool {
+    const BOTH: u32 = hook::HOOKS[hook::LISTEN].bit() | hook::HOOKS[hook::STOP].bit();
+    sees_delivery() || known!(KERNEL.attached, 4) as u32 & BOTH == BOTH
+}
+
 /// TCP states, as this kernel numbers them: (established, syn_recv, listen).
 #[inline(always)]
 pub fn tcp_states() -> (u8, u8, u8) {

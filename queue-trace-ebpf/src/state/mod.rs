@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod exchange;
+pub mod listening;
 pub mod maps;
 pub mod tally;
 pub mod types;

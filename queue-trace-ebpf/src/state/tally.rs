@@ -105,6 +105,15 @@ pub fn spilled() {
     }
 }
 
+/// Notes that an entry went into the table of queues that all CPUs share, after it did.
+#[inline(always)]
+pub fn queues_more() {
+    if let Some(here) = Here::find() {
+        // SAFETY: as in `counts_changed`.
+        add(unsafe { &mut (*here.0).queues }, 1);
+    }
+}
+
 /// Adds to a word in one instruction: what an application does is interrupted by packets, which
 /// may add to the same word.
 #[inline(always)]

@@ -118,8 +118,6 @@ pub struct Frame {
     pub paused: Counters,
     /// and how often it was put back.
     pub pauses: u64,
-    /// The slot that was counted in last.
-    pub latest: u64,
     /// The counter of [`SOLE`](counter::SOLE) that is watched, at entry.
     pub sole: u64,
     /// Where softirqs mix: when the task was taken off its CPU,
@@ -238,8 +236,6 @@ pub struct Delivered {
     pub after: Counters,
     /// The counter of [`SOLE`](counter::SOLE) that is watched, before.
     pub sole: u64,
-    /// The slot that was counted in last.
-    pub latest: u64,
     /// The verdict; see [`forget_range`](crate::frame::forget_range).
     pub verdict: u32,
     /// The listener's port.

@@ -18,7 +18,6 @@ use crate::{
     read::{
         memory::{self, Plain, Pointer, Typed},
         packet::{self, flag},
-        socket,
     },
     state::{
         config,
@@ -61,7 +60,6 @@ fn exit<P: Pointer>(
     };
     let sk = listener(frame);
     let returned = returned();
-    let inode = socket::inode(sk);
     let outcome = if call == Call::Cookie {
         decide_cookie(frame, moved, returned)
     } else {
@@ -69,7 +67,7 @@ fn exit<P: Pointer>(
     };
     if let Some(outcome) = outcome {
         let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
-        emit::packet(here, frame, outcome, moved, sk, inode);
+        emit::packet(here, frame, outcome, moved, sk);
     }
 }
 

@@ -17,12 +17,13 @@ use crate::{
         memory::{self, Plain},
         socket::Identity,
     },
-    state::config,
+    state::{config, listening},
 };
 
 /// A socket ends listening.
 #[inline(always)]
 pub fn closed(sk: u64) {
+    listening::changes();
     // A port that the kernel chose is given back before; it is still written here.
     let port = u16::from_be(memory::value(sk, field::SK_BOUND_PORT));
     owner::closed(sk, port);

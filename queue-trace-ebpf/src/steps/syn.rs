@@ -30,13 +30,9 @@ use crate::{
     },
 };
 
-/// A SYN enters, of a port that is wanted. The IPv6 functions hand IPv4 packets to the IPv4
-/// ones, which then run nested, on an IPv6 socket: the outer call is the one that counts.
+/// A SYN enters, of a port that is wanted.
 #[inline(always)]
 fn enter(hook: usize, sk: impl Pointer, skb: u64) {
-    if hook != hook::SYN_V6 && hook != hook::SYN_MPTCP6 && socket::is_v6(sk) {
-        return;
-    }
     if !filter::netns_of(sk) || !filter::addresses(skb) {
         return frame::skip();
     }
@@ -59,26 +55,24 @@ fn exit<P: Pointer>(
         return;
     };
     let sk = listener(frame);
-    let net = sk.follow::<{ field::SK_NET }>();
-    let inode = socket::inode(sk);
-    let outcome = decide(frame, moved, net);
+    let outcome = decide(frame, moved, || sk.follow::<{ field::SK_NET }>());
     let (outcome, moved) = frame::forget_range(&mut frame.verdict, outcome, moved);
     if frame::watched_moved::<{ counter::FAST_OPEN_FULL }>(frame) {
-        refused_fast_open(frame, inode);
+        refused_fast_open(frame, socket::inode(sk));
     }
     if outcome == outcome::QUEUED {
         gauge::syn_rose(&QueueKey {
             sk: frame.sk,
-            inode,
+            inode: socket::inode(sk),
         });
     }
-    emit::packet(here, frame, outcome, moved, sk, inode);
+    emit::packet(here, frame, outcome, moved, sk);
 }
 
 /// The verdict. The order is that of the evidence's strength: a request that was
 /// queued was queued, even if a fast-open attempt inside moved the drop counters.
 #[inline(always)]
-fn decide(frame: &Frame, moved: Moved, net: impl Pointer) -> u8 {
+fn decide<P: Pointer>(frame: &Frame, moved: Moved, net: impl FnOnce() -> P) -> u8 {
     if frame.saw & saw::QUEUED != 0 {
         return outcome::QUEUED;
     }
@@ -92,7 +86,7 @@ fn decide(frame: &Frame, moved: Moved, net: impl Pointer) -> u8 {
         return outcome::SYN_DROPPED_SYN_QUEUE_FULL;
     }
     if moved & COOKIE_SENT != 0 && moved & DROP == 0 {
-        return cookie_cause(net);
+        return cookie_cause(net());
     }
     if moved & DROP == 0 {
         // After the request is allocated every end but one moves a counter or is

@@ -255,7 +255,7 @@ fn settle(here: Here, frame: &mut Delivered, skb: u64, consumed: bool) {
 #[inline(always)]
 fn tell(
     here: Here,
-    frame: &mut Delivered,
+    frame: &Delivered,
     outcome: u8,
     moved: Moved,
     peer: impl FnOnce() -> Option<Peer>,
@@ -264,15 +264,13 @@ fn tell(
     let closed = Closed {
         sk: frame.sk,
         net,
-        inode: frame.inode,
-        port: frame.port,
         verdict: frame.verdict,
-        latest: &mut frame.latest,
     };
+    let listener = || (frame.inode, frame.port);
     if let Some(typed) = Typed::cast::<{ typed::NAMESPACE }>(net) {
-        emit::tell(here, closed, outcome, moved, || typed, peer);
+        emit::tell(here, &closed, outcome, moved, listener, || typed, peer);
     } else {
-        emit::tell(here, closed, outcome, moved, || Plain(net), peer);
+        emit::tell(here, &closed, outcome, moved, listener, || Plain(net), peer);
     }
 }
 

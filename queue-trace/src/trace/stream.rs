@@ -321,7 +321,7 @@ impl Live {
                     let now = Instant::now();
                     self.note_churn();
                     let calm = self.is_calm();
-                    let ask = !calm || now >= programs;
+                    let ask = now >= programs;
                     self.note_loss(sink, ask)?;
                     if ask {
                         programs = now + PROGRAMS;
@@ -794,8 +794,9 @@ const MANY: u64 = 256;
 const SETTLED: Duration = Duration::from_secs(10);
 const SOME: u64 = 32;
 
-/// How often it is asked at rest whether the kernel left out runs of the programs.
-const PROGRAMS: Duration = Duration::from_secs(10);
+/// How often it is asked whether the kernel left out runs of the programs, which takes four system
+/// calls for each: at the turn of a second after so long.
+const PROGRAMS: Duration = Duration::from_millis(4500);
 
 /// How long the last looks may take, and when they are hurried if somebody waits for the end.
 const PATIENCE: Duration = Duration::from_secs(30);

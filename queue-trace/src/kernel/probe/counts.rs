@@ -130,6 +130,11 @@ impl CountMaps {
         self.tallies.listeners()
     }
 
+    /// How often an entry went into the table of queues that all CPUs share.
+    pub(super) fn queues(&self) -> u64 {
+        self.tallies.queues()
+    }
+
     /// Whether something of queues found no place and is in a table.
     pub(super) fn has_spilled(&self) -> bool {
         self.tallies.has_spilled()

@@ -350,8 +350,11 @@ impl MapReader {
     /// # Errors
     /// If the maps cannot be read.
     pub fn kept(&self) -> Result<Kept> {
-        let has_spilled = lock(&self.0.counts).has_spilled();
-        lock(&self.0.queues).read(has_spilled)
+        let (made, has_spilled) = {
+            let counts = lock(&self.0.counts);
+            (counts.queues(), counts.has_spilled())
+        };
+        lock(&self.0.queues).read(made, has_spilled)
     }
 
     /// The part of it that all CPUs share, which says who made a listener and whether it
@@ -360,7 +363,8 @@ impl MapReader {
     /// # Errors
     /// If the map cannot be read.
     pub fn queues(&self) -> Result<HashMap<QueueKey, Queue>> {
-        lock(&self.0.queues).shared()
+        let made = lock(&self.0.counts).queues();
+        lock(&self.0.queues).shared(made)
     }
 
     /// Forgets what is kept of listeners, which must be closed.

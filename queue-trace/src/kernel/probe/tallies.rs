@@ -139,7 +139,12 @@ impl Tallies {
         self.sum(word!(spilled)) != 0
     }
 
-    /// The sum of all that is told here but how often listeners changed. As long as nobody empties
+    /// How often an entry went into the table of queues that all CPUs share.
+    pub(super) fn queues(&self) -> u64 {
+        self.sum(word!(queues))
+    }
+
+    /// The sum of all that is told here but what it tells of listeners. As long as nobody empties
     /// a slot it only grows; that it is the same means that nothing was counted.
     pub(super) fn activity(&self) -> u64 {
         let seen = std::mem::offset_of!(Slot, counted.seen) / size_of::<AtomicU64>();
