@@ -27,7 +27,7 @@ use crate::{
         probe::{
             delivery, functions, iterate, loader,
             named::{KPROBE, named},
-            object,
+            object, reachable,
             reason::reason,
             refusal::{AttachError, lacking, refused},
             rest,
@@ -154,6 +154,7 @@ fn load_with(
     }
     let filter = selection.filter();
     let object = object::fitted(family, cast, &fields, &kernel, &filter)?;
+    let object = reachable::only(object)?;
     let field_bytes: &[u8] = bytemuck::cast_slice(&fields);
     let ports = selection.port_bits();
     let level = if selection.debug {

@@ -20,6 +20,7 @@ mod named;
 mod object;
 mod places;
 mod queues;
+mod reachable;
 mod reason;
 mod refusal;
 mod rest;

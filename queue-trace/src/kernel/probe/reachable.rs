@@ -1,0 +1,146 @@
+//! Takes out of an object what its programs cannot reach once the kernel's and the user's numbers
+//! are in their instructions. The kernel would find that out as well, but only after it has gone
+//! through all of it several times, and most of a program is for other kernels and other filters.
+//!
+//! What is followed is what registers hold. Where that is not known both ways are taken, so too
+//! much may stay, but never too little. The kernel then verifies what is left.
+
+mod code;
+mod layout;
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result};
+
+use self::{
+    code::{Code, SIZE},
+    layout::Layout,
+};
+
+/// Of what the linker never makes: the object is one of those that are built in.
+const ASTRAY: &str = "the kernel side is not laid out as it should be";
+
+/// The object with nothing in its functions that they cannot reach.
+///
+/// # Errors
+/// If it is not laid out as the linker does.
+pub(super) fn only(mut object: Vec<u8>) -> Result<Vec<u8>> {
+    let layout = Layout::of(&object)?;
+    let mut left = HashMap::new();
+    // Where each function of the text begins now.
+    let mut moved = HashMap::new();
+    for section in &layout.sections {
+        let mut next = 0;
+        for function in &section.functions {
+            let code = section.code(&object, function).context(ASTRAY)?;
+            let code = Code::reachable(code).context(ASTRAY)?;
+            // The library goes from one function of the text to the next; programs have symbols.
+            let start = if section.is_text {
+                next
+            } else {
+                function.start
+            };
+            if section.is_text {
+                moved.insert(function.start, start);
+            }
+            next = start + code.bytes.len();
+            left.insert((section.index, function.start), (start, code));
+        }
+    }
+    for section in &layout.sections {
+        let mut size = 0;
+        for function in &section.functions {
+            let (start, code) = &left[&(section.index, function.start)];
+            section
+                .set_code(&mut object, *start, &code.bytes)
+                .context(ASTRAY)?;
+            function
+                .set_symbol(&mut object, *start, code.bytes.len())
+                .context(ASTRAY)?;
+            size = start + code.bytes.len();
+        }
+        if section.is_text {
+            section.set_size(&mut object, size).context(ASTRAY)?;
+        }
+        for relocation in &section.relocations {
+            let function = section.function_at(relocation.at).context(ASTRAY)?;
+            let (start, code) = &left[&(section.index, function.start)];
+            let number = (relocation.at - function.start) / SIZE;
+            let Some(place) = code.places.get(number).context(ASTRAY)? else {
+                relocation.remove(&mut object).context(ASTRAY)?;
+                continue;
+            };
+            let at = start + place * SIZE;
+            relocation.move_to(&mut object, at).context(ASTRAY)?;
+            if relocation.calls_text {
+                // Its number is of its callee's place in the text, one less.
+                let callee = place_of(section.number(&object, at), 1).context(ASTRAY)?;
+                let callee = moved.get(&callee).context(ASTRAY)?;
+                let number = distance(*callee, SIZE).context(ASTRAY)?;
+                section
+                    .set_number(&mut object, at, number)
+                    .context(ASTRAY)?;
+            }
+        }
+        for function in section.functions.iter().filter(|_| section.is_text) {
+            let (start, code) = &left[&(section.index, function.start)];
+            for (number, place) in code.calls() {
+                let called_at = function.start + number * SIZE;
+                if section.is_relocated(called_at) {
+                    continue;
+                }
+                // From one function of the text to another its number is the way to go.
+                let at = start + place * SIZE;
+                let after = called_at / SIZE + 1;
+                let callee = place_of(section.number(&object, at), after).context(ASTRAY)?;
+                let callee = moved.get(&callee).context(ASTRAY)?;
+                let number = distance(*callee, at + SIZE).context(ASTRAY)?;
+                section
+                    .set_number(&mut object, at, number)
+                    .context(ASTRAY)?;
+            }
+        }
+    }
+    Ok(object)
+}
+
+/// The place that is so many instructions after another one.
+fn place_of(instructions: Option<i32>, after: usize) -> Option<usize> {
+    let instructions = isize::try_from(instructions?).ok()?;
+    after.checked_add_signed(instructions)?.checked_mul(SIZE)
+}
+
+/// How many instructions a place is after another one.
+fn distance(place: usize, after: usize) -> Option<i32> {
+    i32::try_from((place / SIZE).checked_signed_diff(after / SIZE)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    #[test]
+    fn dump() {
+        let path =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/7.3-x86_64.btf");
+        let types = crate::kernel::btf::Types::of_file(&path).unwrap();
+        let (fields, kernel) = (types.fields().unwrap(), types.kernel().unwrap());
+        let object = crate::kernel::probe::object::fitted(
+            Some(crate::kernel::plan::HookFamily::Fentry),
+            Some(77),
+            &fields,
+            &kernel,
+            &Default::default(),
+        )
+        .unwrap();
+        std::fs::write("/tmp/before.o", &object).unwrap();
+        let object = only(object).unwrap();
+        std::fs::write("/tmp/after.o", &object).unwrap();
+        let mut object = aya_obj::Object::parse(&object).unwrap();
+        let text: std::collections::HashSet<usize> = object
+            .functions
+            .keys()
+            .map(|(section, _)| *section)
+            .collect();
+        object.relocate_calls(&text).unwrap();
+    }
+}
