@@ -1,6 +1,8 @@
 //! The instructions of one function that can be reached
 //! (Documentation/bpf/standardization/instruction-set.rst).
 
+use std::collections::{BTreeMap, HashMap, hash_map::Entry};
+
 /// An instruction: its code, its registers, an offset of two bytes, four immediate bytes.
 type Instruction = [u8; SIZE];
 
@@ -23,16 +25,28 @@ const LOAD_64: u8 = 0x18;
 const GOTO: u8 = 0x05;
 /// The same to one that its immediate bytes tell.
 const GOTO_FAR: u8 = 0x06;
+/// Of eight bytes: from and to memory.
+const LOAD_8: u8 = 0x79;
+const STORE_8: u8 = 0x7b;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
+
+/// The register that points to the stack's end.
+const STACK: u8 = 10;
 
 /// What in a code says that the second operand is a register.
 const BY_REGISTER: u8 = 0x08;
 /// What in the code of a store says that it is an atomic operation.
 const ATOMIC: u8 = 0xc0;
 
-/// What the registers hold, where that is known.
-type Registers = [Option<u64>; 11];
+/// What is known at an instruction.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Known {
+    /// What the registers hold.
+    registers: [Option<u64>; 11],
+    /// What the stack holds, by the offset from its end.
+    stack: BTreeMap<i16, u64>,
+}
 
 /// What is left of a function.
 #[derive(Debug)]
@@ -112,38 +126,76 @@ impl Code {
 /// For each instruction that can be reached, which ways lead on from it. `None` if one leads out of
 /// the function.
 fn follow(code: &[Instruction]) -> Option<Vec<Option<Ways>>> {
+    let shared = shared_stack(code);
+    let meets = meetings(code)?;
     let mut ways: Vec<Option<Ways>> = vec![None; code.len()];
-    let mut known: Vec<Option<Registers>> = vec![None; code.len()];
-    *known.first_mut()? = Some([None; 11]);
+    let mut known: HashMap<usize, Known> = HashMap::from([(0, Known::default())]);
     let mut due = vec![0];
-    while let Some(number) = due.pop() {
-        let instruction = code.get(number)?;
-        let mut registers = known[number]?;
-        let leads = leads(instruction, &registers);
-        let sum = ways[number].get_or_insert_default();
-        sum.on |= leads.on;
-        sum.away |= leads.away;
-        run(instruction, &mut registers)?;
-        let on = leads.on.then_some(number + length(instruction));
-        let away = match leads.away {
-            true => Some(target(instruction, number)?),
-            false => None,
-        };
-        for next in on.into_iter().chain(away) {
-            let place = known.get_mut(next)?;
-            let joined = match place {
-                None => registers,
-                Some(before) => std::array::from_fn(|register| {
-                    before[register].filter(|_| before[register] == registers[register])
-                }),
-            };
-            if *place != Some(joined) {
-                *place = Some(joined);
-                due.push(next);
+    while let Some(mut number) = due.pop() {
+        let mut here = known.get(&number)?.clone();
+        loop {
+            let instruction = code.get(number)?;
+            let leads = leads(instruction, &here);
+            let sum = ways[number].get_or_insert_default();
+            sum.on |= leads.on;
+            sum.away |= leads.away;
+            here.run(instruction, shared)?;
+            let next = number + length(instruction);
+            if leads.on && !leads.away && !*meets.get(next)? {
+                number = next;
+                continue;
             }
+            let away = match leads.away {
+                true => Some(target(instruction, number)?),
+                false => None,
+            };
+            for next in leads.on.then_some(next).into_iter().chain(away) {
+                let is_news = match known.entry(next) {
+                    Entry::Vacant(place) => {
+                        place.insert(here.clone());
+                        true
+                    }
+                    Entry::Occupied(mut before) => before.get_mut().join(&here),
+                };
+                if is_news {
+                    due.push(next);
+                }
+            }
+            break;
         }
     }
     Some(ways)
+}
+
+/// The instructions to which jumps lead, where several ways may meet.
+fn meetings(code: &[Instruction]) -> Option<Vec<bool>> {
+    let mut meets = vec![false; code.len()];
+    let mut number = 0;
+    while let Some(instruction) = code.get(number) {
+        if is_jump(instruction) {
+            *meets.get_mut(target(instruction, number)?)? = true;
+        }
+        number += length(instruction);
+    }
+    Some(meets)
+}
+
+/// The part of the stack, from here to its end, to which there may be pointers. What is below is
+/// only reached by its offset from the end.
+fn shared_stack(code: &[Instruction]) -> i32 {
+    const POINT: u8 = 0xbf;
+    const ADD: u8 = 0x07;
+    let pairs = code.iter().zip(code.iter().skip(1));
+    let pointers = pairs.filter(|(first, _)| first[0] == POINT && first[1] >> 4 == STACK);
+    let starts = pointers.map(|(first, second)| {
+        let is_moved = second[0] == ADD && second[1] & 0xf == first[1] & 0xf;
+        if is_moved {
+            immediate(second)
+        } else {
+            i32::MIN
+        }
+    });
+    starts.min().unwrap_or(0)
 }
 
 /// Places that an instruction takes.
@@ -191,17 +243,8 @@ fn set_distance(instruction: &mut Instruction, distance: isize) -> Option<()> {
     Some(())
 }
 
-/// The second operand, if it is known.
-fn operand(instruction: &Instruction, registers: &Registers) -> Option<u64> {
-    if instruction[0] & BY_REGISTER != 0 {
-        *registers.get(usize::from(instruction[1] >> 4))?
-    } else {
-        Some(i64::from(immediate(instruction)).cast_unsigned())
-    }
-}
-
 /// Which ways lead on.
-fn leads(instruction: &Instruction, registers: &Registers) -> Ways {
+fn leads(instruction: &Instruction, known: &Known) -> Ways {
     const ON: Ways = Ways {
         on: true,
         away: false,
@@ -216,8 +259,7 @@ fn leads(instruction: &Instruction, registers: &Registers) -> Ways {
         _ if !is_question(instruction) => return ON,
         _ => {}
     }
-    let first = registers.get(usize::from(instruction[1] & 0xf)).copied();
-    let (Some(first), Some(second)) = (first.flatten(), operand(instruction, registers)) else {
+    let (Some(first), Some(second)) = (known.first(instruction), known.second(instruction)) else {
         return Ways {
             on: true,
             away: true,
@@ -246,43 +288,95 @@ fn leads(instruction: &Instruction, registers: &Registers) -> Ways {
     if jumps { AWAY } else { ON }
 }
 
-/// What registers hold after an instruction. `None` if it is none that is known.
-fn run(instruction: &Instruction, registers: &mut Registers) -> Option<()> {
-    let code = instruction[0];
-    let to = usize::from(instruction[1] & 0xf);
-    let from = usize::from(instruction[1] >> 4);
-    match code & 7 {
-        LOAD | LOAD_FROM => *registers.get_mut(to)? = None,
-        STORE => {}
-        STORE_FROM => {
-            if code & 0xe0 == ATOMIC {
-                // It may give what was there before.
-                registers[0] = None;
-                *registers.get_mut(from)? = None;
-            }
-        }
-        JUMP | JUMP32 => {
-            if code == CALL {
-                registers[..6].fill(None);
-            }
-        }
-        class @ (ALU32 | ALU64) => {
-            let first = *registers.get(to)?;
-            let second = operand(instruction, registers);
-            // A move that extends a sign has an offset.
-            let plain = instruction[2..4] == [0, 0];
-            let number = result(code >> 4, first, second).filter(|_| plain);
-            let number = match class {
-                // A shift by a register is masked otherwise.
-                ALU32 if matches!(code >> 4, 0x6 | 0x7) => None,
-                ALU32 => number.map(|number| number & u64::from(u32::MAX)),
-                _ => number,
-            };
-            *registers.get_mut(to)? = number;
-        }
-        _ => return None,
+impl Known {
+    /// The first operand of an instruction.
+    fn first(&self, instruction: &Instruction) -> Option<u64> {
+        *self.registers.get(usize::from(instruction[1] & 0xf))?
     }
-    Some(())
+
+    /// The second one.
+    fn second(&self, instruction: &Instruction) -> Option<u64> {
+        if instruction[0] & BY_REGISTER != 0 {
+            *self.registers.get(usize::from(instruction[1] >> 4))?
+        } else {
+            Some(i64::from(immediate(instruction)).cast_unsigned())
+        }
+    }
+
+    /// Keeps what is known by another way as well. Whether that is less than before.
+    fn join(&mut self, other: &Self) -> bool {
+        let mut less = false;
+        for (own, other) in self.registers.iter_mut().zip(&other.registers) {
+            if own.is_some() && own != other {
+                *own = None;
+                less = true;
+            }
+        }
+        let before = self.stack.len();
+        self.stack
+            .retain(|offset, number| other.stack.get(offset) == Some(number));
+        less || self.stack.len() < before
+    }
+
+    /// After an instruction; `shared`: see [`shared_stack`]. `None` if it is none that is known.
+    fn run(&mut self, instruction: &Instruction, shared: i32) -> Option<()> {
+        let [code, registers, low, high, ..] = *instruction;
+        let (to, from) = (registers & 0xf, registers >> 4);
+        let offset = i16::from_le_bytes([low, high]);
+        match code & 7 {
+            LOAD_FROM if code == LOAD_8 && from == STACK => {
+                let number = self.stack.get(&offset).copied();
+                self.set(to, number)?;
+            }
+            LOAD | LOAD_FROM => self.set(to, None)?,
+            STORE | STORE_FROM if code & 0xe0 == ATOMIC => {
+                // It may give what was there before.
+                self.set(0, None)?;
+                self.set(from, None)?;
+                self.stack.clear();
+            }
+            STORE | STORE_FROM => {
+                if to != STACK && offset < 0 {
+                    // Before what a pointer points to.
+                    self.stack.clear();
+                }
+                if to == STACK {
+                    // Of up to eight bytes.
+                    self.stack.retain(|place, _| (*place - offset).abs() >= 8);
+                    if code == STORE_8
+                        && i32::from(offset) + 8 <= shared
+                        && let Some(number) = *self.registers.get(usize::from(from))?
+                    {
+                        self.stack.insert(offset, number);
+                    }
+                }
+            }
+            JUMP | JUMP32 => {
+                if code == CALL {
+                    self.registers[..6].fill(None);
+                }
+            }
+            class @ (ALU32 | ALU64) => {
+                let (first, second) = (self.first(instruction), self.second(instruction));
+                // A move that extends a sign has an offset.
+                let number = result(code >> 4, first, second).filter(|_| offset == 0);
+                let number = match class {
+                    // Shifts by more than 31 are different.
+                    ALU32 if matches!(code >> 4, 0x6 | 0x7) => None,
+                    ALU32 => number.map(|number| number & u64::from(u32::MAX)),
+                    _ => number,
+                };
+                self.set(to, number)?;
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn set(&mut self, register: u8, number: Option<u64>) -> Option<()> {
+        *self.registers.get_mut(usize::from(register))? = number;
+        Some(())
+    }
 }
 
 /// What comes of two numbers, if it is one of the simple operations.
