@@ -112,35 +112,96 @@ fn place_of(instructions: Option<i32>, after: usize) -> Option<usize> {
 
 /// How many instructions a place is after another one.
 fn distance(place: usize, after: usize) -> Option<i32> {
-    i32::try_from((place / SIZE).checked_signed_diff(after / SIZE)?).ok()
+    i32::try_from(code::distance(place / SIZE, after / SIZE)?).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        collections::{BTreeMap, HashSet},
+        path::Path,
+    };
+
+    use queue_trace_common::settings::Filter;
+
     use super::*;
-    #[test]
-    fn dump() {
-        let path =
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/7.3-x86_64.btf");
-        let types = crate::kernel::btf::Types::of_file(&path).unwrap();
+    use crate::kernel::{btf::Types, plan::HookFamily, probe::object};
+
+    fn fitted(family: HookFamily, cast: Option<u32>, filter: &Filter) -> Vec<u8> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/7.3-x86_64.btf");
+        let types = Types::of_file(&path).unwrap();
         let (fields, kernel) = (types.fields().unwrap(), types.kernel().unwrap());
-        let object = crate::kernel::probe::object::fitted(
-            Some(crate::kernel::plan::HookFamily::Fentry),
-            Some(77),
-            &fields,
-            &kernel,
-            &Default::default(),
-        )
-        .unwrap();
-        std::fs::write("/tmp/before.o", &object).unwrap();
-        let object = only(object).unwrap();
-        std::fs::write("/tmp/after.o", &object).unwrap();
-        let mut object = aya_obj::Object::parse(&object).unwrap();
-        let text: std::collections::HashSet<usize> = object
-            .functions
-            .keys()
-            .map(|(section, _)| *section)
-            .collect();
-        object.relocate_calls(&text).unwrap();
+        object::fitted(Some(family), cast, &fields, &kernel, filter).unwrap()
+    }
+
+    /// How many instructions each program has once the library has linked it.
+    fn linked(object: &[u8]) -> BTreeMap<String, usize> {
+        let mut object = aya_obj::Object::parse(object).unwrap();
+        let sections = object.functions.keys().map(|(section, _)| *section);
+        object
+            .relocate_calls(&sections.collect::<HashSet<_>>())
+            .unwrap();
+        let programs = object.programs.iter().map(|(name, program)| {
+            let function = &object.functions[&program.function_key()];
+            (name.clone(), function.instructions.len())
+        });
+        programs.collect()
+    }
+
+    #[test]
+    fn every_program_is_there_and_shorter() {
+        for family in [
+            HookFamily::Fentry,
+            HookFamily::Kprobe,
+            HookFamily::Tracepoint,
+        ] {
+            for cast in [None, Some(77)] {
+                let whole = fitted(family, cast, &Filter::default());
+                let (before, after) = (linked(&whole), linked(&only(whole).unwrap()));
+                assert!(before.keys().eq(after.keys()));
+                assert!(before.iter().all(|(name, size)| after[name] <= *size));
+                let sum = |sizes: &BTreeMap<_, usize>| sizes.values().sum::<usize>();
+                assert!(
+                    sum(&after) * 4 < sum(&before) * 3,
+                    "{family:?}, cast {cast:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_stays() {
+        let size = |filter: &Filter| {
+            let object = only(fitted(HookFamily::Fentry, Some(77), filter)).unwrap();
+            linked(&object)["syn_v4_enter"]
+        };
+        let all = Filter::default();
+        let ports = Filter { ports: 1, ..all };
+        let addresses = Filter { addrs: 1, ..all };
+        assert!(size(&all) < size(&ports) && size(&ports) < size(&addresses));
+    }
+
+    #[test]
+    fn nothing_is_left_to_take_out() {
+        let object = only(fitted(HookFamily::Fentry, Some(77), &Filter::default())).unwrap();
+        let layout = Layout::of(&object).unwrap();
+        let mut functions = 0;
+        for section in &layout.sections {
+            for function in &section.functions {
+                let before = section.code(&object, function).unwrap();
+                let after = Code::reachable(before).unwrap();
+                assert_eq!(after.bytes, before);
+                functions += 1;
+            }
+        }
+        assert!(functions > 100, "{functions}");
+    }
+
+    #[test]
+    fn what_is_no_object_is_an_error() {
+        assert!(only(Vec::new()).is_err());
+        let mut cut = fitted(HookFamily::Fentry, None, &Filter::default());
+        cut.truncate(cut.len() / 2);
+        assert!(only(cut).is_err());
     }
 }
