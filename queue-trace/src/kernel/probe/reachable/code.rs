@@ -34,6 +34,12 @@ const EXIT: u8 = 0x95;
 /// The register that points to the stack's end.
 const STACK: u8 = 10;
 
+/// The operation that does not ask what its first register holds.
+const MOVE: u8 = 0xb;
+
+/// The registers by which a call passes what it passes.
+const PASSED: u16 = 0b11_1110;
+
 /// What in a code says that the second operand is a register.
 const BY_REGISTER: u8 = 0x08;
 /// What in the code of a store says that it is an atomic operation.
@@ -76,26 +82,29 @@ impl Code {
             return None;
         };
         let ways = follow(code)?;
+        let idle = idle(code, &ways)?;
+        let is_left = |number: usize, ways: Ways| {
+            // A question of which the answer is no goes as well.
+            !idle[number] && (ways.away || !is_question(&code[number]))
+        };
         let mut places = vec![None; code.len()];
         let mut next = 0;
         for (number, ways) in ways.iter().enumerate() {
-            let Some(ways) = ways else { continue };
+            let Some(ways) = *ways else { continue };
             places[number] = Some(next);
-            next += match length(&code[number]) {
-                // A question of which the answer is no.
-                1 if is_question(&code[number]) && !ways.away => 0,
-                length => length,
-            };
+            if is_left(number, ways) {
+                next += length(&code[number]);
+            }
         }
         let mut left = Vec::with_capacity(next * SIZE);
         for (number, ways) in ways.iter().enumerate() {
-            let (Some(ways), Some(place)) = (ways, places[number]) else {
+            let (Some(ways), Some(place)) = (*ways, places[number]) else {
                 continue;
             };
-            let mut instruction = code[number];
-            if is_question(&instruction) && !ways.away {
+            if !is_left(number, ways) {
                 continue;
             }
+            let mut instruction = code[number];
             if is_question(&instruction) && !ways.on {
                 instruction = [GOTO, 0, instruction[2], instruction[3], 0, 0, 0, 0];
             }
@@ -178,6 +187,85 @@ fn meetings(code: &[Instruction]) -> Option<Vec<bool>> {
         number += length(instruction);
     }
     Some(meets)
+}
+
+/// The instructions that only set a register which nobody asks for before it is set again: where
+/// the answer to a question is known it is not asked any more.
+fn idle(code: &[Instruction], ways: &[Option<Ways>]) -> Option<Vec<bool>> {
+    // The registers that somebody asks for from each instruction on, a bit each.
+    let mut asked: Vec<u16> = vec![0; code.len()];
+    let mut idle = vec![false; code.len()];
+    loop {
+        let mut is_news = false;
+        for (number, instruction) in code.iter().enumerate().rev() {
+            let Some(ways) = ways[number] else { continue };
+            let mut after = 0;
+            if ways.on {
+                after |= asked.get(number + length(instruction))?;
+            }
+            if ways.away {
+                after |= asked.get(target(instruction, number)?)?;
+            }
+            let sets = 1 << (instruction[1] & 0xf);
+            let is_answered = is_question(instruction) && ways.on != ways.away;
+            idle[number] = is_sum(instruction) && after & sets == 0;
+            let before = if idle[number] || is_answered {
+                after
+            } else {
+                after & !set_by(instruction) | asked_by(instruction)
+            };
+            is_news |= before != asked[number];
+            asked[number] = before;
+        }
+        if !is_news {
+            return Some(idle);
+        }
+    }
+}
+
+/// Whether all that an instruction does is to set a register from registers and numbers.
+fn is_sum(instruction: &Instruction) -> bool {
+    matches!(instruction[0] & 7, ALU32 | ALU64)
+}
+
+/// The registers that an instruction sets, whatever they were.
+fn set_by(instruction: &Instruction) -> u16 {
+    let to = 1 << (instruction[1] & 0xf);
+    match instruction[0] & 7 {
+        LOAD | LOAD_FROM => to,
+        ALU32 | ALU64 if instruction[0] >> 4 == MOVE => to,
+        JUMP if instruction[0] == CALL => PASSED | 1,
+        _ => 0,
+    }
+}
+
+/// The registers that an instruction asks for.
+fn asked_by(instruction: &Instruction) -> u16 {
+    let [code, registers, ..] = *instruction;
+    let (to, from) = (1 << (registers & 0xf), 1 << (registers >> 4));
+    let operand = if code & BY_REGISTER != 0 { from } else { 0 };
+    match code & 7 {
+        LOAD => 0,
+        LOAD_FROM => from,
+        STORE => to,
+        // An exchange asks for the first one as well.
+        STORE_FROM => to | from | 1,
+        ALU32 | ALU64 if code >> 4 == MOVE => operand,
+        ALU32 | ALU64 => to | operand,
+        _ if code == CALL && is_call_without_arguments(instruction) => 0,
+        _ if code == CALL => PASSED,
+        _ if code == EXIT => 1,
+        _ if is_question(instruction) => to | operand,
+        _ => 0,
+    }
+}
+
+/// Whether it calls one of the kernel's helpers that is passed nothing: the time, the CPU, the task
+/// (`ktime_get_ns`, `get_smp_processor_id`, `get_current_pid_tgid`, `get_current_task`,
+/// `get_current_cgroup_id`, `jiffies64` of include/uapi/linux/bpf.h).
+fn is_call_without_arguments(instruction: &Instruction) -> bool {
+    const WITHOUT: [i32; 6] = [5, 8, 14, 35, 80, 118];
+    instruction[1] >> 4 == 0 && WITHOUT.contains(&immediate(instruction))
 }
 
 /// The part of the stack, from here to its end, to which there may be pointers. What is below is
@@ -386,7 +474,6 @@ impl Known {
 
 /// What comes of two numbers, if it is one of the simple operations.
 fn result(operation: u8, first: Option<u64>, second: Option<u64>) -> Option<u64> {
-    const MOVE: u8 = 0xb;
     let second = second?;
     if operation == MOVE {
         return Some(second);
@@ -534,6 +621,38 @@ mod tests {
         // Something else is put there, or over half of it.
         assert!(through(&[instruction(STORE_8, STACK, 7, -24, 0)], -24));
         assert!(through(&[instruction(0x63, STACK, 7, -20, 0)], -24));
+    }
+
+    #[test]
+    fn what_nobody_asks_for_is_not_set() {
+        const TIME: i32 = 5;
+        const MOVE_FROM: u8 = 0xbf;
+        let add = |to, from| instruction(0x0f, to, from, 0, 0);
+        // Of a sum and what goes into it, and of a question that is answered.
+        let code = [
+            set(6, 0),
+            set(7, 3),
+            add(7, 6),
+            instruction(EQUAL, 7, 0, 1, 4),
+            helper(TIME),
+            END,
+        ];
+        assert_eq!(left(&code), [helper(TIME), END]);
+        // One that is passed, returned, stored, or asked for by one of two ways.
+        for ask in [
+            helper(1),
+            instruction(MOVE_FROM, 0, 3, 0, 0),
+            instruction(STORE_8, STACK, 3, -8, 0),
+            instruction(LOAD_8, 0, 3, 0, 0),
+            instruction(ATOMIC | 0x1b, 1, 3, 0, 0),
+        ] {
+            let code = [set(3, 3), instruction(EQUAL, 1, 0, 1, 0), ask, END];
+            assert_eq!(left(&code), code, "{ask:?}");
+        }
+        // It is set again before anybody asks, except on one way.
+        let code = [set(0, 1), instruction(EQUAL, 1, 0, 1, 0), set(0, 2), END];
+        assert_eq!(left(&code), code);
+        assert_eq!(left(&[set(0, 1), set(0, 2), END]), [set(0, 2), END]);
     }
 
     #[test]
