@@ -14,11 +14,8 @@ use anyhow::{Context as _, Result};
 
 use self::{
     code::{Code, SIZE},
-    layout::Layout,
+    layout::{ASTRAY, Layout},
 };
-
-/// Of what the linker never makes: the object is one of those that are built in.
-const ASTRAY: &str = "the kernel side is not laid out as it should be";
 
 /// The object with nothing in its functions that they cannot reach.
 ///

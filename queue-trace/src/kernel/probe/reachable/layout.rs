@@ -8,8 +8,6 @@ use object::{
     read::elf::{ElfFile64, FileHeader as _, SectionHeader as _},
 };
 
-use super::ASTRAY;
-
 type Elf<'a> = ElfFile64<'a, LittleEndian>;
 
 /// Bytes of an entry of a table of sections, of symbols and of relocations, and where in them is
@@ -20,6 +18,9 @@ const SYMBOL: usize = 24;
 const SYMBOL_VALUE: usize = 8;
 const SYMBOL_SIZE: usize = 16;
 const RELOCATION: usize = 16;
+
+/// Of what the linker never makes: the object is one of those that are built in.
+pub(super) const ASTRAY: &str = "the kernel side is not laid out as it should be";
 
 /// The functions that belong to no program alone.
 const TEXT: &str = ".text";
