@@ -20,6 +20,7 @@ pub fn now() -> u64 {
 /// A socket begins to listen, or ends. Before it does.
 #[inline(always)]
 pub fn changes() {
+    let changes = &raw mut CHANGES;
     // SAFETY: only added to, by one instruction.
-    tally::add(unsafe { &mut *(&raw mut CHANGES) }, 1);
+    tally::add(unsafe { &mut *changes }, 1);
 }
