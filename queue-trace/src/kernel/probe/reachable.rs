@@ -1,6 +1,6 @@
 //! Takes out of an object what its programs cannot reach once the kernel's and the user's numbers
 //! are in their instructions. The kernel would find that out as well, but only after it has gone
-//! through all of it several times, and most of a program is for other kernels and other filters.
+//! through all of it several times, and a third of all is for other kernels and other filters.
 //!
 //! What is followed is what registers hold. Where that is not known both ways are taken, so too
 //! much may stay, but never too little. The kernel then verifies what is left.
