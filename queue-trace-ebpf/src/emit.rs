@@ -420,7 +420,12 @@ fn slot(here: Here, key: &CountKey, net: u64, looked_at: u64) -> Option<Option<*
             slot.key = *key;
         }
         if slot.key == *key {
-            slot.looked_at = looked_at;
+            // Without a listener it is not known by its address.
+            slot.looked_at = if key.sk == 0 {
+                listening::NEVER
+            } else {
+                looked_at
+            };
             return Some(Some(&raw mut slot.counted));
         }
     }

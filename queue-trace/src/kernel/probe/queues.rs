@@ -31,7 +31,7 @@ struct Known {
 }
 
 /// So many entries are asked for one by one: to walk over the table takes the kernel 400,000
-/// instructions, as much as 400 of these.
+/// instructions, however few it has.
 const FEW: usize = 64;
 
 /// What is kept, at a moment.
