@@ -324,7 +324,7 @@ impl Live {
                     let ask = now >= programs;
                     self.note_loss(sink, ask)?;
                     if ask {
-                        programs = now + PROGRAMS;
+                        programs = now + if calm { PROGRAMS_AT_REST } else { PROGRAMS };
                     }
                     if calm {
                         self.clients.end_second();
@@ -797,6 +797,7 @@ const SOME: u64 = 32;
 /// How often it is asked whether the kernel left out runs of the programs, which takes four system
 /// calls for each: at the turn of a second after so long.
 const PROGRAMS: Duration = Duration::from_millis(4500);
+const PROGRAMS_AT_REST: Duration = Duration::from_millis(9500);
 
 /// How long the last looks may take, and when they are hurried if somebody waits for the end.
 const PATIENCE: Duration = Duration::from_secs(30);
