@@ -6,6 +6,9 @@
 //! much may stay, but never too little. The kernel then verifies what is left.
 
 mod code;
+mod idle;
+mod instruction;
+mod known;
 mod layout;
 
 use std::collections::HashMap;
@@ -13,7 +16,8 @@ use std::collections::HashMap;
 use anyhow::{Context as _, Result};
 
 use self::{
-    code::{Code, SIZE},
+    code::Code,
+    instruction::SIZE,
     layout::{ASTRAY, Layout},
 };
 
@@ -109,7 +113,7 @@ fn place_of(instructions: Option<i32>, after: usize) -> Option<usize> {
 
 /// How many instructions a place is after another one.
 fn distance(place: usize, after: usize) -> Option<i32> {
-    i32::try_from(code::distance(place / SIZE, after / SIZE)?).ok()
+    i32::try_from(instruction::distance(place / SIZE, after / SIZE)?).ok()
 }
 
 #[cfg(test)]
