@@ -3,14 +3,15 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use live_tests::Room;
+use live_tests::{Room, listener_beside};
 use queue_trace::lab::{
-    Family,
+    Family, Netns,
     raw::{Flood, flood},
 };
 use rustix::net::sockopt::set_socket_linger;
@@ -25,8 +26,11 @@ use crate::{
 pub enum Load {
     /// SYNs to a listener whose accept queue is full: each is dropped.
     Dropped,
-    /// SYNs to a listener whose SYN queue is full: each is answered with a cookie.
+    /// SYNs to a listener whose SYN queue is full: each is answered with a cookie. The SYN-ACKs come
+    /// back over loopback, to clients that do not exist.
     Cookies,
+    /// The same, and the SYN-ACKs leave by another device, as they do on a server.
+    CookiesOut,
     /// Connections made, accepted and closed, one after the other.
     Churn,
     /// Datagrams of UDP sent and received, which are of no concern to queue-trace.
@@ -62,13 +66,32 @@ pub fn settle() {
 
 impl Load {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Dropped, Self::Cookies, Self::Churn, Self::Datagrams];
+    pub const ALL: [Self; 5] = [
+        Self::Dropped,
+        Self::Cookies,
+        Self::CookiesOut,
+        Self::Churn,
+        Self::Datagrams,
+    ];
+
+    /// Those that this machine can put on.
+    pub fn possible() -> Vec<Self> {
+        let way_out = Netns::new().unwrap().run(|| Ok(lead_out()?)).is_ok();
+        if !way_out {
+            eprintln!("note: this kernel has no dummy device: no load whose SYN-ACKs leave");
+        }
+        let possible = Self::ALL.into_iter();
+        possible
+            .filter(|load| *load != Self::CookiesOut || way_out)
+            .collect()
+    }
 
     /// As the table calls it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Dropped => "SYN flood, accept queue full",
             Self::Cookies => "SYN flood, cookies sent",
+            Self::CookiesOut => "SYN flood, cookies sent, SYN-ACKs leave",
             Self::Churn => "connect, accept, close",
             Self::Datagrams => "other traffic: a datagram",
         }
@@ -81,7 +104,7 @@ impl Load {
             // Which tracepoint sees the end of a packet differs between kernels.
             _ if attach == "tracepoint" => &["packet_"],
             Self::Dropped => &["syn_v4_enter", "syn_v4_exit"],
-            Self::Cookies => &["syn_v4_enter", "syn_v4_exit", "security_exit"],
+            Self::Cookies | Self::CookiesOut => &["syn_v4_enter", "syn_v4_exit", "security_exit"],
             Self::Churn => &[
                 "syn_v4_enter",
                 "syn_v4_exit",
@@ -118,7 +141,7 @@ impl Load {
     pub fn run(self, syns: u32, connections: u32, running: &Running) -> Cost {
         let (backlog, cookies) = match self {
             Self::Dropped => (4, 0),
-            Self::Cookies => (16, 1),
+            Self::Cookies | Self::CookiesOut => (16, 1),
             Self::Churn | Self::Datagrams => (128, 1),
         };
         let sysctls = [
@@ -126,11 +149,15 @@ impl Load {
             ("net.ipv4.tcp_max_syn_backlog", 4096),
         ];
         let room = Room::new(Family::V4, backlog, &sysctls);
-        let address = room.address;
+        let out = (self == Self::CookiesOut).then(|| {
+            room.netns.run(|| Ok(lead_out()?)).unwrap();
+            listener_beside(&room.netns, ADDRESS_OUT, backlog)
+        });
+        let address = out.as_ref().map_or(room.address, |_| ADDRESS_OUT);
         // Fills what is to be full, and warms what is to be warm.
         let _clients = (self == Self::Dropped).then(|| room.connect(5));
         let (warm, operations) = match self {
-            Self::Dropped | Self::Cookies | Self::Datagrams => (1000, syns),
+            Self::Dropped | Self::Cookies | Self::CookiesOut | Self::Datagrams => (1000, syns),
             Self::Churn => (100, connections),
         };
         self.load(&room, address, warm);
@@ -161,7 +188,7 @@ impl Load {
                 match self {
                     Self::Churn => churn(&room.listener, address, count)?,
                     Self::Datagrams => datagrams(address, count)?,
-                    Self::Dropped | Self::Cookies => {
+                    Self::Dropped | Self::Cookies | Self::CookiesOut => {
                         flood(address, &Flood::hasty(count))?;
                     }
                 }
@@ -169,6 +196,29 @@ impl Load {
             })
             .unwrap();
     }
+}
+
+/// Where the listener listens whose SYN-ACKs leave: from an address of loopback they could not.
+const ADDRESS_OUT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 8080);
+
+/// Leads what is sent to the flooding clients (lab/raw) out of a device that takes all and delivers
+/// nothing, in the calling thread's namespace.
+fn lead_out() -> io::Result<()> {
+    for step in [
+        "link add out type dummy",
+        "address add 192.0.2.1/24 dev out",
+        "link set out up",
+        // Narrower than the route to loopback.
+        "route add 198.51.100.0/25 dev out",
+        "route add 198.51.100.128/25 dev out",
+    ] {
+        let done = Command::new("ip").args(step.split(' ')).output()?;
+        if !done.status.success() {
+            let said = String::from_utf8_lossy(&done.stderr);
+            return Err(io::Error::other(format!("ip {step}: {said}")));
+        }
+    }
+    Ok(())
 }
 
 fn churn(listener: &TcpListener, address: SocketAddr, count: u32) -> io::Result<()> {

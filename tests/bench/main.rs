@@ -127,7 +127,8 @@ fn main() -> ExitCode {
         })
         .collect();
     load::settle();
-    let mut table = Table::new(args.icount);
+    let loads = Load::possible();
+    let mut table = Table::new(args.icount, loads.clone());
     let mut complete = true;
     for round in 0..args.rounds {
         for turn in 0..contenders.len() {
@@ -139,12 +140,12 @@ fn main() -> ExitCode {
                 continue;
             };
             table.started(contender, &running);
-            for load in Load::ALL {
+            for &load in &loads {
                 let cost = load.run(args.syns, args.connections, &running);
                 table.add(round, contender, load, cost);
             }
             running.count_programs(true);
-            for load in Load::ALL {
+            for &load in &loads {
                 let cost = load.run(args.syns, args.connections, &running);
                 if contender.is_own {
                     for program in load.unseen_by(&args.attach, &cost) {

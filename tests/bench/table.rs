@@ -13,6 +13,7 @@ const OWN: &str = "queue-trace";
 /// What was measured so far.
 pub struct Table {
     icount: bool,
+    loads: Vec<Load>,
     /// In the order in which they were first seen.
     contenders: Vec<String>,
     costs: BTreeMap<(Load, String), BTreeMap<usize, Cost>>,
@@ -33,9 +34,10 @@ struct Takes {
 
 impl Table {
     /// An empty one. `icount`: the clock counts instructions.
-    pub fn new(icount: bool) -> Self {
+    pub fn new(icount: bool, loads: Vec<Load>) -> Self {
         Self {
             icount,
+            loads,
             contenders: Vec::new(),
             costs: BTreeMap::new(),
             programs: BTreeMap::new(),
@@ -89,7 +91,7 @@ impl Table {
     fn loads(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unit = if self.icount { "instr." } else { "ns" };
         let nothing = &self.contenders.first().cloned().unwrap_or_default();
-        for load in Load::ALL {
+        for &load in &self.loads {
             writeln!(f, "\n{}", load.name())?;
             writeln!(
                 f,

@@ -303,8 +303,9 @@ pub fn is_icmp_error(skb: u64) -> bool {
     }
 }
 
+/// The same.
 #[inline(always)]
-fn begins_with_icmp_error(packet: impl Pointer) -> bool {
+pub fn begins_with_icmp_error(packet: impl Pointer) -> bool {
     let data: u64 = packet.load::<_, { field::SKB_DATA }>();
     match u16::from_be(packet.load::<_, { field::SKB_PROTOCOL }>()) {
         ETH_P_IP => carried_by_v4(data) == IPPROTO_ICMP && tells_error_v4(data),

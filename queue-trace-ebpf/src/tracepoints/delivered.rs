@@ -153,6 +153,14 @@ pub fn received(skb: u64) {
     }
 }
 
+/// The same, of a packet whose type the verifier knows.
+#[inline(always)]
+pub fn received_typed(skb: Typed) {
+    if packet::begins_with_icmp_error(skb) {
+        icmp(memory::plain(skb.0));
+    }
+}
+
 /// Opens a frame for an ICMP error. Rare, so a function of its own.
 #[inline(never)]
 fn icmp(skb: u64) {

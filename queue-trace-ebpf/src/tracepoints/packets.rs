@@ -13,7 +13,10 @@
 //! skipped, the movement is found at the next free: no count is lost, and two at once
 //! are counted as `ambiguous`.
 
-use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
+use aya_ebpf::{
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
+};
 use queue_trace_common::{
     counter::{
         self, ALL, COOKIE_FAILED, COOKIE_RECV, COOKIE_SENT, DROP, EMBRYONIC_RST, Moved, OVERFLOW,
@@ -401,6 +404,14 @@ fn packet_received(ctx: RawTracePointContext) -> i32 {
         Some(packet) => prime(net_of(packet.follow::<{ field::SKB_DEV }>())),
         None => prime(net_of(Plain(skb).follow::<{ field::SKB_DEV }>())),
     }
+    0
+}
+
+// Where packets are seen at delivery and the verifier knows the type of a tracepoint's argument: it
+// trusts that pointer, so that a load through it is one instruction.
+#[btf_tracepoint(function = "netif_receive_skb")]
+fn packet_received_typed(ctx: BtfTracePointContext) -> i32 {
+    delivered::received_typed(Typed(ctx.arg(0)));
     0
 }
 

@@ -40,9 +40,9 @@ fn begin(ctx: &RawTracePointContext, turn: Turn) {
         return;
     }
     let skb: u64 = ctx.arg(0);
-    // Other protocols give some of these reasons, too, and most of TCP's packets that are freed for
-    // one are no SYNs.
-    if !was_taken(turn, REASON, skb) && packet::is_tcp(skb) && packet::is_syn(skb) {
+    // Most of TCP's packets that are freed for one of these reasons are no SYNs, and other protocols
+    // give some of them, too.
+    if packet::is_syn(skb) && !was_taken(turn, REASON, skb) && packet::is_tcp(skb) {
         // SAFETY: nothing is left here that would have to be dropped.
         unsafe { REFUSED_REST.tail_call(ctx, 0) };
     }

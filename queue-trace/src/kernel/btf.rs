@@ -225,6 +225,14 @@ impl Types {
         Some(prototype)
     }
 
+    /// The number of the type that tells a tracepoint's arguments; `None` if the kernel's BTF does not
+    /// have it.
+    #[must_use]
+    pub fn tracepoint_number(&self, name: &str) -> Option<u32> {
+        self.named(&format!("{TRACEPOINT}{name}"))
+            .find_map(|(id, kind)| matches!(kind, Type::Typedef(_)).then_some(id))
+    }
+
     /// A function's number among the types; `None` if the kernel's BTF does not have it.
     #[must_use]
     pub fn function(&self, name: &str) -> Option<u32> {
@@ -533,7 +541,7 @@ pub const ITERATORS: [&str; 2] = ["bpf_iter_task_file", "bpf_iter_tcp"];
 const ENUMS: [&str; 2] = ["skb_drop_reason", marks::MAP_TYPES];
 
 /// What the typedefs of tracepoints' prototypes begin with.
-const TRACEPOINT: &str = "btf_trace_";
+pub const TRACEPOINT: &str = "btf_trace_";
 
 /// Types that may lead to each other, and structs that may be inside each other, before it is
 /// taken for a circle.

@@ -114,9 +114,12 @@ impl Offers {
             .collect()
     }
 
-    /// Whether the kernel has another hook that tells what this one would. If it was refused, this
-    /// one is not tried: what refuses one refuses both.
+    /// Whether the kernel tells without this hook what it would: by its reasons for freeing a packet,
+    /// or by another hook. If that was refused, this one is not tried: what refuses one refuses both.
     fn tell_without(&self, hook: &Hook) -> bool {
+        if hook.serves != 0 && hook.serves & !self.reasons == 0 {
+            return true;
+        }
         let mut others = TOLD_BY.iter().filter(|(whose, _)| *whose == hook.index);
         others.any(|(_, by)| !matches!(self.hooks[*by], Err(Without::Absent(_))))
     }
@@ -268,13 +271,11 @@ impl Plan {
             let by_delivery = BY_DELIVERY.iter().filter(|_| plan.delivery.is_ok());
             let tells = BY_TRACEPOINTS.iter().chain(by_delivery);
             plan.observable &= tells.fold(offers.reasons, |set, tag| set | 1 << tag);
-            plan.reasons = plan.observable & offers.reasons;
         } else {
             // What no hook sees.
             let hooked = HOOKS.iter().fold(0, |set, hook| set | hook.serves);
             let by_reason = reason::outcomes(&[1; _]) & !hooked;
             plan.observable &= !by_reason | offers.reasons;
-            plan.reasons = plan.observable & by_reason;
             for hook in &HOOKS {
                 if !is_needed(hook, selection) || offers.tell_without(hook) {
                     continue;
@@ -308,6 +309,7 @@ impl Plan {
         }
         let by_sole = outcome::BY_SOLE.iter().fold(0, |set, tag| set | 1 << tag);
         plan.observable &= !by_sole | offers.counters;
+        plan.reasons = plan.observable & offers.reasons;
         plan.unobservable = selection & !plan.observable;
         Ok(plan)
     }
@@ -446,7 +448,12 @@ mod tests {
     fn fentry_is_preferred_and_sees_everything() {
         let plan = Plan::make(Attach::Auto, ALL, &offers()).unwrap();
         assert_eq!(plan.family, HookFamily::Fentry);
-        assert_eq!(plan.hooks.len(), hook::COUNT - TOLD_BY.len());
+        // Of a SYN that nobody listens for the kernel's reason tells.
+        let without = [hook::ALLOC, hook::RESET_V4, hook::RESET_V6];
+        let attached = HOOKS.iter().map(|hook| hook.index);
+        let attached: Vec<_> = attached.filter(|index| !without.contains(index)).collect();
+        let hooks: Vec<_> = plan.hooks.iter().map(|hook| hook.index).collect();
+        assert_eq!(hooks, attached);
         assert_eq!(plan.unobservable, 0);
         assert!(plan.limits().is_empty());
     }
@@ -609,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn by_tracepoints_a_kernel_without_reasons_cannot_tell_that_nobody_listens() {
+    fn that_nobody_listens_is_told_by_reasons_or_by_hooks() {
         const NOBODY: Set = 1 << outcome::SYN_REFUSED_NO_LISTENER;
         let mut offers = offers();
         let plan = Plan::make(Attach::Tracepoint, ALL, &offers).unwrap();
@@ -624,6 +631,8 @@ mod tests {
 
         // By hooks every kernel can; of what no hook sees none of these can.
         let plan = Plan::make(Attach::Kprobe, ALL, &offers).unwrap();
+        let has = |index| plan.hooks.iter().any(|hook| hook.index == index);
+        assert!(has(hook::RESET_V4) && has(hook::RESET_V6));
         assert_ne!(plan.observable & NOBODY, 0);
         assert_eq!(plan.unobservable, reason::outcomes(&[1; _]) & !NOBODY);
         offers.hooks[hook::RESET_V4] = Err(Without::Refused("inlined".into()));

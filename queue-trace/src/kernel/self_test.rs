@@ -133,7 +133,7 @@ impl SelfTest {
         if self.is_let_in {
             for expected in read.missing(plan) {
                 let why = expected.sentence(plan);
-                if plan.reasons & OUTCOMES[usize::from(expected.outcome)].bit() != 0 {
+                if expected.is_told_by_reason(plan) {
                     faults.reasons = Some(why);
                 } else {
                     faults.add(expected.hook(plan), why);
@@ -372,13 +372,21 @@ const SEEN_LAST_QUARTER: [Expected; 1] =
 impl Expected {
     /// Whether the plan promises to tell it, by this hook or without hooks.
     fn is_promised(self, plan: &Plan) -> bool {
-        let hooked = plan.hooks.iter().any(|hook| hook.index == self.hook);
         plan.observable & OUTCOMES[usize::from(self.outcome)].bit() != 0
-            && (hooked || plan.family == HookFamily::Tracepoint)
+            && (self.hook(plan).is_some()
+                || self.is_told_by_reason(plan)
+                || plan.family == HookFamily::Tracepoint)
     }
 
+    /// Whether the kernel's reason for freeing the packet tells it.
+    fn is_told_by_reason(self, plan: &Plan) -> bool {
+        plan.reasons & OUTCOMES[usize::from(self.outcome)].bit() != 0
+    }
+
+    /// The hook that is to tell it, if one is attached for it.
     fn hook(self, plan: &Plan) -> Option<&'static Hook> {
-        (plan.family != HookFamily::Tracepoint).then(|| &HOOKS[self.hook])
+        let mut attached = plan.hooks.iter();
+        attached.find(|hook| hook.index == self.hook).copied()
     }
 
     fn sentence(self, plan: &Plan) -> String {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use aya::{
     Btf, Ebpf, VerifierLogLevel,
     maps::{MapData, lpm_trie},
-    programs::{FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
+    programs::{BtfTracePoint, FEntry, FExit, Iter, KProbe, Program, ProgramError, RawTracePoint},
 };
 use bytemuck::bytes_of;
 use ipnet::IpNet;
@@ -303,7 +303,12 @@ fn attach_tracepoints(
 ) -> Result<Vec<String>, AttachError> {
     if sees_delivery {
         attach_tracepoint_twice(ebpf, "socket_state", "inet_sock_set_state")?;
-        attach_packets(ebpf)?;
+        if let Err(error) = attach_received_typed(ebpf, btf) {
+            // An older kernel; the other program does the same.
+            log::debug!("{RECEIVED} by its type: {error:#}");
+            attach_tracepoint(ebpf, "packet_received", RECEIVED)?;
+        }
+        attach_ends(ebpf)?;
         // Last: the end of what it begins is seen from now on.
         delivery::attach(ebpf).map_err(|error| AttachError::Delivery(format!("{error:#}")))?;
         return Ok(Vec::new());
@@ -320,13 +325,27 @@ fn attach_tracepoints(
             "listeners that existed before are known by their port only: {error:#}"
         )],
     };
-    attach_packets(ebpf)?;
+    // What sets baselines before what needs them.
+    attach_tracepoint(ebpf, "packet_received", RECEIVED)?;
+    attach_ends(ebpf)?;
     Ok(notes)
 }
 
-fn attach_packets(ebpf: &mut Ebpf) -> Result<(), AttachError> {
-    // What sets baselines before what needs them.
-    attach_tracepoint(ebpf, "packet_received", "netif_receive_skb")?;
+/// The tracepoint of packets that are received.
+const RECEIVED: &str = "netif_receive_skb";
+
+/// Attaches what sees packets that are received, where the kernel knows the type of what is given
+/// to it.
+fn attach_received_typed(ebpf: &mut Ebpf, btf: &Result<Btf>) -> Result<()> {
+    let btf = btf.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+    let program: &mut BtfTracePoint = named(ebpf, "packet_received_typed")?.try_into()?;
+    program.load(RECEIVED, btf)?;
+    program.attach()?;
+    Ok(())
+}
+
+/// Attaches what sees packets freed.
+fn attach_ends(ebpf: &mut Ebpf) -> Result<(), AttachError> {
     attach_tracepoint_twice(ebpf, "packet_consumed", "consume_skb")?;
     attach_tracepoint_twice(ebpf, "packet_dropped", "kfree_skb")
 }

@@ -75,6 +75,7 @@ const ONLY_BY: [(HookFamily, &[&str]); 3] = [
             "raw_tp/consume_skb",
             "raw_tp/inet_sock_set_state",
             "raw_tp/netif_receive_skb",
+            "tp_btf/netif_receive_skb",
         ],
     ),
 ];
