@@ -1,6 +1,7 @@
 //! Namespaces that come and go while the tracer watches all there are.
 
 use std::{
+    collections::HashMap,
     mem,
     net::SocketAddr,
     process::Command,
@@ -19,7 +20,7 @@ use queue_trace::lab::{
 };
 use queue_trace_common::outcome;
 
-use crate::bench::totals;
+use crate::bench::{inode, totals};
 
 const ALWAYS: [(&str, u32); 1] = [("net.ipv4.tcp_syncookies", 2)];
 const SENT: u8 = outcome::COOKIE_SENT_ALWAYS;
@@ -32,16 +33,52 @@ fn ledger(recording: &Recording, netns: u32) -> &Ledger {
     ledger
 }
 
+/// A namespace and its listener.
+type Place = (u32, u64);
+
+fn place(room: &Room) -> Place {
+    (room.netns.id(), inode(&room.listener))
+}
+
+/// Makes a recording in which the places have their namespaces' numbers to themselves. Those of
+/// other tests come and go, and the next one has their numbers.
+fn undisturbed<T>(
+    make: impl Fn() -> (Recording, T),
+    places: impl Fn(&T) -> [Place; 2],
+) -> (Recording, T) {
+    const TRIES: usize = 10;
+    let alone = |recording: &Recording, (netns, inode): Place| {
+        let mut told = recording.totals().filter(|total| total.netns == netns);
+        let of_it = recording.ledgers().filter(|ledger| ledger.netns == netns);
+        told.all(|total| total.listener.inode.is_none_or(|other| other == inode))
+            && of_it.count() < 2
+    };
+    for _ in 0..TRIES {
+        let (recording, made) = make();
+        if places(&made)
+            .into_iter()
+            .all(|place| alone(&recording, place))
+        {
+            return (recording, made);
+        }
+    }
+    panic!("other namespaces had their numbers, {TRIES} times");
+}
+
 /// Made while the tracer is attached, each is told apart, and its ledger begins at zero.
 #[test]
 fn made_while_attached() {
-    let tracer = Launch::live().start();
-    let rooms = Room::of_each_family(10, &ALWAYS);
-    let _inhabitants = rooms.each_ref().map(|room| Inhabitant::of(&room.netns));
-    for (room, syns) in rooms.iter().zip([31, 47]) {
-        room.flood(syns);
-    }
-    let recording = tracer.stop();
+    let make = || {
+        let tracer = Launch::live().start();
+        let rooms = Room::of_each_family(10, &ALWAYS);
+        let inhabitants = rooms.each_ref().map(|room| Inhabitant::of(&room.netns));
+        for (room, syns) in rooms.iter().zip([31, 47]) {
+            room.flood(syns);
+        }
+        (tracer.stop(), (rooms, inhabitants))
+    };
+    let (recording, (rooms, _inhabitants)) =
+        undisturbed(make, |(rooms, _)| rooms.each_ref().map(place));
     for (room, syns) in rooms.iter().zip([31, 47]) {
         let sums = expected(&[(SENT, syns)], Shown::Refusals);
         recording.assert_exact(&room.netns, &room.before, &sums);
@@ -70,18 +107,22 @@ fn two_at_once() {
 /// kernel's side is gone with it.
 #[test]
 fn gone_while_attached() {
-    let before = Room::new(Family::V4, 10, &ALWAYS);
-    let known = Inhabitant::of(&before.netns);
-    let tracer = Launch::live().start();
-    let after = Room::new(Family::V6, 10, &ALWAYS);
-    let also_known = Inhabitant::of(&after.netns);
-    let told = [(before, known, 23), (after, also_known, 29)].map(|(room, inhabitant, syns)| {
-        room.flood(syns);
-        drop(inhabitant);
-        (room.netns.id(), syns)
-    });
-    let recording = tracer.stop();
-    for (netns, syns) in told {
+    let make = || {
+        let before = Room::new(Family::V4, 10, &ALWAYS);
+        let known = Inhabitant::of(&before.netns);
+        let tracer = Launch::live().start();
+        let after = Room::new(Family::V6, 10, &ALWAYS);
+        let also_known = Inhabitant::of(&after.netns);
+        let rooms = [(before, known, 23), (after, also_known, 29)];
+        let told = rooms.map(|(room, inhabitant, syns)| {
+            room.flood(syns);
+            drop(inhabitant);
+            (place(&room), syns)
+        });
+        (tracer.stop(), told)
+    };
+    let (recording, told) = undisturbed(make, |told| told.map(|(place, _)| place));
+    for ((netns, _), syns) in told {
         let sums = expected(&[(SENT, syns.into())], Shown::Refusals);
         assert_eq!(totals(&recording, netns), sums);
         let ledger = ledger(&recording, netns);
@@ -102,21 +143,58 @@ fn gone_while_attached() {
 /// that is free. So the next one is numbered alike only if the last one is gone altogether,
 /// which takes a busy kernel seconds: the pauses grow. And only if none of other tests goes
 /// meanwhile: those whose connections wait for a peer that is not there any more go minutes later.
-fn until<T>(mut make: impl FnMut() -> T, mut is_wanted: impl FnMut(&T) -> bool) -> T {
-    const PATIENCE: Duration = Duration::from_secs(300);
-    const LONGEST: Duration = Duration::from_secs(5);
+fn until<T>(
+    patience: Duration,
+    mut make: impl FnMut() -> T,
+    mut is_wanted: impl FnMut(&T) -> bool,
+) -> Option<T> {
+    const LONGEST: Duration = Duration::from_secs(2);
     let mut pause = Duration::from_millis(20);
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
         let made = make();
         if is_wanted(&made) {
-            return made;
+            return Some(made);
         }
         drop(made);
-        assert!(Instant::now() < deadline, "no number came again");
         thread::sleep(pause);
         pause = pause.mul_f64(1.5).min(LONGEST);
     }
+    None
+}
+
+/// A namespace with the number of one that is gone, and how many SYNs were answered with cookies
+/// there. If the number does not come again soon, another test's namespace has it, or left a lower
+/// one: then all begins again.
+fn numbered_alike() -> (Netns, u64) {
+    const PATIENCE: Duration = Duration::from_secs(300);
+    const SOON: Duration = Duration::from_secs(15);
+    const SYNS: u32 = 40;
+    let deadline = Instant::now() + PATIENCE;
+    let mut flooded = HashMap::new();
+    while Instant::now() < deadline {
+        // Made when all before it are gone, so that the next one finds the same numbers free.
+        let mut last = 0;
+        let first = until(
+            SOON,
+            || Room::new(Family::V4, 10, &ALWAYS),
+            |room| mem::replace(&mut last, room.netns.id()) == room.netns.id(),
+        );
+        let Some(first) = first else { continue };
+        first.flood(SYNS);
+        let number = first.netns.id();
+        *flooded.entry(number).or_default() += u64::from(SYNS);
+        drop(first);
+        let second = until(
+            SOON,
+            || Netns::new().unwrap(),
+            |namespace| namespace.id() == number,
+        );
+        if let Some(second) = second {
+            return (second, flooded[&number]);
+        }
+    }
+    panic!("no number came again");
 }
 
 /// The kernel gives the number of a namespace that is gone to the next one. What was
@@ -124,19 +202,8 @@ fn until<T>(mut make: impl FnMut() -> T, mut is_wanted: impl FnMut(&T) -> bool) 
 #[test]
 fn a_number_used_again() {
     let tracer = Launch::live().start();
-    // Made when all before it are gone, so that the next one finds the same numbers free.
-    let mut last = 0;
-    let first = until(
-        || Room::new(Family::V4, 10, &ALWAYS),
-        |room| mem::replace(&mut last, room.netns.id()) == room.netns.id(),
-    );
-    first.flood(40);
-    let number = first.netns.id();
-    drop(first);
-    let second = until(
-        || Netns::new().unwrap(),
-        |namespace| namespace.id() == number,
-    );
+    let (second, in_others) = numbered_alike();
+    let number = second.id();
     second.set_sysctl(ALWAYS[0].0, ALWAYS[0].1).unwrap();
     let address = SocketAddr::new(Family::V4.loopback(), 8080);
     let _listener = listener_beside(&second, address, 10);
@@ -163,7 +230,8 @@ fn a_number_used_again() {
         assert_eq!(present[0].unexplained, Some(0), "{ledgers:?}");
     } else {
         // This kernel tells namespaces by their numbers only, and the ledger says so.
-        assert_eq!((sides.kernel, sides.seen), (Some(15), 55), "{ledgers:?}");
+        let all = 15 + in_others;
+        assert_eq!((sides.kernel, sides.seen), (Some(15), all), "{ledgers:?}");
         assert_eq!(present[0].unexplained, None, "{ledgers:?}");
         let note = present[0].note.as_deref().unwrap_or_default();
         assert!(note.contains("before 5.14"), "{ledgers:?}");

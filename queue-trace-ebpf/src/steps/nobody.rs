@@ -1,6 +1,7 @@
 //! Step SYN where nobody listens: `tcp_v4_send_reset` and `tcp_v6_send_reset`, called without a
 //! socket for a packet that none was found for (`tcp_v4_rcv`, net/ipv4/tcp_ipv4.c). Packets of
-//! listeners never come here.
+//! listeners never come here. Where the kernel gives its reason for freeing such a packet (since
+//! 5.18), these functions are not watched, and `tracepoints/reasons` tells the same.
 //!
 //! That nobody listens is the normal case for most ports of a machine on the Internet. So by
 //! default only ports count whose listener was closed while attached.

@@ -6,8 +6,13 @@
 use queue_trace_common::{field, settings::Address};
 
 use crate::{
+    filter,
     iterators::if_it_listens,
-    read::{memory, packet::Packet, socket},
+    read::{
+        memory::{self, Plain},
+        packet::Packet,
+        socket,
+    },
     state::{
         maps::{IF_MISSING, LISTENERS, LISTENING},
         tally,
@@ -104,9 +109,13 @@ fn at(key: &ListenerKey) -> u64 {
     }
 }
 
-/// A socket begins to listen, or is found listening.
+/// A socket begins to listen, or is found listening. Of namespaces that nobody asks about nothing is
+/// kept, so that no room is used up for them, and none missed.
 #[inline(always)]
 pub fn remember(sk: u64, net: u64) {
+    if !filter::netns(Plain(net)) {
+        return;
+    }
     let mut key = ListenerKey {
         addr: ANY_V6,
         net,
