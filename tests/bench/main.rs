@@ -19,6 +19,7 @@ mod late;
 mod load;
 mod scale;
 mod soak;
+mod spread;
 mod table;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -78,9 +79,13 @@ struct Args {
     /// node_exporter, for `--idle`.
     #[arg(long)]
     node_exporter: Option<PathBuf>,
-    /// Instead of all this: what a look takes, by how many listeners there are.
+    /// Instead of all this: what a look takes, by how many listeners there are, and what `--spread`
+    /// prints.
     #[arg(long)]
     scale: bool,
+    /// Instead of all this: what a SYN takes, by how many CPUs send and how many clients there are.
+    #[arg(long)]
+    spread: bool,
 }
 
 fn main() -> ExitCode {
@@ -117,6 +122,10 @@ fn main() -> ExitCode {
     }
     if args.scale {
         scale::run(&args.program, &args.attach);
+        println!();
+    }
+    if args.scale || args.spread {
+        spread::run(&args.program, &args.attach);
         return ExitCode::SUCCESS;
     }
     let contenders = Contender::all(&args.program, &args.attach, args.rivals.as_deref());

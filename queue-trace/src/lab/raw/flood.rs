@@ -38,7 +38,7 @@ pub struct Flood {
     /// The number of the first client: floods whose ranges do not overlap have no
     /// client in common.
     pub first: u32,
-    /// How many networks (/24, or /64 of IPv6) they come from: 512 at most.
+    /// How many networks (/24, or /64 of IPv6) they come from: 512 at most, of IPv6 65,536.
     pub networks: u32,
     /// Waits while a CPU is behind with what it received, so that nothing is lost.
     pub patient: bool,
