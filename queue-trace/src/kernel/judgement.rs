@@ -96,6 +96,7 @@ impl Offers {
             delivery: Ok(()),
             reasons: types.told_by_reasons(),
             counters: types.told_by_counters(),
+            realtime: false,
         }
     }
 }

@@ -13,7 +13,7 @@ pub use crate::model::event::Name;
 use crate::{
     kernel::{
         btf::{TRACEPOINTS, Types},
-        host::Host,
+        host::{self, Host},
     },
     model::lines::AttachPlan,
     options::Attach,
@@ -58,6 +58,10 @@ pub struct Offers {
     pub reasons: Set,
     /// The outcomes that it tells by a counter each.
     pub counters: Set,
+    /// Whether the kernel is one of PREEMPT_RT. There a packet may be freed between the two programs
+    /// that look at the reason for freeing another, which is told twice then. So what a hook can tell
+    /// it does.
+    pub realtime: bool,
 }
 
 /// Why a hook is not to be had.
@@ -91,6 +95,7 @@ impl Offers {
             delivery: Ok(()),
             reasons: types.told_by_reasons(),
             counters: types.told_by_counters(),
+            realtime: host::is_realtime(),
         }
     }
 
@@ -103,6 +108,7 @@ impl Offers {
             delivery: Err(why.to_owned()),
             reasons: 0,
             counters: 0,
+            realtime: false,
         }
     }
 
@@ -117,7 +123,7 @@ impl Offers {
     /// Whether the kernel tells without this hook what it would: by its reasons for freeing a packet,
     /// or by another hook. If that was refused, this one is not tried: what refuses one refuses both.
     fn tell_without(&self, hook: &Hook) -> bool {
-        if hook.serves != 0 && hook.serves & !self.reasons == 0 {
+        if !self.realtime && hook.serves != 0 && hook.serves & !self.reasons == 0 {
             return true;
         }
         let mut others = TOLD_BY.iter().filter(|(whose, _)| *whose == hook.index);
@@ -267,6 +273,8 @@ impl Plan {
             reasons: 0,
             warnings: Vec::new(),
         };
+        // What hooks see by themselves.
+        let mut seen: Set = 0;
         if family == HookFamily::Tracepoint {
             let by_delivery = BY_DELIVERY.iter().filter(|_| plan.delivery.is_ok());
             let tells = BY_TRACEPOINTS.iter().chain(by_delivery);
@@ -292,7 +300,7 @@ impl Plan {
                 .hooks
                 .iter()
                 .filter(|hook| !TELLING.contains(&hook.index));
-            let seen = seers.fold(0, |set, hook| set | hook.serves);
+            seen = seers.fold(0, |set, hook| set | hook.serves);
             for (hook, why) in &plan.left_out {
                 if is_missed(hook, why) && !TELLING.contains(&hook.index) {
                     plan.observable &= !hook.serves | seen;
@@ -309,7 +317,7 @@ impl Plan {
         }
         let by_sole = outcome::BY_SOLE.iter().fold(0, |set, tag| set | 1 << tag);
         plan.observable &= !by_sole | offers.counters;
-        plan.reasons = plan.observable & offers.reasons;
+        plan.reasons = plan.observable & offers.reasons & !seen;
         plan.unobservable = selection & !plan.observable;
         Ok(plan)
     }
@@ -439,6 +447,7 @@ mod tests {
             delivery: Ok(()),
             reasons: reason::outcomes(&[1; _]),
             counters: Set::MAX,
+            realtime: false,
         }
     }
 
@@ -635,6 +644,18 @@ mod tests {
         assert!(has(hook::RESET_V4) && has(hook::RESET_V6));
         assert_ne!(plan.observable & NOBODY, 0);
         assert_eq!(plan.unobservable, reason::outcomes(&[1; _]) & !NOBODY);
+        // Nor is it told twice.
+        for realtime in [false, true] {
+            let offers = Offers {
+                realtime,
+                ..self::offers()
+            };
+            let plan = Plan::make(Attach::Fentry, ALL, &offers).unwrap();
+            let hooked = plan.hooks.iter().any(|hook| hook.index == hook::RESET_V4);
+            assert_eq!(hooked, realtime);
+            assert_eq!(plan.reasons & NOBODY == 0, realtime);
+            assert_ne!(plan.observable & NOBODY, 0);
+        }
         offers.hooks[hook::RESET_V4] = Err(Without::Refused("inlined".into()));
         offers.hooks[hook::RESET_V6] = Err(Without::Refused("inlined".into()));
         let plan = Plan::make(Attach::Kprobe, ALL, &offers).unwrap();

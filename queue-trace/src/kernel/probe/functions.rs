@@ -11,7 +11,8 @@ use queue_trace_common::hook::HOOKS;
 
 use crate::kernel::btf::{ITERATORS, TRACEPOINT, TRACEPOINTS, Types};
 
-/// The functions that are watched or iterated with, and the types of tracepoints, each at the running kernel's number.
+/// The functions that are watched or iterated with, and the types of tracepoints, each at the
+/// running kernel's number.
 ///
 /// # Errors
 /// If the types are not the running kernel's, and those cannot be read.
