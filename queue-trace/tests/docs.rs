@@ -150,6 +150,7 @@ fn a_section_says_in_which_modes_its_outcome_can_be_told() {
         delivery: Ok(()),
         reasons: reason::outcomes(&[1; _]),
         counters: everything,
+        realtime: false,
     };
     let ways = [Attach::Fentry, Attach::Kprobe, Attach::Tracepoint];
     let plans = ways.map(|attach| Plan::make(attach, everything, &offers).unwrap());
@@ -519,6 +520,7 @@ fn full_lines() -> Vec<Value> {
         delivery: Ok(()),
         reasons: reason::outcomes(&[1; _]),
         counters: outcome::Set::MAX,
+        realtime: false,
     };
     let plan = Plan::make(Attach::Auto, everything, &offers).unwrap();
     let header = Header {
