@@ -4,7 +4,6 @@
 use std::{
     io::{self, Write},
     os::fd::{AsFd, BorrowedFd},
-    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -17,8 +16,8 @@ use crate::stopping;
 /// Standard output without a buffer.
 #[derive(Debug, Default)]
 pub struct Standard {
-    /// When it was noticed that the program is to end while nobody reads.
-    asked: Option<Instant>,
+    /// How often it was found that nobody reads, since the program is to end and something was read.
+    unread: u32,
     /// Whether a write cannot wait for a reader; `None`: not known yet.
     is_file: Option<bool>,
 }
@@ -26,10 +25,11 @@ pub struct Standard {
 /// What a pipe that can be written to has room for at least (`PIPE_BUF`, pipe(7)).
 const ROOM: usize = 4096;
 
-/// How long one that is to end waits for its reader.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// How often one that is to end finds that nobody reads before it gives up. Not a time: where the
+/// machine stands still, the reader does as well.
+const PATIENCE: u32 = 10;
 
-/// How often it is asked whether the program is to end.
+/// How often it is asked whether the program is to end, and whether somebody reads.
 const OFTEN: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
@@ -42,18 +42,19 @@ impl Standard {
             let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
             match poll(&mut fds, Some(&OFTEN)) {
                 // An error shows when it is written.
-                Ok(ready) if ready > 0 => return Ok(()),
+                Ok(ready) if ready > 0 => {
+                    self.unread = 0;
+                    return Ok(());
+                }
+                Ok(_) if stopping::is_asked() => self.unread += 1,
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            if stopping::is_asked() {
-                let since = self.asked.get_or_insert_with(Instant::now);
-                if since.elapsed() >= PATIENCE {
-                    return Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "its reader does not read",
-                    ));
-                }
+            if self.unread >= PATIENCE {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "its reader does not read",
+                ));
             }
         }
     }
