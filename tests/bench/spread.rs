@@ -9,7 +9,7 @@ use std::{
 use live_tests::Room;
 use queue_trace::lab::{
     Family,
-    raw::{Flood, flood},
+    raw::{Flood, HOSTS, flood},
 };
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -24,8 +24,6 @@ const MOST_CPUS: usize = 4;
 const SYNS: u32 = 200_000;
 /// Networks of each row; with the hosts in each they are 1,012 addresses to a million.
 const NETWORKS: [u32; 4] = [4, 40, 400, 4096];
-/// Hosts of each network (lab/raw).
-const HOSTS: u32 = 253;
 /// What memory may grow by from the fewest clients to the most, KiB.
 const ROOM_KIB: u64 = 4096;
 

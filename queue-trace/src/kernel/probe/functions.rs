@@ -68,7 +68,8 @@ const NOTHING: u32 = 7 << 24; // a declaration
 const TYPEDEF: u32 = 8 << 24;
 const FUNCTION: u32 = 12 << 24;
 
-/// Types of three words each and their names as the kernel writes them.
+/// Types of three words each and their names as the kernel writes them. The low bytes come first, as
+/// on every architecture this was built for.
 fn written(kinds: &[[u32; 3]], names: &[u8]) -> Vec<u8> {
     const MAGIC_AND_VERSION: u32 = 0x0001_eb9f;
     const HEADER: u32 = 24;

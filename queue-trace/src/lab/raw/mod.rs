@@ -27,8 +27,8 @@ use crate::lab::{
     loopback::{TEST_RANGE_V4, TEST_RANGE_V6, WIDE_RANGE_V4},
 };
 
-/// Addresses used of each test range; the last is for [`Wire::settle`].
-const HOSTS: u32 = 253;
+/// Addresses used of each network of a test range; the last is for [`Wire::settle`].
+pub const HOSTS: u32 = 253;
 const MARKER_HOST: u8 = 254;
 
 /// Flooding clients have the ports from here up to [`FIRST_PEER_PORT`], peers the
